@@ -1,0 +1,57 @@
+"""The one error that users see, and the exit codes.
+
+    MtpforgeError      what, where, why, fix, code
+
+Library code raises it, `cli/output.py` prints it, nobody else catches it. Anything else that reaches the top is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DONE: Final = 0
+ANSWER_NO: Final = 1
+USAGE: Final = 2
+INPUT: Final = 3
+REMOTE: Final = 4
+MACHINE: Final = 5
+BUG: Final = 70
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+
+EXIT_CODES: Final[dict[int, str]] = {
+    DONE: "done, or nothing to do and said so",
+    ANSWER_NO: "the answer is no: a check failed and is named",
+    USAGE: "the command line is wrong",
+    INPUT: "an input cannot be used",
+    REMOTE: "the hub or a server did not answer as needed",
+    MACHINE: "this machine cannot: disk, memory, permission, existing output, held lock, missing engine",
+    BUG: "a bug in mtpforge",
+    INTERRUPTED: "interrupted",
+    TERMINATED: "terminated",
+}
+
+_MAX_NAME = 300
+
+
+def shown(name: object) -> str:
+    """A name from a checkpoint or a command line, safe to print: control characters escaped, length bounded."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}... ({len(text)} characters)"
+
+
+class MtpforgeError(Exception):
+    """A failure that the user can act on.
+
+    what: one sentence without a full stop; where: file and tensor, or option; why: the cause; fix: what to type next,
+    commands in backticks; code: one of EXIT_CODES.
+    """
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "", code: int = INPUT) -> None:
+        super().__init__(what)
+        self.what, self.where, self.why, self.fix, self.code = what, where, why, fix, code
+
+    def __str__(self) -> str:
+        """The four labels of the error form, one a line; `where`, `cause` and `hint` only when there is one."""
+        labelled = (("error", self.what), ("where", self.where), ("cause", self.why), (" hint", self.fix))
+        return "\n".join(f"{label}: {text}" for label, text in labelled if text)

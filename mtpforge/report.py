@@ -1,0 +1,70 @@
+"""Results as data: checks, traps, reports, progress. Their JSON form and exit code; no printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from mtpforge import errors
+
+Verdict: TypeAlias = Literal["passed", "failed", "warning", "not checked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer: name, verdict, what was found, and what to type if it is not right."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """A known failure found in a source, target or draft.
+
+    severity: "error" stops a build or fails a verify; "warning" is printed; "note" appears with `-v`.
+    silent: nothing would fail in the engine, drafts would only be rejected.
+    """
+
+    id: str
+    severity: Literal["error", "warning", "note"]
+    message: str
+    fix: str = ""
+    where: str = ""
+    silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The checks of one command, the traps it found, and facts worth keeping."""
+
+    command: str
+    checks: tuple[Check, ...]
+    traps: tuple[Trap, ...] = ()
+    facts: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed and no trap of severity error was found."""
+        return all(c.verdict != "failed" for c in self.checks) and all(t.severity != "error" for t in self.traps)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when ok, else 1."""
+        return errors.DONE if self.ok else errors.ANSWER_NO
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a phase is: `headers`, `fetch`, `build`, `check`, `verify`; unit "bytes" or "items"."""
+
+    phase: str
+    done: int
+    total: int
+    unit: Literal["bytes", "items"] = "bytes"
+
+
+OnProgress: TypeAlias = Callable[[Progress], None]

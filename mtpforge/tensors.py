@@ -1,0 +1,141 @@
+"""The shared nouns: dtypes, Spec, TensorRef, Quantization. Plain Python, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """A dtype as safetensors names it: bits of one element, and torch's name ("" where torch has none)."""
+
+    name: str
+    bits: int
+    torch: str
+
+
+# In the order of safetensors' own enum (safetensors/src/tensor.rs, 0.8.0): the writer sorts by it, descending.
+DTYPES: Final[dict[str, Dtype]] = {
+    d.name: d
+    for d in (
+        Dtype("BOOL", 8, "bool"),
+        Dtype("F4", 4, ""),
+        Dtype("F6_E2M3", 6, ""),
+        Dtype("F6_E3M2", 6, ""),
+        Dtype("U8", 8, "uint8"),
+        Dtype("I8", 8, "int8"),
+        Dtype("F8_E5M2", 8, "float8_e5m2"),
+        Dtype("F8_E4M3", 8, "float8_e4m3fn"),
+        Dtype("F8_E8M0", 8, "float8_e8m0fnu"),
+        Dtype("F8_E4M3FNUZ", 8, "float8_e4m3fnuz"),
+        Dtype("F8_E5M2FNUZ", 8, "float8_e5m2fnuz"),
+        Dtype("I16", 16, "int16"),
+        Dtype("U16", 16, "uint16"),
+        Dtype("F16", 16, "float16"),
+        Dtype("BF16", 16, "bfloat16"),
+        Dtype("I32", 32, "int32"),
+        Dtype("U32", 32, "uint32"),
+        Dtype("F32", 32, "float32"),
+        Dtype("C64", 64, "complex64"),
+        Dtype("F64", 64, "float64"),
+        Dtype("I64", 64, "int64"),
+        Dtype("U64", 64, "uint64"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a stored tensor looks like: dtype in safetensors' spelling, shape."""
+
+    dtype: str
+    shape: Shape
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.count * DTYPES[self.dtype].bits // 8
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where the bytes of one tensor lie: file of the checkpoint `origin`, absolute byte range [start, stop)."""
+
+    name: str
+    spec: Spec
+    file: str
+    start: int
+    stop: int
+    origin: str = "source"
+
+    def rows(self, first: int, last: int) -> TensorRef:
+        """Rows [first, last) of the leading axis: a contiguous part of the same bytes."""
+        n_rows, rest = self.spec.shape[0], self.spec.shape[1:]
+        if not 0 <= first <= last <= n_rows:
+            raise ValueError(f"rows {first}:{last} of {n_rows}")
+        row_bytes = (self.stop - self.start) // n_rows
+        spec = Spec(self.spec.dtype, (last - first, *rest))
+        return replace(self, spec=spec, start=self.start + first * row_bytes, stop=self.start + last * row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How one weight is stored. Hashable; one table of a scheme file.
+
+    format: a name of formats.FORMATS. dtype: dense formats only, as safetensors spells it. strategy: what one scale
+    covers. group_size: columns that share a scale (strategy group). block: (rows, columns) that share one (strategy
+    block). scale_dtype: dtype of the stored weight scale. input_scale: whether activations are quantized with a stored
+    scale ("static"), one made at run time ("dynamic"), or not at all ("none").
+    """
+
+    format: str
+    bits: int = 16
+    dtype: str = ""
+    strategy: Literal["", "tensor", "channel", "group", "block"] = ""
+    group_size: int | None = None
+    block: tuple[int, int] | None = None
+    symmetric: bool = True
+    scale_dtype: str = ""
+    input_scale: Literal["none", "dynamic", "static"] = "none"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the weight is stored as plain floating-point numbers."""
+        return self.format == "dense"
+
+    def __str__(self) -> str:
+        """Short text for tables: `INT4 g32 asymmetric`, `FP8 block 128x128`, `BF16`."""
+        if self.is_dense:
+            return self.dtype
+        family = {"nvfp4": "NVFP4", "modelopt_nvfp4": "NVFP4"}.get(
+            self.format, f"FP{self.bits}" if "fp8" in self.format else f"INT{self.bits}"
+        )
+        cover = {
+            "group": f"g{self.group_size}",
+            "block": f"block {self.block[0]}x{self.block[1]}" if self.block else "block",
+            "channel": "channel",
+            "tensor": "tensor",
+            "": "",
+        }[self.strategy]
+        words = [
+            family,
+            cover,
+            "" if self.symmetric else "asymmetric",
+            "static" if self.input_scale == "static" else "",
+        ]
+        return " ".join(w for w in words if w)
+
+
+BF16: Final = Quantization("dense", 16, "BF16")
