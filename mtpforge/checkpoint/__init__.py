@@ -1,0 +1,62 @@
+"""Checkpoints: folders and hub repositories of which only config, names, headers and byte ranges are read."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.errors import MtpforgeError, shown
+
+if TYPE_CHECKING:
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+
+# huggingface_hub.utils.validate_repo_id: letters, digits, `-`, `_`, `.`; at most 96 characters; no `--` and no `..`.
+_HUB_NAME: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+_FILES: Final = (".json", ".safetensors", ".gguf", ".bin", ".git")  # somebody means a file
+
+
+def open_checkpoint(text: str, *, offline: bool = False) -> Checkpoint:
+    """The checkpoint that a user names: a folder, or a hub id `org/name[@revision]`.
+
+    What exists on disk wins. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means
+    its folder. offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
+    """
+    from mtpforge.checkpoint import folder
+
+    path = Path(os.path.expanduser(text)) if text.startswith("~") else Path(text)  # noqa: PTH111  # no error for ~nobody
+    if text and _exists(path):
+        return folder.open_folder(path, label=text)
+    if text.startswith((".", "~", "/")):
+        raise _absent(text, f"no folder at `{shown(path.absolute())}`")
+    match = _HUB_NAME.fullmatch(text.rstrip("/"))
+    if match is None or "--" in match["name"] or ".." in match["name"] or match["name"].endswith(_FILES):
+        raise _absent(
+            text, f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
+        )
+    from mtpforge.checkpoint import hub
+
+    return hub.open_hub(match["name"], match["revision"], offline=offline)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, a null byte
+        return False
+
+
+def _meant(text: str) -> str:
+    if found := re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", text):
+        return f"; did you mean `{shown(found[1])}`?"
+    return "; add the organisation in front" if text and "/" not in text else ""
+
+
+def _absent(text: str, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        f"`{shown(text)}` is no checkpoint",
+        where=shown(text),
+        why=why,
+        fix="give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`",
+    )

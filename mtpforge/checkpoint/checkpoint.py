@@ -1,0 +1,80 @@
+"""What every checkpoint offers: a folder, a hub repository, and in tests one that lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mtpforge.report import OnProgress
+from mtpforge.tensors import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A tensor that engines and indexes disagree about: in files outside the index, or in several files."""
+
+    name: str
+    files: tuple[str, ...]
+    indexed: str  # the file that the index names, "" where it names none
+
+
+class Checkpoint(Protocol):
+    """A checkpoint of which only config, names, headers and byte ranges are ever read.
+
+    label: what the user typed, for messages. identity: `org/name@<commit>` or `<folder name>#<content hash>`.
+    location: what an engine is given: an absolute folder, or the hub id. revision: commit of a hub repository, else "".
+    config: config.json. quantization: the raw quantization block of config.json or of its side file, {} where there is
+    none. names: tensors by index, or by the single file's header; empty when only a config is known.
+    has_headers: whether tensor headers can be read (a folder with config.json alone has none).
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, object]: ...
+    @property
+    def quantization(self) -> Mapping[str, object]: ...
+    @property
+    def names(self) -> frozenset[str]: ...
+    @property
+    def has_headers(self) -> bool: ...
+
+    def strays(self, prefix: str) -> tuple[Stray, ...]:
+        """Tensors under `prefix` that lie outside the index, or in more than one file. Reads headers."""
+        ...
+
+    def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
+        """Where these tensors lie; reads only the headers of the files that hold them. An absent one is an error."""
+        ...
+
+    def base_models(self) -> tuple[str, ...]:
+        """`base_model` of the model card (README.md), hub ids in the card's order."""
+        ...
+
+    def documents(self) -> dict[str, bytes]:
+        """Licence and notice files (LICENSE*, NOTICE*, COPYING*), by file name; each at most 1 MB."""
+        ...
+
+    def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
+        """Make these bytes local (hub: coalesced ranges into the cache). Does nothing for a folder."""
+        ...
+
+    def missing_bytes(self, refs: Iterable[TensorRef]) -> int:
+        """Bytes that `fetch` would still have to download; 0 for a folder."""
+        ...
+
+    def local_file(self, file: str) -> Path:
+        """The local file that holds what was fetched of a weight file, at the same offsets."""
+        ...
+
+    def read(self, ref: TensorRef, into: memoryview) -> None:
+        """Fill `into` (exactly ref.stop - ref.start bytes) from the local bytes; short or changed reads are errors."""
+        ...

@@ -1,0 +1,126 @@
+"""JSON objects read field by field: a wrong type is an error that names file and key.
+
+load(raw, file)       bytes -> Fields, bounded, duplicate keys refused
+Fields.text("x")      the value of one key, checked; null counts as absent
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from mtpforge.errors import MtpforgeError, shown
+
+MAX_JSON_BYTES: Final = 100_000_000  # as safetensors' own header limit; an index of 250,000 tensors takes 30 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """An object of a JSON file. path: keys that lead to it, "" for the whole file."""
+
+    values: Mapping[str, object]
+    path: str = ""
+    file: str = "config.json"
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def refuse(self, key: str, wanted: str) -> NoReturn:
+        """Raise the error for a key whose value is not what it must be."""
+        raise MtpforgeError(
+            f"`{self._full(key)}` of {shown(self.file)} must be {wanted}",
+            where=f"{shown(self.file)}, key {self._full(key)}",
+            why=f"it is {shown(repr(self.values.get(key)))}",
+            fix="correct the value, or fetch the file again from where it was published",
+        )
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        return value if isinstance(value, str) else self.refuse(key, "a string")
+
+    def whole(self, key: str) -> int | None:
+        """A whole number; None when absent."""
+        value = self.values.get(key)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        return self.refuse(key, "a whole number")
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        return value if isinstance(value, bool) else self.refuse(key, "true or false")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings; empty when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        return self.refuse(key, "a list of strings")
+
+    def pair(self, key: str) -> tuple[int, int] | None:
+        """A list of two positive whole numbers; None when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, list) and [type(item) for item in value] == [int, int] and min(value) > 0:
+            return value[0], value[1]
+        return self.refuse(key, "a list of two positive whole numbers")
+
+    def within(self, key: str) -> Fields | None:
+        """The object under a key; None when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        return Fields(value, self._full(key), self.file) if isinstance(value, dict) else self.refuse(key, "an object")
+
+    def objects(self) -> Iterator[tuple[str, Fields]]:
+        """Every key with the object under it; null or anything else under a key is an error."""
+        for key in self.values:
+            yield key, self.within(key) or self.refuse(key, "an object")
+
+    def _full(self, key: str) -> str:
+        return shown(f"{self.path}.{key}" if self.path else key)
+
+
+def load(raw: bytes, file: str) -> Fields:
+    """The object that a JSON file holds. Not JSON, no object, a key twice, too large or too deep: errors."""
+    if len(raw) > MAX_JSON_BYTES:
+        raise _refused(file, f"it has {len(raw):,} bytes, more than {MAX_JSON_BYTES:,}")
+    try:
+        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise _refused(file, f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise _refused(file, "it is nested too deeply") from None
+    except ValueError as error:
+        raise _refused(file, shown(error)) from None
+    if not isinstance(value, dict):
+        raise _refused(file, "it holds no JSON object")
+    return Fields(value, file=file)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} appears twice in one object")
+    return values
+
+
+def _refused(file: str, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        f"`{shown(file)}` cannot be read as JSON",
+        where=shown(file),
+        why=why,
+        fix="fetch the file again from where it was published",
+    )

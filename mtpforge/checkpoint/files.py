@@ -1,0 +1,177 @@
+"""Files of a local folder: small ones whole, large ones by pread; none from outside, none that changed meanwhile.
+
+Symbolic links may point anywhere inside the folder. A snapshot of a hub cache (`models--org--name/snapshots/<commit>`)
+may also point into its own repository's cache folder, where the blobs lie. A link out of these is refused: a folder
+from somewhere else could pull any file of this machine into a draft that is then published.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mtpforge.checkpoint import documents, fields
+from mtpforge.errors import MACHINE, MtpforgeError, shown
+
+MAX_OPEN_FILES: Final = 16  # a layer lies in a handful of shards; whole checkpoints have hundreds
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What must stay the same between reading a header and reading its tensors."""
+
+    size: int
+    modified_ns: int
+    device: int
+    inode: int
+
+
+class _Opened:
+    """An open file. Closed with its last user, so that another thread may read while the table lets go of it."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def stamp(self) -> _Stamp:
+        found = os.fstat(self.descriptor)
+        return _Stamp(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
+
+
+class Files:
+    """The files below one folder. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._roots = _roots(folder.resolve())
+        self._stamps: dict[str, _Stamp] = {}
+        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the files at the top of the folder, sorted; a link that leads nowhere is none."""
+        try:
+            return tuple(sorted(entry.name for entry in os.scandir(self.folder) if entry.is_file()))
+        except OSError as error:
+            raise _unreadable(self.folder, error) from None
+
+    def inside(self, name: str) -> Path:
+        """The path of a file. One that leads out of the folder, by name or by link, is an error."""
+        path = self.folder / name
+        if not documents.is_below(name):
+            raise MtpforgeError(
+                f"`{shown(name)}` is no file below the checkpoint", where=shown(self.folder), fix="correct the name"
+            )
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise MtpforgeError(
+                f"`{shown(name)}` is a link that leads out of the checkpoint",
+                where=shown(path),
+                why=f"it points to `{shown(real)}`",
+                fix="put the file itself there: `cp -L`, or `ln` for a hard link",
+            )
+        return path
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file; a link that leads nowhere is none."""
+        return self.inside(name).is_file()
+
+    def whole(self, name: str) -> bytes | None:
+        """A small file, whole; None where there is none. Larger than any config or index is an error."""
+        path = self.inside(name)
+        try:
+            if not path.is_file():
+                return None
+            if (size := path.stat().st_size) > fields.MAX_JSON_BYTES:
+                raise MtpforgeError(
+                    f"`{shown(name)}` is too large",
+                    where=shown(path),
+                    why=f"it has {size:,} bytes, at most {fields.MAX_JSON_BYTES:,} are read",
+                    fix="fetch the file again from where it was published",
+                )
+            return path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+    def size(self, name: str) -> int:
+        """Size in bytes."""
+        return self._open(name).stamp().size
+
+    def piece(self, name: str, n_bytes: int, at: int) -> bytes:
+        """Bytes of a file from `at`, fewer at its end."""
+        piece = bytearray(n_bytes)
+        return bytes(piece[: self.fill(name, memoryview(piece), at)])
+
+    def fill(self, name: str, into: memoryview, at: int) -> int:
+        """Fill `into` from byte `at`; how many bytes came, fewer at the end. A file that changed is an error."""
+        opened, done = self._open(name), 0
+        while done < into.nbytes:
+            try:
+                count = os.preadv(opened.descriptor, [into[done:]], at + done)
+            except OSError as error:
+                raise _unreadable(self.folder / name, error) from None
+            if not count:
+                break
+            done += count
+        self._refuse_change(name, opened.stamp())  # also what was written while it was read
+        return done
+
+    def _open(self, name: str) -> _Opened:
+        """An open file, unchanged since it was first opened."""
+        with self._lock:
+            opened = self._opened.pop(name, None) or self._open_new(name)
+            self._opened[name] = opened
+            if len(self._opened) > MAX_OPEN_FILES:
+                self._opened.popitem(last=False)
+            self._refuse_change(name, opened.stamp())
+        return opened
+
+    def _open_new(self, name: str) -> _Opened:
+        path = self.inside(name)
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+                raise MtpforgeError(f"`{shown(name)}` is no plain file", where=shown(path), fix="remove it")
+            return _Opened(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+    def _refuse_change(self, name: str, stamp: _Stamp) -> None:
+        known = self._stamps.setdefault(name, stamp)
+        if known == stamp:
+            return
+        sizes = f"its size went from {known.size:,} to {stamp.size:,} bytes"
+        raise MtpforgeError(
+            f"`{shown(name)}` changed while it was being used",
+            where=shown(self.folder / name),
+            why="since its header was read, " + (sizes if known.size != stamp.size else "it was written or replaced"),
+            fix="wait until nothing writes to the folder, then run the command again",
+        )
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Where the files of a folder may really lie: in it, and for a hub snapshot in its repository's cache folder."""
+    snapshots = folder.parent
+    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+        return folder, snapshots.parent
+    return (folder,)
+
+
+def _unreadable(path: Path, error: OSError) -> MtpforgeError:
+    return MtpforgeError(
+        f"`{shown(path)}` cannot be read",
+        where=shown(path),
+        why=shown(error.strerror or error),
+        fix="check that the file is there, its permissions, and the disk",
+        code=MACHINE,
+    )

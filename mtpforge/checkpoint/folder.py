@@ -1,0 +1,256 @@
+"""A local folder as a checkpoint: headers by file, bytes by pread into the caller's buffer; no maps, no whole files.
+
+Which files count: those that model.safetensors.index.json names; without an index every *.safetensors at the top of
+the folder, and of those only consolidated*.safetensors where there are any, as engines do (vLLM 0.33.0,
+model_executor/model_loader/default_loader.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from mtpforge.checkpoint import documents, header
+from mtpforge.checkpoint.checkpoint import Stray
+from mtpforge.checkpoint.files import Files
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.report import OnProgress
+from mtpforge.tensors import TensorRef
+
+SAMPLE_BYTES: Final = 16 * 1024  # of each end of a shard, for the identity: the header or its start, and real weights
+_OTHER_WEIGHTS: Final = (".bin", ".pt", ".pth", ".gguf")
+
+
+def open_folder(path: Path, *, label: str = "") -> Folder:
+    """The checkpoint in a folder; a path to its config.json means the folder."""
+    folder = path.parent if path.name == documents.CONFIG and path.is_file() else path
+    if not folder.is_dir():
+        raise MtpforgeError(
+            f"`{shown(path)}` is no folder",
+            where=shown(path),
+            why="a checkpoint is a folder with a config.json, beside its *.safetensors where weights are needed",
+            fix="give the folder that holds the file",
+        )
+    return Folder(folder, label or str(path))
+
+
+class Folder:
+    """A checkpoint in a local folder; see `Checkpoint`. Safe to read from several threads."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self._path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would lose the name that the user knows
+        self._label = label
+        self._files = Files(self._path)
+        self._headers: dict[str, dict[str, TensorRef]] = {}
+        self._lock = threading.Lock()
+        raw = self._files.whole(documents.CONFIG)
+        if raw is None:
+            raise MtpforgeError(
+                f"`{shown(label)}` has no {documents.CONFIG}",
+                where=shown(self._path),
+                why="a checkpoint is read by its config",
+                fix=f"give a folder that holds {documents.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
+            )
+        self._config = documents.config(raw)
+
+    def __repr__(self) -> str:
+        return f"Folder({str(self._path)!r})"
+
+    @property
+    def label(self) -> str:
+        """What the user typed."""
+        return self._label
+
+    @property
+    def location(self) -> str:
+        """The absolute path."""
+        return str(self._path)
+
+    @property
+    def revision(self) -> str:
+        """A folder has none."""
+        return ""
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """config.json."""
+        return self._config
+
+    @cached_property
+    def identity(self) -> str:
+        """`<folder name>#<16 hex digits>`: sha256 over config.json, the index, and every *.safetensors by name.
+
+        Of a weight file count its name, its size and 16 KiB of both ends: cheap beside hundreds of gigabytes. A change
+        in the middle of a file of the same size goes unseen here; `read` refuses files that change under it.
+        """
+        digest = hashlib.sha256()
+        for name in (documents.CONFIG, documents.INDEX):
+            raw = self._files.whole(name) or b""
+            digest.update(f"{name} {len(raw)}\n".encode() + raw)
+        for name in self._weights:
+            size = self._files.size(name)
+            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+            for at in (0, max(size - SAMPLE_BYTES, 0)):
+                digest.update(self._files.piece(name, SAMPLE_BYTES, at))
+        return f"{self._path.name}#{digest.hexdigest()[:16]}"
+
+    @cached_property
+    def quantization(self) -> Mapping[str, object]:
+        """The raw quantization block, {} where there is none."""
+        return documents.quantization(self._config, self._files.whole)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Tensors by index, without an index by the headers of all weight files."""
+        if self._index is not None:
+            return frozenset(self._index)
+        return frozenset(name for file in self._counted for name in self._header(file))
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether the folder holds any *.safetensors."""
+        return bool(self._weights)
+
+    def strays(self, prefix: str) -> tuple[Stray, ...]:
+        """Tensors under `prefix` outside the index, or in more than one file; reads the headers of all weight files."""
+        holders: dict[str, list[str]] = {}
+        for file in self._weights:
+            for name in self._under(prefix, file):
+                holders.setdefault(name, []).append(file)
+        index = self._index
+        return tuple(
+            Stray(name, tuple(files), (index or {}).get(name, ""))
+            for name, files in sorted(holders.items())
+            if len(files) > 1 or (index is not None and name not in index)
+        )
+
+    def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
+        """Where these tensors lie; reads the headers of the files that hold them. An absent one is an error."""
+        return {name: self._header(self._holder(name))[name] for name in names}
+
+    def base_models(self) -> tuple[str, ...]:
+        """`base_model` of README.md."""
+        return documents.base_models(self._files.whole(documents.CARD))
+
+    def documents(self) -> dict[str, bytes]:
+        """Licence and notice files, by file name."""
+        found = {name: self._files.whole(name) or b"" for name in documents.document_names(self._files.names())}
+        for name, raw in found.items():
+            documents.refuse_large_document(name, len(raw))
+        return found
+
+    def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
+        """Nothing to do: the bytes are here."""
+
+    def missing_bytes(self, refs: Iterable[TensorRef]) -> int:  # noqa: ARG002  # the protocol's
+        """0: the bytes are here."""
+        return 0
+
+    def local_file(self, file: str) -> Path:
+        """The weight file itself."""
+        return self._path / file
+
+    def read(self, ref: TensorRef, into: memoryview) -> None:
+        """Fill `into` with the bytes of a tensor. A file cut short, or changed since its header was read: errors."""
+        target = into.cast("B")
+        if target.nbytes != ref.stop - ref.start:
+            raise ValueError(f"a buffer of {target.nbytes} bytes for {ref.stop - ref.start}")
+        if (done := self._files.fill(ref.file, target, ref.start)) < target.nbytes:
+            raise MtpforgeError(
+                f"`{shown(ref.file)}` is cut short",
+                where=f"{shown(self._path / ref.file)}, tensor {shown(ref.name)}",
+                why=f"it ends at byte {ref.start + done:,}, the tensor at {ref.stop:,}",
+                fix="copy or download the file again",
+            )
+
+    @cached_property
+    def _weights(self) -> tuple[str, ...]:
+        return tuple(name for name in self._files.names() if name.endswith(documents.SUFFIX))
+
+    @cached_property
+    def _counted(self) -> tuple[str, ...]:
+        """The files that engines read when there is no index."""
+        return tuple(file for file in self._weights if file.startswith("consolidated")) or self._weights
+
+    @cached_property
+    def _index(self) -> dict[str, str] | None:
+        raw = self._files.whole(documents.INDEX)
+        return None if raw is None else documents.index(raw)
+
+    def _header(self, file: str) -> dict[str, TensorRef]:
+        """The tensors of one file, remembered."""
+        with self._lock:
+            if file not in self._headers:
+                self._headers[file] = header.parse(self._raw_header(file), file, self._files.size(file))
+            return self._headers[file]
+
+    def _raw_header(self, file: str) -> bytes:
+        n_bytes = header.length(self._files.piece(file, header.LENGTH_BYTES, 0), file, self._files.size(file))
+        return self._files.piece(file, n_bytes, header.LENGTH_BYTES)
+
+    def _under(self, prefix: str, file: str) -> list[str]:
+        """Names under `prefix` in one file. A header that does not contain the prefix as text is not parsed.
+
+        A layer lies in a handful of hundreds of shards, and parsing them all would take seconds. A backslash could
+        spell the same name in other letters.
+        """
+        raw = self._raw_header(file)
+        if prefix.encode() not in raw and b"\\" not in raw:
+            return []
+        return [name for name in header.parse(raw, file, self._files.size(file)) if name.startswith(prefix)]
+
+    def _holder(self, name: str) -> str:
+        """The one file that holds a tensor."""
+        if self._index is not None:
+            return self._indexed(name, self._index)
+        holders = [file for file in self._counted if name in self._header(file)]
+        if not holders:
+            raise self._absent(name)
+        if len(holders) > 1:
+            raise MtpforgeError(
+                f"`{shown(name)}` lies in {len(holders)} files",
+                where=", ".join(shown(self._path / file) for file in holders),
+                why=f"without a {documents.INDEX} nothing says which copy counts",
+                fix="remove the files that are superseded, or add the index",
+            )
+        return holders[0]
+
+    def _indexed(self, name: str, index: Mapping[str, str]) -> str:
+        if name not in index:
+            raise self._absent(name)
+        file = index[name]
+        if not self._files.exists(file):
+            raise MtpforgeError(
+                f"`{shown(file)}` is not in `{shown(self._label)}`",
+                where=shown(self._path / file),
+                why=f"{documents.INDEX} says that it holds `{shown(name)}`",
+                fix="download the file into the folder, or give the hub id instead of the folder",
+            )
+        if name not in self._header(file):
+            raise MtpforgeError(
+                f"`{shown(file)}` does not hold `{shown(name)}`",
+                where=shown(self._path / file),
+                why=f"{documents.INDEX} says that it does",
+                fix="fetch file and index again from the same revision",
+            )
+        return file
+
+    def _absent(self, name: str) -> MtpforgeError:
+        others = [file for file in self._files.names() if file.endswith(_OTHER_WEIGHTS)]
+        fix = "give a folder that holds the weights as safetensors, or a hub id"
+        if self._index is not None:
+            why, fix = f"{documents.INDEX} does not name it", "`mtpforge inspect` shows what the checkpoint holds"
+        elif self.has_headers:
+            why, fix = "no header of its files names it", "`mtpforge inspect` shows what the checkpoint holds"
+        elif others:
+            why = f"the folder holds no safetensors, but {shown(others[0])}"
+        else:
+            why = "the folder holds a config and no weights"
+        return MtpforgeError(
+            f"`{shown(self._label)}` has no tensor `{shown(name)}`", where=shown(self._path), why=why, fix=fix
+        )

@@ -1,0 +1,217 @@
+"""The groups of compressed-tensors: what `config_groups` says, and how a weight of a group is stored.
+
+read(name, object) -> Group
+quantization_of(group, format) -> Quantization
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from mtpforge.checkpoint.fields import Fields
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.tensors import Quantization
+
+Strategy: TypeAlias = Literal["tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"]
+STRATEGIES: Final = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
+NVFP4_GROUP: Final = 16
+SCALE_DTYPES: Final = {
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float8_e4m3fn": "F8_E4M3",
+    "uint8": "U8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Args:
+    """How compressed-tensors quantizes weights or activations: QuantizationArgs of its 0.20.0, `strategy` inferred.
+
+    group_size: None unless the strategy is a group's. dynamic: "no", "yes" or "local". scale_dtype as safetensors
+    spells it, "" where the config leaves it open. actorder as written, "" for none.
+    """
+
+    bits: int = 8
+    type: Literal["int", "float"] = "int"
+    strategy: Strategy = "tensor"
+    group_size: int | None = None
+    block: tuple[int, int] | None = None
+    symmetric: bool = True
+    dynamic: Literal["no", "yes", "local"] = "no"
+    scale_dtype: str = ""
+    actorder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One of compressed-tensors' `config_groups`. format: "" where the group leaves it to the whole block."""
+
+    name: str
+    targets: tuple[str, ...]
+    format: str
+    weights: Args | None
+    input_activations: Args | None = None
+    output_activations: Args | None = None
+
+
+def read(name: str, group: Fields) -> Group:
+    """One of `config_groups`, from its JSON object."""
+    activations = (_args(group.within(f"{side}_activations")) for side in ("input", "output"))
+    return Group(name, group.texts("targets"), group.text("format"), _args(group.within("weights")), *activations)
+
+
+def _args(args: Fields | None) -> Args | None:
+    if args is None:
+        return None
+    bits, kind = args.whole("num_bits"), args.text("type", "int").lower()
+    if kind not in ("int", "float"):
+        args.refuse("type", '"int" or "float"')
+    return Args(
+        8 if bits is None else bits,
+        "float" if kind == "float" else "int",
+        strategy := _strategy(args),
+        args.whole("group_size") if strategy in ("group", "tensor_group") else None,
+        args.pair("block_structure"),
+        args.flag("symmetric", default=True),
+        _dynamic(args),
+        _scale_dtype(args),
+        "group" if args.values.get("actorder") is True else str(args.values.get("actorder") or ""),
+    )
+
+
+def _strategy(args: Fields) -> Strategy:
+    """The strategy, or what compressed-tensors infers: QuantizationArgs.validate_model_after (0.20.0)."""
+    size, named = args.whole("group_size"), args.text("strategy").lower()
+    for strategy in STRATEGIES:
+        if named == strategy:
+            if strategy in ("group", "tensor_group") and (size is None or size < 1):
+                args.refuse("group_size", f"a positive whole number for strategy {strategy}")
+            return strategy
+    if named:
+        args.refuse("strategy", f"one of {', '.join(STRATEGIES)}")
+    if size is None:
+        return "tensor"
+    if size > 0:
+        return "group"
+    return "channel" if size == -1 else args.refuse("group_size", "positive, or -1 for one scale a channel")
+
+
+def _dynamic(args: Fields) -> Literal["no", "yes", "local"]:
+    if args.values.get("dynamic") == "local":
+        return "local"
+    return "yes" if args.flag("dynamic", default=False) else "no"
+
+
+def _scale_dtype(args: Fields) -> str:
+    named = args.text("scale_dtype").removeprefix("torch.")
+    if named and named not in SCALE_DTYPES:
+        args.refuse("scale_dtype", f"one of {', '.join(SCALE_DTYPES)}")
+    return SCALE_DTYPES.get(named, "")
+
+
+def quantization_of(group: Group, default_format: str) -> Quantization:
+    """How compressed-tensors stores a weight of a group; `default_format` is the whole block's format.
+
+    Weight scales of integers are BF16, as llm-compressor writes them from BF16 checkpoints; of FP8 they are F32, the
+    dtype of vLLM's parameter (create_fp8_scale_parameter, 0.33.0), which also takes BF16. A `scale_dtype` wins.
+    A format or a combination that mtpforge does not write is an error.
+    """
+    weights = group.weights
+    if weights is None:
+        raise unsupported(group.name, "it quantizes no weights")
+    stored_as = _format(group, default_format)
+    match stored_as:
+        case "pack-quantized" if weights.type == "int":
+            return _integers(group, weights, "pack_quantized")
+        case "int-quantized" if weights.type == "int":
+            return _integers(group, weights, "int_quantized")
+        case "float-quantized" if weights.type == "float" and weights.bits == 8:  # noqa: PLR2004
+            return _floats(group, weights)
+        case "nvfp4-pack-quantized" if _isnvfp4(weights):
+            static: Literal["static", "none"] = "static" if group.input_activations else "none"
+            return nvfp4("nvfp4", static)
+    raise unsupported(group.name, f"format {stored_as} with {weights.bits}-bit {weights.type} weights is not written")
+
+
+def _format(group: Group, default_format: str) -> str:
+    """The format of a group, inferred where none is given: compressors/format.py of compressed-tensors 0.20.0."""
+    weights, activations = group.weights, group.input_activations
+    assert weights is not None  # noqa: S101  # its caller looked
+    named = group.format or ("" if default_format == "mixed-precision" else default_format)
+    if named == "naive-quantized":
+        return f"{weights.type}-quantized"
+    if named:
+        return named
+    if weights.type == "int":
+        return "int-quantized" if activations else "pack-quantized"
+    microscaled = {4: "mxfp4-pack-quantized", 6: "mxfp6-pack-quantized", 8: "mxfp8-quantized"}
+    if weights.group_size == 32 and (weights.bits != 8 or weights.scale_dtype == "U8"):  # noqa: PLR2004
+        return microscaled.get(weights.bits, "naive-quantized")
+    return "nvfp4-pack-quantized" if _isnvfp4(weights) else "float-quantized"
+
+
+def _isnvfp4(weights: Args) -> bool:
+    return weights.type == "float" and weights.bits == 4 and weights.group_size == NVFP4_GROUP  # noqa: PLR2004
+
+
+def nvfp4(format_name: str, input_scale: Literal["static", "none"]) -> Quantization:
+    """NVFP4 under either name: groups of 16 columns, scales in E4M3 under one global scale."""
+    return Quantization(
+        format_name, 4, strategy="group", group_size=NVFP4_GROUP, scale_dtype="F8_E4M3", input_scale=input_scale
+    )
+
+
+def _integers(group: Group, weights: Args, format_name: str) -> Quantization:
+    if weights.strategy not in ("group", "channel") or (format_name == "int_quantized" and weights.strategy == "group"):
+        raise unsupported(group.name, f"format {format_name} with strategy {weights.strategy} is not written")
+    if not 2 <= weights.bits <= 8 or (format_name == "int_quantized" and weights.bits != 8):  # noqa: PLR2004
+        raise unsupported(group.name, f"format {format_name} with {weights.bits} bits is not written")
+    if weights.actorder in ("group", "dynamic"):
+        raise unsupported(group.name, "activation ordering of groups (g_idx) is not written")
+    if _input_scale(group) == "static":
+        raise unsupported(group.name, "static integer activations are not written")
+    return Quantization(
+        format_name,
+        weights.bits,
+        strategy=weights.strategy,
+        group_size=weights.group_size,
+        symmetric=weights.symmetric,
+        scale_dtype=weights.scale_dtype or "BF16",
+        input_scale=_input_scale(group),
+    )
+
+
+def _floats(group: Group, weights: Args) -> Quantization:
+    if weights.strategy not in ("tensor", "channel", "block"):
+        raise unsupported(group.name, f"FP8 weights with strategy {weights.strategy} are not written")
+    if (weights.block is not None) != (weights.strategy == "block"):
+        raise unsupported(group.name, "block_structure and strategy block go together")
+    if not weights.symmetric:
+        raise unsupported(group.name, "asymmetric FP8 weights are not written")
+    return Quantization(
+        "fp8_scaled",
+        8,
+        strategy=weights.strategy,
+        block=weights.block,
+        scale_dtype=weights.scale_dtype or "F32",
+        input_scale=_input_scale(group),
+    )
+
+
+def _input_scale(group: Group) -> Literal["none", "dynamic", "static"]:
+    if group.input_activations is None:
+        return "none"
+    return "static" if group.input_activations.dynamic == "no" else "dynamic"
+
+
+def unsupported(where: str, why: str) -> MtpforgeError:
+    """The error for a quantization that mtpforge does not write."""
+    return MtpforgeError(
+        "the quantization asked for cannot be written",
+        where=f"config.json, quantization_config, {shown(where)}",
+        why=why,
+        fix="`mtpforge extract --source S -o DIR` writes the layer as BF16; list its modules as not quantized in the "
+        "target's config to use it",
+    )

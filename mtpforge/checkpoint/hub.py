@@ -1,0 +1,314 @@
+"""A hub repository as a checkpoint: pinned to a commit, read by headers and byte ranges.
+
+Small files (config, index, card, licences) go through the hub's own cache. Of weight files only headers and the
+ranges asked for are fetched, into the range cache (`cache.py`), unless the hub's cache holds
+the whole file: then that is used.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from huggingface_hub import constants
+
+from mtpforge.checkpoint import cache, documents, fetching, fields, header, pinning, refusals
+from mtpforge.checkpoint.cache import RangeFile
+from mtpforge.checkpoint.checkpoint import Stray
+from mtpforge.checkpoint.ranges import Range, coalesce
+from mtpforge.checkpoint.transfer import Info, Remote, Stat
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.report import OnProgress
+from mtpforge.tensors import TensorRef
+
+MAX_OUTSIDE_FILES: Final = 8  # so many files outside the index are looked into; a folder of adapters is not
+
+
+def open_hub(repo: str, revision: str | None, *, offline: bool) -> HubRepo:
+    """The repository `org/name` at a branch, tag or commit (None: its default branch), resolved to a commit now.
+
+    offline: nothing is asked, everything comes from the caches; HF_HUB_OFFLINE does the same. Errors have code 4: no
+    such repository or revision, gated, no network, retries spent, offline and not cached.
+    """
+    info = pinning.pin(repo, revision, offline=offline)
+    return HubRepo(repo, info, label=f"{repo}@{revision}" if revision else repo, offline=offline)
+
+
+class HubRepo:
+    """A hub repository at one commit; see `Checkpoint`. Safe to read from several threads."""
+
+    def __init__(self, repo: str, info: Info, *, label: str, offline: bool) -> None:
+        self._repo, self._label, self._commit, self._files = repo, label, info.commit, info.files
+        self._by_option = offline
+        self._stats: dict[str, Stat] = {}
+        self._headers: dict[str, dict[str, TensorRef]] = {}
+        self._local: dict[str, Path | RangeFile] = {}
+        self._lock = threading.Lock()
+        raw = self._small(documents.CONFIG)
+        if raw is None:
+            raise refusals.no_file(repo, self._commit, documents.CONFIG)
+        self._config = documents.config(raw)
+
+    def __repr__(self) -> str:
+        return f"HubRepo({self.identity!r})"
+
+    @property
+    def label(self) -> str:
+        """What the user typed."""
+        return self._label
+
+    @property
+    def identity(self) -> str:
+        """`org/name@<commit>`."""
+        return f"{self._repo}@{self._commit}"
+
+    @property
+    def location(self) -> str:
+        """The hub id, without a revision."""
+        return self._repo
+
+    @property
+    def revision(self) -> str:
+        """The commit, 40 hex digits."""
+        return self._commit
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """config.json."""
+        return self._config
+
+    @cached_property
+    def quantization(self) -> Mapping[str, object]:
+        """The raw quantization block, {} where there is none."""
+        return documents.quantization(self._config, self._small)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Tensors by index, without an index by the headers of all weight files."""
+        return frozenset(self._holders)
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether the repository holds any *.safetensors."""
+        return bool(self._weights)
+
+    def strays(self, prefix: str) -> tuple[Stray, ...]:
+        """Tensors under `prefix` outside the index, or in more than one file.
+
+        Reads the headers of the files in which the index has such tensors, and of those that it does not name, unless
+        there are more than MAX_OUTSIDE_FILES of them.
+        """
+        index = self._index
+        if index is None:
+            return ()
+        outside = [file for file in self._weights if file not in set(index.values())]
+        inside = {file for name, file in index.items() if name.startswith(prefix)}
+        files = sorted(inside.union(outside if len(outside) <= MAX_OUTSIDE_FILES else ()))
+        self._read_headers(files)
+        holders: dict[str, list[str]] = {}
+        for file in files:
+            for name in self._headers[file]:
+                if name.startswith(prefix):
+                    holders.setdefault(name, []).append(file)
+        return tuple(
+            Stray(name, tuple(found), index.get(name, ""))
+            for name, found in sorted(holders.items())
+            if len(found) > 1 or name not in index
+        )
+
+    def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
+        """Where these tensors lie; reads the headers of the files that hold them. An absent one is an error."""
+        files = {name: self._holder(name) for name in names}
+        self._read_headers(sorted(set(files.values())))
+        for name, file in files.items():
+            if name not in self._headers[file]:
+                raise MtpforgeError(
+                    f"`{shown(file)}` does not hold `{shown(name)}`",
+                    where=f"{self._label}, {shown(file)}",
+                    why=f"{documents.INDEX} says that it does",
+                    fix="give another revision: `org/name@revision`",
+                )
+        return {name: self._headers[file][name] for name, file in files.items()}
+
+    def base_models(self) -> tuple[str, ...]:
+        """`base_model` of README.md."""
+        return documents.base_models(self._small(documents.CARD))
+
+    def documents(self) -> dict[str, bytes]:
+        """Licence and notice files, by file name."""
+        found: dict[str, bytes] = {}
+        for name in documents.document_names(self._files):
+            documents.refuse_large_document(name, self._files[name] or 0)
+            found[name] = self._small(name) or b""
+            documents.refuse_large_document(name, len(found[name]))
+        return found
+
+    def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
+        """Make these bytes local: coalesced ranges, several at a time; what is cached is not asked for again."""
+        self._fetch(self._wanted(refs), on_progress)
+
+    def missing_bytes(self, refs: Iterable[TensorRef]) -> int:
+        """Bytes that `fetch` would still have to download, gaps included."""
+        missing = {name: file.missing(parts) for name, (file, parts) in self._wanted(refs).items()}
+        return sum(part.n_bytes for parts in fetching.join(missing).values() for part in parts)
+
+    def local_file(self, file: str) -> Path:
+        """The local file that holds what was fetched of a file of the repository, at the same offsets."""
+        local = self._place(file)
+        return local.path if isinstance(local, RangeFile) else local
+
+    def read(self, ref: TensorRef, into: memoryview) -> None:
+        """Fill `into` with the bytes of a tensor that was fetched."""
+        target = into.cast("B")
+        if target.nbytes != ref.stop - ref.start:
+            raise ValueError(f"a buffer of {target.nbytes} bytes for {ref.stop - ref.start}")
+        local = self._place(ref.file)
+        if isinstance(local, RangeFile) and local.missing([Range(ref.start, ref.stop)]):
+            raise self._gone(ref, "its bytes are not in the download cache")
+        path, done = self.local_file(ref.file), 0
+        with cache.disk_errors(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while done < target.nbytes and (count := os.preadv(descriptor, [target[done:]], ref.start + done)):
+                    done += count
+            finally:
+                os.close(descriptor)
+        if done < target.nbytes:
+            raise self._gone(ref, f"the local file ends at byte {ref.start + done:,}, the tensor at {ref.stop:,}")
+
+    def _gone(self, ref: TensorRef, why: str) -> MtpforgeError:
+        where = f"{shown(self.local_file(ref.file))}, tensor {shown(ref.name)}"
+        fix = "run the command again: it fetches what is missing; for a damaged hub cache first `hf cache verify`"
+        return MtpforgeError(f"`{shown(ref.file)}` is not complete here", where=where, why=why, fix=fix)
+
+    @cached_property
+    def _weights(self) -> tuple[str, ...]:
+        """Weight files at the top of the repository, sorted; engines look nowhere else."""
+        return tuple(
+            sorted(f for f in self._files if f.endswith(documents.SUFFIX) and "/" not in f and documents.is_below(f))
+        )
+
+    @cached_property
+    def _index(self) -> dict[str, str] | None:
+        raw = self._small(documents.INDEX)
+        return None if raw is None else documents.index(raw)
+
+    @cached_property
+    def _holders(self) -> dict[str, str]:
+        """The file of each tensor: by index, else by the headers of the files that engines read without one."""
+        if self._index is not None:
+            return self._index
+        counted = tuple(file for file in self._weights if file.startswith("consolidated")) or self._weights
+        self._read_headers(counted)
+        holders: dict[str, str] = {}
+        for file in counted:
+            for name in self._headers[file]:
+                if name in holders:
+                    raise MtpforgeError(
+                        f"`{shown(name)}` lies in two files",
+                        where=f"{self._label}: {shown(holders[name])}, {shown(file)}",
+                        why=f"without a {documents.INDEX} nothing says which copy counts",
+                        fix="give another revision or another checkpoint",
+                    )
+                holders[name] = file
+        return holders
+
+    def _holder(self, name: str) -> str:
+        file = self._holders.get(name)
+        if file is None:
+            raise MtpforgeError(
+                f"`{shown(self._label)}` has no tensor `{shown(name)}`",
+                where=self.identity,
+                why=(f"{documents.INDEX} does not name it" if self._index is not None else "no header names it")
+                if self.has_headers
+                else "the repository holds no safetensors",
+                fix=f"`mtpforge inspect {shown(self._label)}` shows what the checkpoint holds",
+            )
+        if file not in self._files:
+            raise MtpforgeError(
+                f"`{shown(file)}` is not in {self._repo}",
+                where=f"{self.identity}, {documents.INDEX}",
+                why=f"the index says that it holds `{shown(name)}`",
+                fix="give another revision: `org/name@revision`",
+            )
+        return file
+
+    def _small(self, file: str) -> bytes | None:
+        """A small file, whole; None where there is none."""
+        if file not in self._files:
+            return None
+        if (size := self._files[file] or 0) > fields.MAX_JSON_BYTES:
+            raise MtpforgeError(
+                f"`{shown(file)}` of {self._repo} is too large",
+                where=self.identity,
+                why=f"it has {size:,} bytes, at most {fields.MAX_JSON_BYTES:,} are read",
+                fix="give another revision: `org/name@revision`",
+            )
+        path = pinning.whole(self._repo, self._commit, file)
+        if path is None:
+            self._refuse_offline(file)
+            path = Remote(self._repo, self._commit).download(file)
+        with cache.disk_errors(path):
+            return path.read_bytes()
+
+    def _place(self, file: str) -> Path | RangeFile:
+        """Where bytes of a weight file are: whole in the hub's cache, or by ranges in ours."""
+        with self._lock:
+            if file not in self._local:
+                ranges = RangeFile(cache.commit_folder(self._repo, self._commit) / file)
+                self._local[file] = pinning.whole(self._repo, self._commit, file) or ranges
+            return self._local[file]
+
+    def _wanted(self, refs: Iterable[TensorRef]) -> dict[str, tuple[RangeFile, tuple[Range, ...]]]:
+        """The ranges of these tensors by file, without the files that are here whole."""
+        by_file: dict[str, list[Range]] = {}
+        for ref in refs:
+            by_file.setdefault(ref.file, []).append(Range(ref.start, ref.stop))
+        places = {name: self._place(name) for name in by_file}
+        return {name: (p, coalesce(by_file[name])) for name, p in places.items() if isinstance(p, RangeFile)}
+
+    def _fetch(
+        self, wanted: Mapping[str, tuple[RangeFile, Sequence[Range]]], on_progress: OnProgress | None = None
+    ) -> None:
+        missing = {name: (file, parts) for name, (file, parts) in wanted.items() if file.missing(parts)}
+        if not missing:
+            return
+        self._refuse_offline(min(missing))
+        remote = Remote(self._repo, self._commit, self._stats)
+        files = {name: file for name, (file, _) in missing.items()}
+        fetching.fetch(remote, files, {name: parts for name, (_, parts) in missing.items()}, on_progress)
+
+    def _refuse_offline(self, file: str) -> None:
+        if self._by_option or constants.HF_HUB_OFFLINE:
+            raise refusals.offline(f"`{shown(file)}` of {self._repo}", self.identity, by_option=self._by_option)
+
+    def _read_headers(self, files: Sequence[str]) -> None:
+        """Have the headers of these files in memory, several read at a time."""
+        new = [file for file in files if file not in self._headers]
+        if len(new) == 1:
+            self._headers[new[0]] = self._header(new[0])
+        elif new:
+            with ThreadPoolExecutor(min(fetching.CONNECTIONS, len(new)), "mtpforge-headers") as pool:
+                self._headers.update(zip(new, pool.map(self._header, new), strict=True))
+
+    def _header(self, file: str) -> dict[str, TensorRef]:
+        """The tensors of one file, from exactly its header's bytes."""
+        n_bytes = header.LENGTH_BYTES
+        first, size = self._piece(file, Range(0, n_bytes))
+        length = header.length(first, file, size)
+        raw, size = self._piece(file, Range(n_bytes, n_bytes + length))
+        return header.parse(raw, file, size)
+
+    def _piece(self, file: str, part: Range) -> tuple[bytes, int]:
+        """Bytes of a file, fetched where they are not here; and the size of the whole file."""
+        local = self._place(file)
+        if isinstance(local, RangeFile):
+            self._fetch({file: (local, (part,))})
+        path = self.local_file(file)
+        with cache.disk_errors(path), path.open("rb", buffering=0) as opened:
+            return os.pread(opened.fileno(), part.n_bytes, part.start), os.fstat(opened.fileno()).st_size

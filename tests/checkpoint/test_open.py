@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.errors import MtpforgeError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the hub was asked for; nothing is sent."""
+    calls = []
+
+    def open_hub(name, revision, *, offline=False):
+        calls.append((name, revision, offline))
+        return "hub"
+
+    stand_in = types.ModuleType("mtpforge.checkpoint.hub")
+    stand_in.open_hub = open_hub
+    monkeypatch.setitem(sys.modules, "mtpforge.checkpoint.hub", stand_in)
+    monkeypatch.setattr("mtpforge.checkpoint.hub", stand_in, raising=False)
+    return calls
+
+
+@pytest.mark.parametrize("text", ["org/name", "org/name/", "./org/name", "org/name/config.json", "org/../org/name"])
+def test_what_exists_on_disk_wins_over_the_hub(here, asked, text):
+    checkpoint = open_checkpoint(text)
+    assert (checkpoint.label, checkpoint.location) == (text, str(here / "org" / "name"))
+    assert asked == []
+
+
+def test_a_tilde_is_the_home_folder(here, asked, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert open_checkpoint("~/org/name").location == str(here / "org" / "name")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "revision"),
+    [
+        ("zai-org/GLM-5.2", "zai-org/GLM-5.2", None),
+        ("zai-org/GLM-5.2/", "zai-org/GLM-5.2", None),
+        ("zai-org/GLM-5.2@main", "zai-org/GLM-5.2", "main"),
+        ("zai-org/GLM-5.2@refs/pr/7", "zai-org/GLM-5.2", "refs/pr/7"),
+    ],
+)
+def test_a_hub_id_is_split_from_its_revision(here, asked, text, name, revision):
+    assert open_checkpoint(text, offline=True) == "hub"
+    assert asked == [(name, revision, True)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "name", "./org/other", "../org/other", "~/nothing/here", "~nobody-of-that-name/x", "/org/other", "a/b/c",
+     "org/na me", "org/name@", "org/name@a b", "org/na--me", "org/na..me", "org/model.safetensors", "other/config.json",
+     "a\0b", "x" * 5000, "https://huggingface.co/zai-org/GLM-5.2"],
+)  # fmt: skip
+def test_what_is_neither_is_refused_and_never_asked_of_the_hub(here, asked, text):
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint(text)
+    assert caught.value.what.endswith("is no checkpoint")
+    assert caught.value.fix == "give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`"
+    assert asked == []
+
+
+def test_an_address_is_answered_with_the_id_that_was_meant(here):
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint("https://huggingface.co/zai-org/GLM-5.2/tree/main")
+    assert caught.value.why.endswith("did you mean `zai-org/GLM-5.2`?")
+
+
+def test_a_weight_file_is_answered_with_its_folder(here):
+    (here / "m.safetensors").write_bytes(b"")
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint("m.safetensors")
+    assert (caught.value.what, caught.value.fix) == (
+        "`m.safetensors` is no folder",
+        "give the folder that holds the file",
+    )
