@@ -1,0 +1,55 @@
+"""Families: the table by model_type. A family is one TOML file of this folder."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families.family import Dropped, Family, Module, ModuleRow, Plain, PlainRow
+
+__all__ = ["Dropped", "Family", "Module", "Plain", "families", "family_of"]
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Every family that mtpforge knows, by file name."""
+    found = (file for file in files(__name__).iterdir() if file.name.endswith(".toml"))
+    return tuple(_family(file.read_text(encoding="utf-8")) for file in sorted(found, key=lambda f: f.name))
+
+
+def family_of(config: Mapping[str, object]) -> Family:
+    """The family of a config.json, by `model_type` of its top, else of its `text_config`.
+
+    A model_type that no family names is an error that lists those that are known.
+    """
+    nested = config.get("text_config")
+    places = (config, nested) if isinstance(nested, Mapping) else (config,)
+    for place in places:
+        for family in families():
+            if place.get("model_type") in family.model_types:
+                return family
+    known = ", ".join(sorted(t for family in families() for t in family.model_types))
+    raise MtpforgeError(
+        f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`",
+        where="config.json, `model_type`",
+        why=f"known: {known}",
+        fix="name a checkpoint of GLM-5.x",
+    )
+
+
+def _family(text: str) -> Family:
+    table = tomllib.loads(text)
+    return Family(
+        name=table["name"],
+        model_types=tuple(table["model_types"]),
+        architecture=table["architecture"],
+        base_models=tuple(table["base_models"]),
+        nextn=table["layer"],
+        expert_keys=tuple(table["expert_keys"]),
+        module_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table["modules"]),
+        plain_rows=tuple(PlainRow(**{**row, "shape": tuple(row["shape"])}) for row in table["plain"]),
+        dropped=tuple(Dropped(**row) for row in table["dropped"]),
+    )

@@ -1,0 +1,154 @@
+"""Modules of the nextn layer, as one family of models has them.
+
+Family          names and shapes of the layer, from a config
+  Module        one weight matrix
+  Plain         one tensor that is no matrix
+  Dropped       tensors that a draft does not carry
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import sizes
+from mtpforge.tensors import Shape
+
+_MOST_EXPERTS: Final = 1 << 16  # keeps a damaged config from asking for a list without end
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One weight matrix of the layer.
+
+    name: local, without the layer's prefix: `mlp.experts.17.gate_proj`. template: `mlp.experts.*.gate_proj`.
+    kind: row of a table: `routed experts`, `shared experts`, `attention`, `indexer`, `router`, `projection`.
+    shape: [out, in]. fused: name of the set that an engine runs as one matrix (`mlp.experts.17.gate_up_proj`), or "".
+    expert: number, or None.
+    """
+
+    name: str
+    template: str
+    kind: str
+    shape: Shape
+    fused: str = ""
+    expert: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """One tensor of the layer that is no matrix: a norm or a bias, never quantized.
+
+    name: local, whole: `input_layernorm.weight`. dtype: what engines keep it in. per_expert: one value per expert.
+    """
+
+    name: str
+    kind: str
+    shape: Shape
+    dtype: str
+    per_expert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Tensors of the layer that a draft does not carry: local name pattern (fnmatch), and why."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRow:
+    """A `[[modules]]` table of a family file: `*` in template and fused stands for the number of an expert."""
+
+    template: str
+    kind: str
+    shape: tuple[str, ...]
+    fused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRow:
+    """A `[[plain]]` table of a family file."""
+
+    name: str
+    kind: str
+    shape: tuple[str, ...]
+    dtype: str
+    per_expert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family of models names and shapes its nextn layer.
+
+    model_types: values of `model_type` in config.json. architecture: class name for `architectures`. base_models: hub
+    ids of the published base, in the order to try. nextn: config expression of the layer's index. expert_keys: config
+    keys that count routed experts, the one that decides first; the others are twins that some writers add. Every method
+    takes a whole config.json, nested or not.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architecture: str
+    base_models: tuple[str, ...]
+    nextn: str
+    expert_keys: tuple[str, ...]
+    module_rows: tuple[ModuleRow, ...]
+    plain_rows: tuple[PlainRow, ...]
+    dropped: tuple[Dropped, ...]
+
+    def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
+        """The part of a config that describes the language model: `text_config` where the top is of another type."""
+        nested = config.get("text_config")
+        if config.get("model_type") not in self.model_types and isinstance(nested, Mapping):
+            return nested
+        return config
+
+    def layer(self, config: Mapping[str, object]) -> int:
+        """Index of the nextn layer."""
+        return sizes.evaluate(self.nextn, self.text(config))
+
+    def prefix(self, layer: int) -> str:
+        """What the name of every tensor of a layer starts with: `model.layers.78.`."""
+        return f"model.layers.{layer}."
+
+    def n_experts(self, config: Mapping[str, object]) -> int:
+        """Routed experts that the config states, by the first of `expert_keys` that it has."""
+        text = self.text(config)
+        key = next((k for k in self.expert_keys if k in text), self.expert_keys[0])
+        return sizes.whole_number(text, key)
+
+    def modules(self, config: Mapping[str, object], n_experts: int) -> tuple[Module, ...]:
+        """Every weight matrix of the layer: experts by number, projections of one expert together."""
+        known = self._sizes(config, n_experts)
+        shaped = [(row, _shape(row.shape, known)) for row in self.module_rows]
+        single = [Module(r.template, r.template, r.kind, s, r.fused) for r, s in shaped if "*" not in r.template]
+        stacked = [Module(r.template, r.template, r.kind, s, r.fused) for r, s in shaped if "*" in r.template]
+        return (*single, *(_of_expert(m, expert) for expert in range(n_experts) for m in stacked))
+
+    def plain(self, config: Mapping[str, object], n_experts: int) -> tuple[Plain, ...]:
+        """Every tensor of the layer that is no matrix."""
+        known = self._sizes(config, n_experts)
+        return tuple(Plain(r.name, r.kind, _shape(r.shape, known), r.dtype, r.per_expert) for r in self.plain_rows)
+
+    def _sizes(self, config: Mapping[str, object], n_experts: int) -> dict[str, object]:
+        if n_experts > _MOST_EXPERTS:
+            raise MtpforgeError(
+                f"{n_experts} experts cannot be right",
+                where=f"config.json, `{self.expert_keys[0]}`",
+                why="no model has as many",
+            )
+        return {**self.text(config), "n_experts": n_experts}
+
+
+def _shape(expressions: tuple[str, ...], known: Mapping[str, object]) -> Shape:
+    return tuple(sizes.evaluate(expression, known) for expression in expressions)
+
+
+def _of_expert(module: Module, expert: int) -> Module:
+    number = str(expert)
+    name, fused = module.template.replace("*", number), module.fused.replace("*", number)
+    return replace(module, name=name, fused=fused, expert=expert)

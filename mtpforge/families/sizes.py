@@ -1,0 +1,59 @@
+"""Sizes of a layer as expressions of config keys: `num_attention_heads * (qk_nope_head_dim + qk_rope_head_dim)`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Final
+
+from mtpforge.errors import MtpforgeError, shown
+
+_LARGEST: Final = 1 << 31  # no axis of a weight comes near; a config that claims more is damaged
+
+
+def evaluate(expression: str, config: Mapping[str, object]) -> int:
+    """The value of an expression of config keys, whole numbers, `+`, `*` and parentheses.
+
+    A key that the config lacks, or that holds no positive whole number, is an error that names the key.
+    """
+    value = _value(ast.parse(expression, mode="eval").body, config)
+    if value > _LARGEST:
+        raise MtpforgeError(
+            f"the config gives a layer size of {value}",
+            where=f"config.json, `{expression}`",
+            why="no axis is that long",
+        )
+    return value
+
+
+def whole_number(config: Mapping[str, object], key: str) -> int:
+    """A positive whole number of the config; its absence, or anything else under that key, is an error."""
+    if key not in config:
+        raise MtpforgeError(
+            f"the config has no `{key}`",
+            where=f"config.json, `{key}`",
+            why="the sizes of the MTP layer depend on it",
+            fix=f"add `{key}` to config.json, as the published base model states it",
+        )
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise MtpforgeError(
+            f"`{key}` is {shown(repr(value))}, not a positive whole number",
+            where=f"config.json, `{key}`",
+            fix=f"correct `{key}` in config.json, as the published base model states it",
+        )
+    return value
+
+
+def _value(node: ast.expr, config: Mapping[str, object]) -> int:
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left, config) + _value(right, config)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left, config) * _value(right, config)
+        case ast.Name(id=key):
+            return whole_number(config, key)
+        case ast.Constant(value=int(number)):
+            return number
+        case _:
+            raise ValueError(f"no size expression: {ast.unparse(node)}")
