@@ -1,0 +1,69 @@
+"""Plain floating-point numbers.
+
+    weight   BF16, F16 or F32   [out, in]
+
+value[r, c] = float32(weight[r, c])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats.format import Format, Specs
+from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FLOATS: Final = frozenset({"BF16", "F16", "F32"})
+
+
+def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if this is one tensor of plain numbers."""
+    if set(parts) != {"weight"} or parts["weight"].dtype not in _FLOATS or parts["weight"].shape != shape:
+        return None
+    dtype = parts["weight"].dtype
+    return Quantization("dense", bits=DTYPES[dtype].bits, dtype=dtype)
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as."""
+    return {"weight": Spec(quantization.dtype, shape)}
+
+
+def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    return parts["weight"].float()
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every number stands for itself."""
+    return {}
+
+
+def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast to nearest even. A number that the dtype cannot hold is an error."""
+    from mtpforge.arithmetic import scales
+
+    weight = rows.to(scales.torch_dtype(quantization.dtype))
+    low, high = weight.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise MtpforgeError(
+            f"a weight does not fit into {quantization.dtype}",
+            why="it would be stored as Inf",
+            fix="name a scheme that keeps it: `--scheme bf16`",
+        )
+    return {"weight": weight}
+
+
+FORMAT = Format(
+    "dense",
+    recognise,
+    layout,
+    decode,
+    matrix_parts=matrix_parts,
+    encode=encode,
+    reference="plain cast, no library needed",
+)

@@ -1,0 +1,96 @@
+"""The Format record: everything that mtpforge knows about one way to store a weight.
+
+A weight `[out, in]` is stored as *parts*, tensors named by suffix (`weight_packed`, `weight_scale`, ...). Some parts
+grow with the rows of the weight (codes, scales of a row): *row parts*. The others belong to the whole matrix (a global
+scale, `weight_shape`): *matrix parts*. Everything here works on a band of rows, so that a matrix of any size needs
+little memory; a band starts at a multiple of BAND_ROWS, the last one may be shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at most
+
+Specs: TypeAlias = Mapping[str, Spec]
+
+
+@dataclass(frozen=True, slots=True)
+class InputScale:
+    """How a format stores the scale of static activations: suffix, and what the number means.
+
+    stored = amax / divisor, or divisor / amax where `reciprocal`.
+    """
+
+    suffix: str
+    divisor: float
+    reciprocal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way to store a weight.
+
+    recognise(parts, shape, block): the quantization if these parts of one module with a weight of `shape` [out, in] are
+        this format, else None. `block` is the checkpoint's raw quantization config (may be empty): a hint where bytes
+        leave a choice; where they disagree the bytes win.
+    layout(shape, quantization): suffix -> Spec of what a weight [out, in] is stored as, the input scale included when
+        it is static. Pure Python. MtpforgeError where the format cannot hold the shape.
+    decode(parts, shape, quantization): float32 [rows, in] of a band; `parts` holds the row parts of the band and the
+        matrix parts; `shape` is the band's [rows, in].
+    matrix_parts(shape, quantization, amax): the matrix parts of a weight of the *whole* shape [out, in], the input
+        scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
+        given when `needs_amax(quantization)`. None where the format is only read.
+    encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
+    reference: library and function that decodes the same bytes, for messages.
+    """
+
+    name: str
+    recognise: Callable[[Specs, Shape, Mapping[str, object]], Quantization | None]
+    layout: Callable[[Shape, Quantization], dict[str, Spec]]
+    decode: Callable[[Mapping[str, Tensor], Shape, Quantization], Tensor]
+    reference: str
+    needs_amax: Callable[[Quantization], bool] = lambda _: False
+    matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
+    encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    input_scale: InputScale | None = None
+
+
+def row_parts(
+    layout: Callable[[Shape, Quantization], dict[str, Spec]], columns: int, quantization: Quantization
+) -> frozenset[str]:
+    """Suffixes of the parts that grow with the rows of the weight."""
+    short = layout((BAND_ROWS, columns), quantization)
+    tall = layout((2 * BAND_ROWS, columns), quantization)
+    return frozenset(suffix for suffix, spec in short.items() if tall[suffix].shape != spec.shape)
+
+
+def part_rows(
+    layout: Callable[[Shape, Quantization], dict[str, Spec]],
+    suffix: str,
+    columns: int,
+    quantization: Quantization,
+    rows: tuple[int, int],
+) -> tuple[int, int]:
+    """Rows [first, last) of a row part that belong to the weight's rows [first, last); first a multiple of BAND_ROWS.
+
+    128 rows of an INT4 weight are 128 rows of codes and scales, and 16 rows of packed zero points.
+    """
+    first, last = (layout((n, columns), quantization)[suffix].shape[0] if n else 0 for n in rows)
+    return first, last
+
+
+def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """`weights` of every config group of a compressed-tensors config, in its order; anything odd is passed over."""
+    groups = block.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            yield weights

@@ -1,0 +1,74 @@
+"""FP8 with one scale a block: the checkpoints of DeepSeek V3 and of GLM-5.2-FP8.
+
+    weight             F8_E4M3       [out, in]
+    weight_scale_inv   F32 or BF16   [ceil(out / 128), ceil(in / 128)]      read; written as F32
+
+    value[r, c] = float32(weight[r, c]) * float32(weight_scale_inv[r // 128, c // 128])
+
+Edge blocks are cut, not padded: 576 rows have 5 rows of scales. `_inv` is history: the stored number multiplies.
+Sources: DeepSeek-V3 inference/kernel.py, weight_dequant; vLLM 0.33.0 quantization/fp8.py (F32 scales).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.formats import blocks
+from mtpforge.formats.format import Format, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCALES: Final = frozenset({"F32", "BF16"})
+
+
+def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are FP8 with a scale a block."""
+    if set(parts) != {"weight", "weight_scale_inv"} or parts["weight"] != Spec("F8_E4M3", shape):
+        return None
+    scale = parts["weight_scale_inv"]
+    covers = blocks.fitting(scale.shape, shape, block)
+    if covers is None or scale.dtype not in _SCALES:
+        return None
+    return Quantization("fp8_block", bits=8, strategy="block", block=covers, scale_dtype=scale.dtype)
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as."""
+    return {
+        "weight": Spec("F8_E4M3", shape),
+        "weight_scale_inv": Spec(
+            quantization.scale_dtype or "F32", blocks.grid(shape, quantization.block or blocks.USUAL)
+        ),
+    }
+
+
+def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    from mtpforge.arithmetic import float8
+
+    return float8.decode_blocks(parts["weight"], parts["weight_scale_inv"], quantization.block or blocks.USUAL)
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every block has a scale of its own."""
+    return {}
+
+
+def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]: compressed-tensors' block FP8 under DeepSeek's names."""
+    weight, scale = blocks.encode(rows, quantization)
+    return {"weight": weight, "weight_scale_inv": scale}
+
+
+FORMAT = Format(
+    "fp8_block",
+    recognise,
+    layout,
+    decode,
+    matrix_parts=matrix_parts,
+    encode=encode,
+    reference="compressed-tensors FP8BlockDequantizer",
+)

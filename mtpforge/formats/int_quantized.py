@@ -1,0 +1,97 @@
+"""Integers of 8 bits with one scale a row: compressed-tensors `int-quantized`, known as W8A8.
+
+    weight              I8                [out, in]
+    weight_scale        BF16, F16, F32    [out, 1]      written as BF16
+    weight_zero_point   I8                [out, 1]      asymmetric only
+
+    value = (weight - weight_zero_point) * float32(weight_scale)
+
+A scale of shape [out] is refused: the library would apply it to the columns of a square weight.
+Source: compressed-tensors 0.20.0 compressors/naive_quantized/base.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.formats.format import Format, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCALES: Final = frozenset({"BF16", "F16", "F32"})
+_ZERO: Final = "weight_zero_point"
+_BITS: Final = 8
+_SIGN: Final = 128  # xor with it turns a code plus 2^7 into the code in two's complement, and back
+
+
+def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are integers of 8 bits with a scale a row."""
+    scale = parts.get("weight_scale")
+    if scale is None or scale.dtype not in _SCALES:
+        return None
+    found = Quantization(
+        "int_quantized", bits=_BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=scale.dtype
+    )
+    return found if layout(shape, found) == dict(parts) else None
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as."""
+    specs = {"weight": Spec("I8", shape), "weight_scale": Spec(quantization.scale_dtype or "BF16", (shape[0], 1))}
+    if not quantization.symmetric:
+        specs[_ZERO] = Spec("I8", (shape[0], 1))
+    return specs
+
+
+def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    from mtpforge.arithmetic import affine
+
+    zero_point = None if quantization.symmetric else _unsigned(parts[_ZERO])
+    codes = _unsigned(parts["weight"]).unsqueeze(1)
+    return affine.dequantize(codes, parts["weight_scale"], zero_point, _BITS).squeeze(1)
+
+
+def _unsigned(codes: Tensor) -> Tensor:
+    import torch
+
+    return codes.view(torch.uint8) ^ _SIGN
+
+
+def _signed(codes: Tensor) -> Tensor:
+    import torch
+
+    return (codes ^ _SIGN).view(torch.int8)
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every row has a scale of its own."""
+    return {}
+
+
+def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    from mtpforge.arithmetic import affine, scales
+
+    dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
+    groups = rows.unsqueeze(1)
+    scale, zero_point = affine.qparams(groups, _BITS, dtype, symmetric=quantization.symmetric)
+    codes = affine.quantize(groups, scale, zero_point, _BITS).squeeze(1)
+    parts = {"weight": _signed(codes), "weight_scale": scale.to(dtype)}
+    if zero_point is not None:
+        parts[_ZERO] = _signed(zero_point)
+    return parts
+
+
+FORMAT = Format(
+    "int_quantized",
+    recognise,
+    layout,
+    decode,
+    matrix_parts=matrix_parts,
+    encode=encode,
+    reference="compressed-tensors int-quantized decompress",
+)

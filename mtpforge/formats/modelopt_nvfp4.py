@@ -1,0 +1,103 @@
+"""NVFP4 as ModelOpt stores it.
+
+    weight           U8        [out, in / 2]    column 2j low nibble, 2j + 1 high nibble
+    weight_scale     F8_E4M3   [out, in / 16]
+    weight_scale_2   F32       []               amax / (6 * 448): multiplies
+    input_scale      F32       []               static activations only: amax / (6 * 448)
+
+    value = e2m1 * (float32(weight_scale) * weight_scale_2)
+
+compressed-tensors' numbers are the reciprocals, under other names: nvfp4.py.
+Source: nvidia-modelopt 0.47.0 torch/quantization/qtensor/nvfp4_tensor.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.formats import nvfp4
+from mtpforge.formats.format import Format, InputScale, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INPUT: Final = "input_scale"
+
+
+def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are ModelOpt NVFP4."""
+    if shape[1] % nvfp4.BLOCK:
+        return None
+    found = quantization(static=_INPUT in parts)
+    return found if layout(shape, found) == dict(parts) else None
+
+
+def quantization(*, static: bool) -> Quantization:
+    """The one quantization of this format, with stored activation scales or without."""
+    return Quantization(
+        "modelopt_nvfp4",
+        bits=4,
+        strategy="group",
+        group_size=nvfp4.BLOCK,
+        scale_dtype="F8_E4M3",
+        input_scale="static" if static else "none",
+    )
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as."""
+    rows, columns = shape
+    nvfp4.refuse_ragged(columns)
+    specs = {
+        "weight": Spec("U8", (rows, columns // 2)),
+        "weight_scale": Spec("F8_E4M3", (rows, columns // nvfp4.BLOCK)),
+        "weight_scale_2": Spec("F32", ()),
+    }
+    if quantization.input_scale == "static":
+        specs[_INPUT] = Spec("F32", ())
+    return specs
+
+
+def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    from mtpforge.arithmetic import float4
+
+    factors = parts["weight_scale"].float() * parts["weight_scale_2"]
+    return float4.decode(parts["weight"], factors, signed_zero=False)
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, amax: Tensor | None) -> dict[str, Tensor]:
+    """`weight_scale_2` [] for a largest magnitude, of all weights that share it."""
+    from mtpforge.arithmetic import float4
+
+    if amax is None:
+        raise ValueError("the second scale needs the largest magnitude")
+    return {"weight_scale_2": float4.scale_2(amax)}
+
+
+def encode(rows: Tensor, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    import torch
+
+    from mtpforge.arithmetic import float4
+
+    scale = float4.block_scales_modelopt(rows, matrix["weight_scale_2"])
+    return {
+        "weight": float4.encode(rows, scale * matrix["weight_scale_2"]),
+        "weight_scale": scale.to(torch.float8_e4m3fn),
+    }
+
+
+FORMAT = Format(
+    "modelopt_nvfp4",
+    recognise,
+    layout,
+    decode,
+    needs_amax=lambda _: True,
+    matrix_parts=matrix_parts,
+    encode=encode,
+    input_scale=InputScale(_INPUT, 2688.0),
+    reference="nvidia-modelopt NVFP4QTensor.dequantize",
+)

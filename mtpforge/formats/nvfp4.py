@@ -1,0 +1,114 @@
+"""NVFP4 as compressed-tensors stores it (`nvfp4-pack-quantized`).
+
+    weight_packed         U8        [out, in / 2]    column 2j low nibble, 2j + 1 high nibble
+    weight_scale          F8_E4M3   [out, in / 16]
+    weight_global_scale   F32       [1]              448 * 6 / amax: divides
+    input_global_scale    F32       [1]              static activations only: 448 * 6 / amax
+
+    value = e2m1 * (float32(weight_scale) / weight_global_scale)
+
+ModelOpt's numbers are the reciprocals, under other names: modelopt_nvfp4.py.
+Source: compressed-tensors 0.20.0 compressors/nvfp4/base.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats.format import Format, InputScale, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INPUT: Final = "input_global_scale"
+BLOCK: Final = 16
+
+
+def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are compressed-tensors NVFP4."""
+    if shape[1] % BLOCK:
+        return None
+    found = quantization(static=_INPUT in parts)
+    return found if layout(shape, found) == dict(parts) else None
+
+
+def quantization(*, static: bool) -> Quantization:
+    """The one quantization of this format, with stored activation scales or without."""
+    return Quantization(
+        "nvfp4",
+        bits=4,
+        strategy="group",
+        group_size=BLOCK,
+        scale_dtype="F8_E4M3",
+        input_scale="static" if static else "none",
+    )
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as."""
+    rows, columns = shape
+    refuse_ragged(columns)
+    specs = {
+        "weight_packed": Spec("U8", (rows, columns // 2)),
+        "weight_scale": Spec("F8_E4M3", (rows, columns // BLOCK)),
+        "weight_global_scale": Spec("F32", (1,)),
+    }
+    if quantization.input_scale == "static":
+        specs[_INPUT] = Spec("F32", (1,))
+    return specs
+
+
+def refuse_ragged(columns: int) -> None:
+    """Raise MtpforgeError where the columns are no multiple of 16: NVFP4 has no cut blocks."""
+    if columns % BLOCK:
+        raise MtpforgeError(
+            f"NVFP4 needs a multiple of {BLOCK} columns, the weight has {columns}",
+            why="every 16 columns share a scale",
+            fix="name a scheme that leaves this module dense: `--scheme FILE`",
+        )
+
+
+def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    from mtpforge.arithmetic import float4
+
+    factors = parts["weight_scale"].float() / parts["weight_global_scale"]
+    return float4.decode(parts["weight_packed"], factors, signed_zero=True)
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, amax: Tensor | None) -> dict[str, Tensor]:
+    """`weight_global_scale` [1] for a largest magnitude, of all weights that share it."""
+    from mtpforge.arithmetic import float4
+
+    if amax is None:
+        raise ValueError("the global scale needs the largest magnitude")
+    return {"weight_global_scale": float4.global_scale(amax)}
+
+
+def encode(rows: Tensor, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    import torch
+
+    from mtpforge.arithmetic import float4
+
+    scale = float4.block_scales(rows, matrix["weight_global_scale"])
+    return {
+        "weight_packed": float4.encode(rows, scale / matrix["weight_global_scale"]),
+        "weight_scale": scale.to(torch.float8_e4m3fn),
+    }
+
+
+FORMAT = Format(
+    "nvfp4",
+    recognise,
+    layout,
+    decode,
+    needs_amax=lambda _: True,
+    matrix_parts=matrix_parts,
+    encode=encode,
+    input_scale=InputScale(_INPUT, 2688.0, reciprocal=True),
+    reference="compressed-tensors nvfp4-pack-quantized decompress",
+)

@@ -1,0 +1,184 @@
+"""Encoders write the bytes that the formats' own libraries write, fed the same float32 weights."""
+
+import pytest
+import torch
+
+from mtpforge import formats
+from mtpforge.tensors import Quantization
+
+WEIGHTS = (
+    "base",
+    "random",
+    "zero groups",
+    "tiny groups",
+    "one tiny block",
+    "zero",
+    "subnormal",
+    "least",
+    "huge",
+    "one row",
+    "heavy tails",
+    "positive",
+    "negative",
+    "ties",
+)
+BF16 = torch.bfloat16
+
+
+def same(ours, theirs):
+    """The same parts, byte for byte; a scale that the library leaves in F32 is compared by the dtype that we store."""
+    assert ours.keys() == theirs.keys()
+    for suffix, tensor in ours.items():
+        other = theirs[suffix].to(tensor.dtype)
+        assert torch.equal(other.double(), theirs[suffix].double()), f"{suffix} does not fit {tensor.dtype}"
+        assert tensor.shape == other.shape, suffix
+        assert tensor.is_contiguous()
+        assert torch.equal(raw(tensor), raw(other.clone(memory_format=torch.contiguous_format))), suffix
+
+
+def raw(tensor):
+    assert tensor.stride() == torch.empty(tensor.shape).stride()  # else a writer cannot view it as bytes
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_packed_integers_equal_the_library(compressed_tensors, weights, bits, symmetric, name):
+    for strategy, size in (("group", 32), ("channel", None)):
+        q = Quantization("pack_quantized", bits, "", strategy, size, symmetric=symmetric, scale_dtype="BF16")
+        theirs = compressed_tensors.encode(
+            weights[name],
+            "pack-quantized",
+            num_bits=bits,
+            type="int",
+            symmetric=symmetric,
+            strategy=strategy,
+            group_size=size,
+            scale_dtype=BF16,
+        )
+        same(formats.encode([weights[name]], q)[0], theirs)
+
+
+@pytest.mark.parametrize("source", ["cols100", "ragged"])
+@pytest.mark.parametrize("bits", [3, 4, 7, 8])
+def test_a_tail_of_columns_is_packed_as_the_library_packs_it(compressed_tensors, sources, bits, source):
+    q = Quantization("pack_quantized", bits, strategy="channel", symmetric=False, scale_dtype="BF16")
+    theirs = compressed_tensors.encode(
+        sources[source],
+        "pack-quantized",
+        num_bits=bits,
+        type="int",
+        symmetric=False,
+        strategy="channel",
+        scale_dtype=BF16,
+    )
+    same(formats.encode([sources[source]], q)[0], theirs)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integers_of_eight_bits_equal_the_library(compressed_tensors, weights, symmetric, name):
+    q = Quantization("int_quantized", 8, strategy="channel", symmetric=symmetric, scale_dtype="BF16")
+    theirs = compressed_tensors.encode(
+        weights[name],
+        "int-quantized",
+        num_bits=8,
+        type="int",
+        symmetric=symmetric,
+        strategy="channel",
+        scale_dtype=BF16,
+    )
+    same(formats.encode([weights[name]], q)[0], theirs)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("strategy", ["tensor", "channel", "block"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_scaled_fp8_equals_the_library(compressed_tensors, weights, dtype, strategy, name):
+    block = (128, 128) if strategy == "block" else None
+    q = Quantization("fp8_scaled", 8, strategy=strategy, block=block, scale_dtype=dtype)
+    theirs = compressed_tensors.encode(
+        weights[name],
+        "float-quantized",
+        num_bits=8,
+        type="float",
+        strategy=strategy,
+        block_structure=block and list(block),
+        scale_dtype=BF16 if dtype == "BF16" else None,
+    )
+    same(formats.encode([weights[name]], q)[0], theirs)
+
+
+def test_ragged_blocks_equal_the_library(compressed_tensors, sources):
+    wide = torch.randn(300, 260, generator=torch.Generator().manual_seed(2))
+    q = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32")
+    for weight in (sources["ragged"], wide):
+        theirs = compressed_tensors.encode(
+            weight, "float-quantized", num_bits=8, type="float", strategy="block", block_structure=[128, 128]
+        )
+        theirs["weight_scale_inv"] = theirs.pop("weight_scale")
+        same(formats.encode([weight], q)[0], theirs)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_nvfp4_equals_compressed_tensors(compressed_tensors, weights, name):
+    weight = weights[name]
+    theirs = compressed_tensors.encode(
+        weight,
+        "nvfp4-pack-quantized",
+        global_scale=compressed_tensors.global_scale(weight),
+        num_bits=4,
+        type="float",
+        strategy="tensor_group",
+        group_size=16,
+        scale_dtype=torch.float8_e4m3fn,
+    )
+    q = formats.nvfp4.quantization(static=False)
+    same(formats.encode([weight], q)[0], theirs)
+
+
+def test_gate_and_up_share_the_global_scale_of_both(compressed_tensors, sources):
+    pair = [sources["gate"], sources["up"]]
+    shared = compressed_tensors.global_scale(*pair)
+    ours = formats.encode(pair, formats.nvfp4.quantization(static=False))
+    assert not torch.equal(shared, compressed_tensors.global_scale(pair[1]))
+    for weight, parts in zip(pair, ours, strict=True):
+        theirs = compressed_tensors.encode(
+            weight,
+            "nvfp4-pack-quantized",
+            global_scale=shared,
+            num_bits=4,
+            type="float",
+            strategy="tensor_group",
+            group_size=16,
+            scale_dtype=torch.float8_e4m3fn,
+        )
+        same(parts, theirs)
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if name not in {"zero", "subnormal", "least"}])
+def test_nvfp4_equals_modelopt(modelopt, weights, name):
+    quantized, scale, scale_2 = modelopt.NVFP4QTensor.quantize(weights[name].clone(), 16)
+    theirs = {"weight": quantized._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
+    same(formats.encode([weights[name]], formats.modelopt_nvfp4.quantization(static=False))[0], theirs)
+
+
+@pytest.mark.parametrize("name", ["zero", "subnormal", "least"])
+def test_weights_that_modelopt_turns_into_nan_decode_to_zero(modelopt, weights, name):
+    q = formats.modelopt_nvfp4.quantization(static=False)
+    parts = formats.encode([weights[name]], q)[0]
+    assert parts["weight_scale_2"] > 0
+    decoded = formats.decode(parts, tuple(weights[name].shape), q)
+    theirs = modelopt.NVFP4QTensor(weights[name].shape, BF16, parts["weight"]).dequantize(
+        scale=parts["weight_scale"], double_scale=parts["weight_scale_2"], block_sizes={-1: 16}
+    )
+    assert torch.equal(decoded.to(BF16), theirs)
+    assert decoded.isfinite().all()
+    assert (decoded - weights[name]).abs().max() <= 1e-38
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_dense_numbers_are_rounded_to_nearest(sources, dtype):
+    expected = sources["base"].to({"BF16": BF16, "F16": torch.float16, "F32": torch.float32}[dtype])
+    same(formats.encode([sources["base"]], Quantization("dense", dtype=dtype))[0], {"weight": expected})

@@ -1,0 +1,161 @@
+"""layout() says what encode() makes, and what a round trip may lose."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtpforge import formats
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats.format import row_parts
+from mtpforge.tensors import DTYPES, Quantization, Spec
+
+NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(torch, d.torch)}
+U = 2.0**-8  # half a step of BF16
+
+integers = st.builds(
+    lambda bits, symmetric, size: Quantization(
+        "pack_quantized", bits, "", "group" if size else "channel", size, symmetric=symmetric, scale_dtype="BF16"
+    ),
+    st.integers(2, 8),
+    st.booleans(),
+    st.sampled_from([None, 16, 32, 48]),
+)
+whole_bytes = st.builds(
+    lambda symmetric: Quantization("int_quantized", 8, strategy="channel", symmetric=symmetric, scale_dtype="BF16"),
+    st.booleans(),
+)
+floats = st.sampled_from(
+    [
+        Quantization("dense", 16, "BF16"),
+        Quantization("dense", 32, "F32"),
+        Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32"),
+        *(
+            Quantization("fp8_scaled", 8, strategy=s, block=(128, 128) if s == "block" else None, scale_dtype=d)
+            for s in ("tensor", "channel", "block")
+            for d in ("F32", "BF16")
+        ),
+        formats.nvfp4.quantization(static=False),
+        formats.modelopt_nvfp4.quantization(static=False),
+    ]
+)
+quantizations = st.one_of(integers, whole_bytes, floats)
+columns = st.integers(1, 6).map(lambda n: 48 * n)
+
+
+def matrix(rows, columns, seed, exponent):
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=g) * 2.0**exponent
+    weight[torch.rand(rows, columns, generator=g) < 0.1] = 0
+    return weight
+
+
+def shrunk(quantization, columns):
+    """The quantization, with a group size that divides the columns."""
+    from dataclasses import replace
+
+    if quantization.group_size and columns % quantization.group_size:
+        return replace(quantization, group_size=16)
+    return quantization
+
+
+@settings(max_examples=60, deadline=None)
+@given(quantizations, st.integers(1, 300), columns)
+def test_encoders_make_what_layout_says(quantization, rows, columns):
+    q = shrunk(quantization, columns)
+    parts = formats.encode([matrix(rows, columns, rows, 0)], q)[0]
+    expected = formats.FORMATS[q.format].layout((rows, columns), q)
+    assert {s: Spec(NAMES[t.dtype], tuple(t.shape)) for s, t in parts.items()} == expected
+    assert formats.recognise(expected, (rows, columns), {"config_groups": {"g": {"weights": {"num_bits": q.bits}}}})
+
+
+@settings(max_examples=60, deadline=None)
+@given(quantizations, st.integers(129, 300), columns, st.integers(0, 99))
+def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed):
+    q = shrunk(quantization, columns)
+    weight = matrix(rows, columns, seed, -5)
+    form = formats.FORMATS[q.format]
+    matrix_parts = form.matrix_parts(weight.shape, q, weight.abs().amax() if form.needs_amax(q) else None)
+    whole = form.encode(weight, q, matrix_parts)
+    banded = formats.encode([weight], q)[0]
+    assert whole.keys() == row_parts(form.layout, columns, q)
+    for suffix, part in whole.items():
+        assert torch.equal(part.view(torch.uint8), banded[suffix].view(torch.uint8)), suffix
+
+
+def bound(weight, parts, q):
+    """Largest error that each element of an integer or float code may have, by the rounding of code and scale."""
+    if q.format in {"pack_quantized", "int_quantized"}:
+        scale = parts["weight_scale"].float()
+        levels = 2**q.bits - 1
+        slack = 0.5 + levels * U * (0.5 if q.symmetric else 1) + 1e-4
+        return (slack * scale).repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+    if q.format == "nvfp4":
+        return (parts["weight_scale"].float() / parts["weight_global_scale"]).repeat_interleave(16, 1)
+    if q.format == "modelopt_nvfp4":
+        return (parts["weight_scale"].float() * parts["weight_scale_2"]).repeat_interleave(16, 1)
+    scale = parts.get("weight_scale", parts.get("weight_scale_inv"))
+    if scale is None:
+        return weight.abs() * U
+    least = 2.0**-10 * scale.float().max()
+    # a scale rounded down to BF16 moves the largest numbers beyond code 448, which cuts them by half a step of BF16
+    return torch.maximum(weight.abs() / 16, least.expand_as(weight)) * (1 + 2 * U)
+
+
+@settings(max_examples=80, deadline=None)
+@given(quantizations, st.integers(1, 140), columns, st.integers(0, 99), st.integers(-20, 20))
+def test_a_round_trip_stays_within_the_bound_of_its_format(quantization, rows, columns, seed, exponent):
+    q = shrunk(quantization, columns)
+    weight = matrix(rows, columns, seed, exponent)
+    parts = formats.encode([weight], q)[0]
+    error = (formats.decode(parts, (rows, columns), q) - weight).abs()
+    assert (error <= bound(weight, parts, q)).all()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "suffix", "shape"),
+    [
+        (Quantization("fp8_scaled", 8, strategy="tensor", input_scale="static"), "input_scale", (1,)),
+        (formats.nvfp4.quantization(static=True), "input_global_scale", (1,)),
+        (formats.modelopt_nvfp4.quantization(static=True), "input_scale", ()),
+    ],
+)
+def test_static_activations_add_one_number(quantization, suffix, shape):
+    form = formats.FORMATS[quantization.format]
+    assert form.input_scale.suffix == suffix
+    assert form.layout((32, 64), quantization)[suffix] == Spec("F32", shape)
+
+
+def test_input_scales_mean_what_the_libraries_mean():
+    conventions = {
+        n: (f.input_scale.divisor, f.input_scale.reciprocal) for n, f in formats.FORMATS.items() if f.input_scale
+    }
+    assert conventions == {"fp8_scaled": (448, False), "nvfp4": (2688, True), "modelopt_nvfp4": (2688, False)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(value):
+    weight = torch.randn(4, 32)
+    weight[2, 3] = value
+    with pytest.raises(MtpforgeError) as caught:
+        formats.encode([weight], formats.nvfp4.quantization(static=False))
+    assert str(caught.value) == (
+        "error: a weight is NaN or Inf\n"
+        "cause: no quantized format can hold it: a whole group, row or matrix would be lost\n"
+        " hint: use another source: `--source ORG/NAME`"
+    )
+
+
+def test_a_number_too_large_for_f16_is_refused():
+    with pytest.raises(MtpforgeError, match="a weight does not fit into F16"):
+        formats.encode([torch.full((2, 2), 1e6)], Quantization("dense", 16, "F16"))
+
+
+def test_groups_that_do_not_divide_the_columns_are_refused():
+    with pytest.raises(MtpforgeError, match="groups of 32 columns do not divide 100"):
+        formats.FORMATS["pack_quantized"].layout((8, 100), Quantization("pack_quantized", 4, "", "group", 32))
+
+
+def test_nvfp4_refuses_a_ragged_row():
+    with pytest.raises(MtpforgeError, match="NVFP4 needs a multiple of 16 columns, the weight has 24"):
+        formats.FORMATS["nvfp4"].layout((8, 24), formats.nvfp4.quantization(static=False))

@@ -1,0 +1,160 @@
+"""Decoders give the values that the formats' own libraries gave for the same bytes (tests/data/vectors)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from mtpforge import formats
+from mtpforge.formats.format import part_rows, row_parts
+from mtpforge.tensors import DTYPES, Quantization, Spec
+
+VECTORS = Path(__file__).parents[1] / "data" / "vectors"
+FILES = sorted(path.stem for path in VECTORS.glob("*.safetensors") if path.stem != "source")
+NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(torch, d.torch)}
+# what the files themselves do not say
+CONFIGS = {"fp8-block32x64-transformers": {"quant_method": "fp8", "weight_block_size": [32, 64]}}
+EXPECTED = {
+    "ct-fp8-channel-bf16": "FP8 channel",
+    "ct-fp8-channel-f32": "FP8 channel",
+    "ct-fp8-tensor-f32": "FP8 tensor",
+    "ct-int2-g32-asym-f32": "INT2 g32 asymmetric",
+    "ct-int3-g32-asym-f32": "INT3 g32 asymmetric",
+    "ct-int3-g32-asym-legacy-layout": "INT3 g32 asymmetric",
+    "ct-int3-g32-sym-f32": "INT3 g32",
+    "ct-int4-cols100-channel-sym-f32": "INT4 channel",
+    "ct-int4-g32-asym-bf16": "INT4 g32 asymmetric",
+    "ct-int4-g32-asym-f32-scalebf16": "INT4 g32 asymmetric",
+    "ct-int4-g32-asym-f32": "INT4 g32 asymmetric",
+    "ct-int4-g32-sym-bf16": "INT4 g32",
+    "ct-int4-g32-sym-f32": "INT4 g32",
+    "ct-int5-g32-asym-f32": "INT5 g32 asymmetric",
+    "ct-int7-g32-asym-f32": "INT7 g32 asymmetric",
+    "ct-int8-channel-asym-f32": "INT8 channel asymmetric",
+    "ct-int8-channel-intquantized-bf16": "INT8 channel",
+    "ct-int8-channel-sym-f32": "INT8 channel",
+    "ct-int8-g128-sym-bf16": "INT8 g128",
+    "ct-nvfp4-bf16": "NVFP4 g16",
+    "ct-nvfp4-f32": "NVFP4 g16",
+    "ct-nvfp4-fused-gate-up-f32": "NVFP4 g16",
+    "fp8-block128-ragged": "FP8 block 128x128",
+    "fp8-block32x64-transformers": "FP8 block 32x64",
+    "modelopt-fp8-tensor": "FP8 tensor",
+    "modelopt-nvfp4-bf16": "NVFP4 g16",
+    "modelopt-nvfp4-f32": "NVFP4 g16",
+}
+
+
+def matrices(stem):
+    """Parts and the library's values of every matrix in a file, with the config block that the file carries."""
+    tensors = load_file(VECTORS / f"{stem}.safetensors")
+    with safe_open(VECTORS / f"{stem}.safetensors", "pt") as file:
+        block = CONFIGS.get(stem) or json.loads(file.metadata()["vector"])["config"] or {}
+    groups = {}
+    for key, tensor in tensors.items():
+        if key.startswith("disk."):
+            module, _, suffix = key.removeprefix("disk.").rpartition(".")
+            groups.setdefault(module, {})[suffix] = tensor
+    return [(parts, tensors[f"dequant.{m}" if m else "dequant"], block) for m, parts in groups.items()]
+
+
+def specs(parts):
+    return {suffix: Spec(NAMES[t.dtype], tuple(t.shape)) for suffix, t in parts.items()}
+
+
+def test_every_vector_is_expected():
+    assert sorted(EXPECTED) == FILES
+
+
+@pytest.mark.parametrize("stem", FILES)
+def test_decoding_gives_the_library_s_own_values(stem):
+    for parts, values, block in matrices(stem):
+        shape = tuple(values.shape)
+        form, quantization = formats.recognise(specs(parts), shape, block)
+        assert str(quantization) == EXPECTED[stem]
+        decoded = form.decode(parts, shape, quantization)
+        assert decoded.dtype == torch.float32
+        assert torch.equal(decoded.to(values.dtype), values)
+        assert torch.equal(torch.signbit(decoded), torch.signbit(values)), "the sign of a zero"
+
+
+def test_a_band_of_rows_decodes_as_in_the_whole_matrix():
+    weight = torch.randn(300, 160, generator=torch.Generator().manual_seed(3))
+    for quantization in quantizations():
+        form = formats.FORMATS[quantization.format]
+        parts = formats.encode([weight], quantization)[0]
+        whole = form.decode(parts, (300, 160), quantization)
+        growing = row_parts(form.layout, 160, quantization)
+        for rows in ((0, 128), (128, 300), (256, 300)):
+            cut = {
+                suffix: tensor[slice(*part_rows(form.layout, suffix, 160, quantization, rows))]
+                if suffix in growing
+                else tensor
+                for suffix, tensor in parts.items()
+            }
+            band = form.decode(cut, (rows[1] - rows[0], 160), quantization)
+            assert torch.equal(band, whole[slice(*rows)]), (quantization, rows)
+
+
+def quantizations():
+    """One of everything that is written."""
+    return [
+        Quantization("dense", dtype="BF16"),
+        Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32"),
+        *(
+            Quantization("fp8_scaled", 8, strategy=s, block=(128, 128), scale_dtype="F32")
+            for s in ("tensor", "channel", "block")
+        ),
+        formats.nvfp4.quantization(static=False),
+        formats.modelopt_nvfp4.quantization(static=False),
+        *(
+            Quantization("pack_quantized", b, "", "group", 32, symmetric=b % 2 == 0, scale_dtype="BF16")
+            for b in range(2, 9)
+        ),
+        Quantization("pack_quantized", 3, strategy="channel", symmetric=False, scale_dtype="BF16"),
+        Quantization("int_quantized", 8, strategy="channel", symmetric=False, scale_dtype="BF16"),
+    ]
+
+
+def test_modelopt_shapes_of_scales_decode_as_the_flat_ones():
+    """ModelOpt writes [] for [1], [out] for [out, 1], [ceil, 1, ceil, 1] for [ceil, ceil]; a square shows a mix-up."""
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(4))
+    for strategy, shape in (("tensor", ()), ("channel", (256,)), ("block", (2, 1, 2, 1))):
+        q = Quantization(
+            "fp8_scaled", 8, strategy=strategy, block=(128, 128) if strategy == "block" else None, scale_dtype="F32"
+        )
+        parts = formats.encode([weight], q)[0]
+        theirs = parts | {"weight_scale": parts["weight_scale"].reshape(shape)}
+        form, found = formats.recognise(specs(theirs), (256, 256), {})
+        assert found == q
+        assert torch.equal(form.decode(theirs, (256, 256), found), formats.decode(parts, (256, 256), q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_integer_scales_of_every_dtype_are_read(dtype):
+    parts, values, block = matrices("ct-int4-g32-asym-f32")[0]
+    cast = parts | {"weight_scale": parts["weight_scale"].to(dtype)}
+    form, quantization = formats.recognise(specs(cast), (32, 128), block)
+    scale = cast["weight_scale"].float()
+    ratio = (scale / parts["weight_scale"]).repeat_interleave(32, 1)
+    assert torch.allclose(form.decode(cast, (32, 128), quantization), values * ratio, rtol=1e-6)
+
+
+def test_act_order_reads_the_group_of_every_column():
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(5))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(6))
+    q = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
+    parts = formats.encode([weight[:, order]], q)[0]
+    back = order.argsort()
+    codes = parts["weight_packed"].view(torch.uint8)
+    unpacked = torch.stack([codes & 15, codes >> 4], -1).flatten(1)[:, back]
+    mixed = parts | {
+        "weight_packed": (unpacked[:, 0::2] | (unpacked[:, 1::2] << 4)).view(torch.int32),
+        "weight_g_idx": (back // 32).to(torch.int32),
+    }
+    form, found = formats.recognise(specs(mixed), (16, 64), {})
+    assert found == q
+    assert torch.equal(form.decode(mixed, (16, 64), q), formats.decode(parts, (16, 64), q)[:, back])
