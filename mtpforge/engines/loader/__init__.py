@@ -1,0 +1,21 @@
+"""Runs the installed vLLM's own MTP loader on a draft, on a machine with or without a GPU.
+
+    request.py    what is asked: one record, JSON in
+    stand_in.py   a CUDA platform without a driver, process groups without processes
+    headers.py    safetensors headers of the draft, and tensors of their shapes without values
+    coverage.py   which blocks of a tensor were touched, and how often
+    watch.py      sees every copy into a parameter
+    configs.py    fields of the draft's config that the engine reads and does not compare
+    verdict.py    from what was seen to errors and notes
+    check.py      the steps in order: configs, target class, draft class, load_weights
+    __main__.py   request file in, report file out
+
+This package runs in the engine's environment, beside the engine's own pins: it imports the standard library, numpy,
+torch and vLLM, and of mtpforge only its own files. `engines/installed.py` starts it.
+
+Real: ModelConfig, SpeculativeConfig, VllmConfig, the quantization config made from the target, the target's class, the
+MTP class, its load_weights, the default loader with its file selection and strict check.
+Stood in for: the platform, compiled extension modules, the answers of five "is this supported" operators, process
+groups, the attention backend. Not done: repacking for kernels, a forward pass, loading the target's own weights.
+Written for and run with vLLM 0.33.0; another version may need changes in stand_in.py.
+"""

@@ -1,0 +1,31 @@
+"""vLLM: what it demands of a separate MTP draft, as read in and run with version 0.33.0."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mtpforge.engines.engine import Engine
+from mtpforge.engines.vllm.demands import expected, scheme
+from mtpforge.engines.vllm.draft_config import draft_config
+from mtpforge.engines.vllm.serving import overrides, path_traps, serve
+from mtpforge.engines.vllm.sharding import memory, serving_traps
+from mtpforge.engines.vllm.traps import draft_traps, target_traps
+
+VLLM: Final = Engine(
+    name="vLLM",
+    versions="0.24 to 0.33",
+    scheme=scheme,
+    expected=expected,
+    draft_config=draft_config,
+    target_traps=target_traps,
+    draft_traps=draft_traps,
+    serving_traps=serving_traps,
+    path_traps=path_traps,
+    overrides=overrides,
+    serve=serve,
+    memory=memory,
+    # Of an expert's gate and up only the first one's global scale is used; of a fused linear the largest.
+    tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),
+    # An FP8 wk with its block scales is turned into BF16 while loading, beside weights_proj.
+    decoded_on_load={"self_attn.indexer.wk": frozenset(("fp8_block",))},
+)

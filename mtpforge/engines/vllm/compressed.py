@@ -1,0 +1,109 @@
+"""vLLM's reading of a compressed-tensors config: ignore list first, then targets by name, by parts, by class.
+
+Source: vllm quantization/compressed_tensors/compressed_tensors.py, utils.py, compressed_tensors_moe.py (0.33.0).
+"""
+
+from __future__ import annotations
+
+from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
+from mtpforge.engines.vllm.asked import CLASSES, Asked
+from mtpforge.engines.vllm.matching import exact_or_regex, listed, quoted
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.tensors import BF16, Quantization
+
+
+def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
+    """How vLLM would build a matrix. Of the experts, expert 0 is asked for all; its three projections must agree."""
+    if not asked.experts:
+        return _quantized(block, asked, _group(block, asked))
+    answers = [_group(block, Asked(part, (part,), asked.templates)) for part in asked.parts]
+    if any(_meaning(group) != _meaning(answers[0][0]) for group, _ in answers):
+        found = ", ".join(
+            f"{part.rpartition('.')[2]} {reason}" for part, (_, reason) in zip(asked.parts, answers, strict=True)
+        )
+        raise MtpforgeError(
+            "the target gives the projections of its experts different schemes",
+            where="config.json, quantization_config",
+            why=f"vLLM refuses that (`All MoE projections need to have same quantization scheme`): {found}",
+            fix="make the entries of gate_proj, up_proj and down_proj alike in the target's config.json",
+        )
+    return _quantized(block, asked, answers[0])
+
+
+def _group(block: QuantConfig, asked: Asked) -> tuple[Group | None, str]:
+    """The group that a matrix falls under, None for dense, and why: CompressedTensorsConfig.get_scheme_dict."""
+    if entry := listed(asked, block.ignore, exact_or_regex, "ignore"):
+        return None, f"ignore entry `{quoted(entry)}`"
+    # A target named by two groups belongs to the later one, but keeps its place.
+    targets = {target: group for group in block.groups if not _of_attention(group) for target in group.targets}
+    entry = _named(asked.name, tuple(targets)) or _all_parts(asked, tuple(targets)) or _class(asked, tuple(targets))
+    if entry is None:
+        return None, "no config group targets it"
+    group = targets[entry]
+    return group, f'config {shown(group.name)} matches "{quoted(entry)}"'
+
+
+def _named(name: str, targets: tuple[str, ...]) -> str | None:
+    return next((target for target in targets if exact_or_regex(name, target)), None)
+
+
+def _all_parts(asked: Asked, targets: tuple[str, ...]) -> str | None:
+    if not asked.is_fused:
+        return None
+    found = [_named(part, targets) for part in asked.parts]
+    return found[0] if all(found) else None
+
+
+def _class(asked: Asked, targets: tuple[str, ...]) -> str | None:
+    """The first target that is a part of the class's name, whatever the case, or an expression that matches it."""
+    expert = ".experts." in asked.name
+    name = CLASSES["experts"] if expert else asked.class_name
+    for target in targets:
+        if exact_or_regex(name, target) if target.startswith("re:") else target.lower() in name.lower():
+            return target
+    # A group for "Linear" counts for the experts too: _add_fused_moe_to_target_scheme_map.
+    return "Linear" if expert and "Linear" in targets else None
+
+
+def _of_attention(group: Group) -> bool:
+    return len(group.targets) == 1 and group.targets[0].endswith("Attention")
+
+
+def _meaning(group: Group | None) -> object:
+    return None if group is None else (group.weights, group.input_activations, group.output_activations, group.format)
+
+
+def _quantized(block: QuantConfig, asked: Asked, answer: tuple[Group | None, str]) -> tuple[Quantization, str]:
+    group, reason = answer
+    if group is None:
+        return BF16, reason
+    quantization = quantization_of(group, block.format)
+    if why := _refusal(group, quantization, experts=asked.experts):
+        raise MtpforgeError(
+            f"the target's scheme for `{asked.name}` is none that vLLM can build",
+            where=f"config.json, quantization_config.config_groups.{shown(group.name)}",
+            why=why,
+            fix="serve the target with the engine that it was made for",
+        )
+    return quantization, reason
+
+
+def _refusal(group: Group, quantization: Quantization, *, experts: bool) -> str:
+    """Why vLLM takes no such weights: CompressedTensorsConfig._get_scheme_from_parts, get_moe_method."""
+    inputs = group.input_activations
+    match quantization.format:
+        case "pack_quantized" if inputs is not None:
+            return (
+                "packed integers beside quantized activations take another kernel, for which no draft can be made yet"
+            )
+        case "int_quantized" if inputs is None or not quantization.symmetric:
+            return "INT8 weights must be symmetric, with activations quantized per token"
+        case "nvfp4" if group.weights is not None and group.weights.strategy != "tensor_group":
+            return "NVFP4 weights need strategy tensor_group"
+        case "nvfp4" if inputs is not None and (inputs.type, inputs.bits, inputs.group_size) != ("float", 4, 16):
+            return "activations beside NVFP4 weights must be NVFP4, or not quantized"
+        case "fp8_scaled" if experts and inputs is None:
+            return "FP8 experts need quantized activations"
+        case "fp8_scaled" if experts and quantization.strategy == "channel" and quantization.input_scale == "static":
+            return "FP8 experts with one scale per channel need dynamic activations"
+    return ""

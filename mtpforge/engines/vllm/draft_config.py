@@ -1,0 +1,89 @@
+"""The draft's config.json: every field that the engine reads from it explicit, and the same scheme stated by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.vllm import stating
+from mtpforge.engines.vllm.fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, ROPE
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.scheme import Scheme
+
+# Of the target as a whole, or of the run that saved it: a draft does not repeat them.
+_NOT_OF_A_DRAFT: Final = frozenset(
+    (
+        "quantization_config",
+        "compression_config",
+        "mtp_quantization_config",
+        "quantization",
+        "auto_map",
+        "torch_dtype",
+        "name_or_path",
+        "_name_or_path",
+        "text_config",
+        "vision_config",
+        *COUNT_TWINS,
+    )
+)
+
+
+def draft_config(
+    target: Checkpoint, source_config: Mapping[str, object], family: Family, scheme: Scheme, n_experts: int
+) -> dict[str, object]:
+    """config.json of a draft: the target's fields, the source's where the target has none.
+
+    The expert count is stated once, `num_nextn_predict_layers` is 1, the router runs in float32, the quantization block
+    states `scheme` for the layer by name and is absent for a dense draft. A needed field that neither has is an error.
+    """
+    text, other = family.text(target.config), family.text(source_config)
+    config = {key: value for key, value in text.items() if key not in _NOT_OF_A_DRAFT}
+    for field in (*COMPARED, "max_position_embeddings"):
+        if config.get(field) is None and other.get(field) is not None:
+            config[field] = other[field]
+    if not any(config.get(key) for key in ROPE):
+        config |= {key: other[key] for key in ROPE if other.get(key)}
+    for field in REQUIRED:
+        if config.get(field) is None:
+            raise _missing(field, target)
+    for field, default in DEFAULTS.items():
+        if config.get(field) is None and default != "":
+            config[field] = default
+    config |= {
+        "architectures": _architectures(text, family),
+        "model_type": text["model_type"],
+        family.expert_keys[0]: n_experts,
+        "num_nextn_predict_layers": 1,
+        "moe_router_dtype": "float32",
+        "dtype": text.get("dtype") or text.get("torch_dtype") or "bfloat16",
+    }
+    block = stating.block(config, family, scheme, parse(target.quantization), fp8_wk=_fp8_wk(source_config))
+    if block:
+        config["quantization_config"] = block
+    copied: dict[str, object] = json.loads(json.dumps(dict(sorted(config.items()))))
+    return copied
+
+
+def _architectures(text: Mapping[str, object], family: Family) -> list[object]:
+    """The language model's own; a multimodal wrapper's name says nothing about the layer."""
+    named = text.get("architectures")
+    return list(named) if isinstance(named, list) and named else [family.architecture]
+
+
+def _fp8_wk(source_config: Mapping[str, object]) -> bool:
+    """Whether the source stores matrices in FP8 that vLLM decodes while loading: they are not listed as dense then."""
+    block = source_config.get("quantization_config")
+    return isinstance(block, Mapping) and block.get("quant_method") == "fp8"
+
+
+def _missing(field: str, target: Checkpoint) -> MtpforgeError:
+    return MtpforgeError(
+        f"neither target nor source states `{field}`",
+        where=f"{shown(target.label)}, config.json",
+        why="vLLM builds the MTP layer from it",
+        fix=f"add `{field}` to the target's config.json, as the published base model states it",
+    )

@@ -1,0 +1,97 @@
+"""How vLLM looks a module up in the lists of a quantization config: first the fused name, then part by part.
+
+Source: vllm model_executor/layers/quantization: utils/{config_utils,quant_utils}.py, modelopt.py, quark/utils.py
+(0.33.0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Final, TypeAlias
+
+from mtpforge.engines.vllm.asked import Asked
+from mtpforge.errors import MtpforgeError, shown
+
+Matches: TypeAlias = Callable[[str, str], bool]
+_LONG: Final = 72
+
+
+def quoted(entry: str) -> str:
+    """An entry as reasons quote it: expressions that list every layer are cut."""
+    text = shown(entry)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+
+
+def exact(name: str, entry: str) -> bool:
+    """Whether an entry is the name."""
+    return entry == name
+
+
+def exact_or_regex(name: str, entry: str) -> bool:
+    """Whether an entry is the name, or `re:` and an expression that matches from its start (not to its end)."""
+    if not entry.startswith("re:"):
+        return entry == name
+    try:
+        return re.match(entry[3:], name) is not None
+    except re.error as error:
+        raise MtpforgeError(
+            f"`{shown(entry)}` is no regular expression",
+            where="config.json, quantization_config",
+            why=shown(error),
+            fix="correct the entry in the target's config.json",
+        ) from error
+
+
+def listed(asked: Asked, entries: Sequence[str], matches: Matches, key: str) -> str | None:
+    """The entry that lists a matrix: by its fused name, else by every part of it. Some parts but not all: an error."""
+    if direct := _first(asked.name, entries, matches):
+        return direct
+    if not asked.is_fused:
+        return None
+    by_part = [_first(part, entries, matches) for part in asked.parts]
+    if any(by_part) and not all(by_part):
+        raise _half_listed(asked, by_part, key)
+    return by_part[0]
+
+
+def skipped(asked: Asked, entries: Sequence[str], key: str) -> str | None:
+    """The entry by which method fp8 leaves a matrix dense.
+
+    A single matrix with "experts" anywhere in its name (the routed experts, but also `shared_experts.down_proj`) is
+    listed by any entry that contains its name; every other one by an entry that is its name.
+    """
+    if not asked.is_fused and "experts" in asked.name:
+        return next((entry for entry in entries if asked.name in entry), None)
+    return listed(asked, entries, exact, key)
+
+
+def excluded(asked: Asked, entries: Sequence[str], key: str) -> str | None:
+    """The entry by which ModelOpt's configs leave a matrix dense: as fp8, else by substring, else by wildcard."""
+    substring = (entry for entry in entries if entry in asked.name)
+    wildcard = (entry for entry in entries if fnmatchcase(asked.name, entry))
+    return skipped(asked, entries, key) or next(substring, None) or next(wildcard, None)
+
+
+def below(asked: Asked, entries: Iterable[str]) -> str | None:
+    """The entry, no expression, that is the name of a matrix or of anything below it (Quark, experts)."""
+    return next((e for e in entries if e == asked.name or e.startswith(f"{asked.name}.")), None)
+
+
+def _first(name: str, entries: Iterable[str], matches: Matches) -> str | None:
+    return next((entry for entry in entries if matches(name, entry)), None)
+
+
+def _half_listed(asked: Asked, by_part: Sequence[str | None], key: str) -> MtpforgeError:
+    fused = asked.name.rpartition(".")[2]
+    names = [part.rpartition(".")[2] for part in asked.parts]
+    inside = [name for name, entry in zip(names, by_part, strict=True) if entry]
+    outside = [name for name, entry in zip(names, by_part, strict=True) if not entry]
+    return MtpforgeError(
+        f"the target leaves only {' and '.join(inside)} of `{fused}` unquantized",
+        where=f"config.json, quantization_config.{key}",
+        why=f"vLLM runs {' and '.join(names)} as one matrix and refuses to start:"
+        " `Found different quantization schemes for the shards`",
+        fix=f"list {' and '.join(outside)} as well in the target's config.json, or none of them",
+    )

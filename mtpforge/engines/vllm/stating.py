@@ -1,0 +1,219 @@
+"""A scheme as a quantization_config that names the modules of one layer, fused names and `mtp_block.` included.
+
+vLLM takes a draft's quantization from its target and parses this block only; forks and other engines read it. Resolving
+it with vLLM's rules gives the same scheme again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from mtpforge.checkpoint.quantization import QuantConfig
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family, Module
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import DTYPES, Quantization
+
+PACKED: Final[dict[str, list[str]]] = {
+    "fused_qkv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
+    "fused_qkv_a_proj_with_mqa": ["q_a_proj", "kv_a_proj_with_mqa"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+_FORMAT_NAMES: Final = {
+    "pack_quantized": "pack-quantized",
+    "int_quantized": "int-quantized",
+    "fp8_scaled": "float-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+}
+
+
+def block(
+    config: Mapping[str, object], family: Family, scheme: Scheme, target: QuantConfig, *, fp8_wk: bool
+) -> dict[str, object]:
+    """The quantization_config of a draft, {} for a dense one. By the target's method where that can state the scheme.
+
+    fp8_wk: the source stores the indexer's keys in FP8, and method fp8 then does not list them as dense.
+    """
+    prefix = family.prefix(family.layer(config))
+    modules = family.modules(config, 1)
+    stored = {m.template: scheme.of(m.template).quantization for m in modules}
+    kinds = {q for q in stored.values() if not q.is_dense}
+    if not kinds:
+        return {}
+    if fp8_wk:
+        modules = tuple(m for m in modules if target.method != "fp8" or m.template != "self_attn.indexer.wk")
+    for method in sorted(_METHODS, key=lambda name: name != target.method):
+        can, state = _METHODS[method]
+        if can(kinds):
+            return state(_Layer(prefix, modules, stored))
+    raise MtpforgeError(
+        "no quantization method stores all formats of the scheme in one checkpoint",
+        where=f"scheme {scheme.name}",
+        why=", ".join(sorted(f"{q} ({q.format})" for q in kinds)),
+        fix="`mtpforge schemes` lists the presets",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The modules of one layer (of the experts, expert 0) and how each is stored, by template."""
+
+    prefix: str
+    modules: tuple[Module, ...]
+    stored: Mapping[str, Quantization]
+
+    @property
+    def dense(self) -> tuple[Module, ...]:
+        return tuple(m for m in self.modules if self.stored[m.template].is_dense)
+
+    @property
+    def sets(self) -> dict[Quantization, list[Module]]:
+        """Quantization -> the modules that are stored so."""
+        sets: dict[Quantization, list[Module]] = {}
+        for module in self.modules:
+            if not self.stored[module.template].is_dense:
+                sets.setdefault(self.stored[module.template], []).append(module)
+        return sets
+
+    def names(self, modules: Iterable[Module]) -> list[str]:
+        """Full names; the routed experts once, by the name of their stack."""
+        local = (m.name if m.expert is None else m.template.partition(".*.")[0] for m in modules)
+        return list(dict.fromkeys(self.prefix + name for name in local))
+
+    def pattern(self, modules: Iterable[Module]) -> str:
+        """One anchored expression for modules, their fused names, and the spelling of forks under `mtp_block.`."""
+        ends: dict[str, list[str]] = {}
+        for module in modules:
+            stem, _, last = module.template.rpartition(".")
+            fused = [name for name, parts in PACKED.items() if module.fused and last in parts]
+            ends.setdefault(stem, []).extend([*fused, last])
+        local = "|".join(
+            f"{_escaped(stem)}{'[.]' if stem else ''}(?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items()
+        )
+        return f"re:{_escaped(self.prefix)}(?:mtp_block[.])?(?:{local})$"
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", "[.]").replace("*", "[0-9]+")
+
+
+def _compressed_tensors(layer: _Layer) -> dict[str, object]:
+    formats = {_FORMAT_NAMES[q.format] for q in layer.sets}
+    alone = layer.names(m for m in layer.dense if m.expert is None)
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {
+                "format": _FORMAT_NAMES[q.format],
+                "targets": [layer.pattern(members)],
+                "weights": _weights(q),
+                "input_activations": _activations(q),
+                "output_activations": None,
+            }
+            for i, (q, members) in enumerate(layer.sets.items())
+        },
+        "ignore": [
+            "lm_head",
+            f"{layer.prefix}head",
+            f"{layer.prefix}shared_head.head",
+            *alone,
+            layer.pattern(layer.dense),
+        ],
+        "kv_cache_scheme": None,
+        "packed_modules_mapping": PACKED,
+    }
+
+
+def _weights(q: Quantization) -> dict[str, object]:
+    is_float = q.format in ("fp8_scaled", "nvfp4")
+    stated: dict[str, object] = {
+        "num_bits": q.bits,
+        "type": "float" if is_float else "int",
+        "strategy": "tensor_group" if q.format == "nvfp4" else q.strategy,
+        "symmetric": q.symmetric,
+        "dynamic": False,
+    }
+    if q.group_size is not None:
+        stated["group_size"] = q.group_size
+    if q.block is not None:
+        stated["block_structure"] = list(q.block)
+    if q.scale_dtype != ("F32" if q.format == "fp8_scaled" else "BF16"):
+        stated["scale_dtype"] = f"torch.{DTYPES[q.scale_dtype].torch}"
+    return stated
+
+
+def _activations(q: Quantization) -> dict[str, object] | None:
+    if q.input_scale == "none":
+        return None
+    if q.format == "nvfp4":
+        return {**_weights(q), "dynamic": "local"}
+    kind = {"num_bits": 8, "type": "float" if q.format == "fp8_scaled" else "int", "symmetric": True}
+    if q.input_scale == "static":
+        return {**kind, "strategy": "tensor", "dynamic": False}
+    if q.block is not None:
+        return {**kind, "strategy": "group", "group_size": q.block[1], "dynamic": True}
+    return {**kind, "strategy": "token", "dynamic": True}
+
+
+def _fp8(layer: _Layer) -> dict[str, object]:
+    (q,) = layer.sets
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": q.input_scale,
+        "modules_to_not_convert": ["lm_head", *layer.names(layer.dense)],
+    } | ({} if q.block is None else {"weight_block_size": list(q.block)})
+
+
+def _modelopt(layer: _Layer) -> dict[str, object]:
+    stated: dict[str, object] = {
+        "quant_method": "modelopt",
+        "producer": {"name": "modelopt"},
+        "ignore": ["lm_head", f"{layer.prefix}head", f"{layer.prefix}shared_head*", *layer.names(layer.dense)],
+    }
+    if len(layer.sets) > 1:
+        layers = {name: _algo(q) for q, members in layer.sets.items() for name in layer.names(members)}
+        return {**stated, "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    (q,) = layer.sets
+    weights: dict[str, object] = {"num_bits": q.bits, "type": "float", "dynamic": False}
+    weights |= {} if q.group_size is None else {"group_size": q.group_size}
+    inputs = None if q.input_scale == "none" else weights
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
+    return {**stated, "quant_algo": _algo(q)["quant_algo"], "config_groups": groups}
+
+
+def _algo(q: Quantization) -> dict[str, object]:
+    if q.format == "fp8_scaled":
+        return {"quant_algo": "FP8"}
+    return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
+
+
+def _is_compressed(kinds: Iterable[Quantization]) -> bool:
+    return all(q.format in _FORMAT_NAMES for q in kinds)
+
+
+def _is_fp8(kinds: Collection[Quantization]) -> bool:
+    return len(kinds) == 1 and all(
+        q.format == "fp8_block" or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale != "none")
+        for q in kinds
+    )
+
+
+def _is_modelopt(kinds: Iterable[Quantization]) -> bool:
+    return all(
+        q.format == "modelopt_nvfp4"
+        or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
+        for q in kinds
+    )
+
+
+# quant_method -> whether it can state a set of quantizations, and how it does. The target's own method is tried first.
+_METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[_Layer], dict[str, object]]]]] = {
+    "compressed-tensors": (_is_compressed, _compressed_tensors),
+    "fp8": (_is_fp8, _fp8),
+    "modelopt": (_is_modelopt, _modelopt),
+}

@@ -1,0 +1,251 @@
+"""What in a target, or in a draft's config beside it, would make vLLM refuse, or draft badly without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.vllm.asked import Asked
+from mtpforge.engines.vllm.demands import scheme_under
+from mtpforge.engines.vllm.fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, experts_seen, rope_seen, seen
+from mtpforge.engines.vllm.matching import excluded
+from mtpforge.engines.vllm.methods import KNOWN
+from mtpforge.engines.vllm.serving import NEXTN, overrides_of
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.families.counting import expert_numbers
+from mtpforge.report import Trap
+from mtpforge.scheme import Scheme
+
+_ROUTER: Final = "moe_router_dtype"
+_TARGET: Final = "target's config.json"
+_DRAFT: Final = "draft's config.json"
+_REBUILD: Final = "rebuild the draft: `mtpforge build --target TARGET --force`"
+
+
+def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
+    """What is wrong or missing in the target itself. Files and strays are judged elsewhere."""
+    text = family.text(target.config)
+    found = [*_nextn_of_target(target.config, text), *_stale_count(target, text, family)]
+    carries = any(name.startswith(family.prefix(family.layer(target.config))) for name in target.names)
+    if carries and text.get(_ROUTER) != "float32":
+        found.append(
+            Trap(
+                "router-dtype",
+                "warning",
+                f"the target carries an MTP layer, but its config has no `{_ROUTER}`: vLLM would run the layer's router"
+                " in BF16, and no override reaches it",
+                "serve with a draft of the same bytes: `mtpforge build --target TARGET`",
+                where=f"{_TARGET}, {_ROUTER}",
+                silent=True,
+            )
+        )
+    if text.get("mtp_quantization_config") is not None:
+        found.append(
+            Trap(
+                "mtp-quantization-config",
+                "warning",
+                "`mtp_quantization_config` is read by patched builds only: vLLM quantizes the layer as the rest of the"
+                " config says, and the target's own layer ends in a KeyError",
+                "serve with a draft: `mtpforge build --target TARGET`",
+                where=f"{_TARGET}, mtp_quantization_config",
+            )
+        )
+    return (*found, *_quantized_head(target, family))
+
+
+def draft_traps(
+    target_config: Mapping[str, object], draft_config: Mapping[str, object], family: Family, scheme: Scheme
+) -> tuple[Trap, ...]:
+    """What in a draft's config is missing, or differs from its target's. vLLM compares none of it."""
+    target, draft = family.text(target_config), family.text(draft_config)
+    return (
+        *_identity(draft_config, draft, family),
+        *_differing(target, draft),
+        *_router(draft),
+        *_experts(target, draft, family),
+        *_nextn_of_draft(draft),
+        *_stated(draft_config, family, scheme),
+    )
+
+
+def _nextn_of_target(config: Mapping[str, object], text: Mapping[str, object]) -> Iterator[Trap]:
+    needed = overrides_of(config)
+    if needed:
+        zero = NEXTN in text
+        yield Trap(
+            "nextn-field",
+            "warning",
+            f"the target's config says `{NEXTN}` {shown(text.get(NEXTN))}: vLLM builds no MTP layer and drops every"
+            " draft tensor"
+            if zero
+            else f"the target's config has no `{NEXTN}`: vLLM stops with an AttributeError",
+            f"--hf-overrides '{json.dumps(needed)}'",
+            where=f"{_TARGET}, {NEXTN}",
+            silent=zero,
+        )
+    elif text.get(NEXTN) != 1:
+        yield Trap(
+            "nextn-layers",
+            "warning",
+            f"the target's config counts {shown(text.get(NEXTN))} MTP layers, a draft holds the first",
+            f"--hf-overrides '{json.dumps({NEXTN: 1})}'",
+            where=f"{_TARGET}, {NEXTN}",
+        )
+
+
+def _stale_count(target: Checkpoint, text: Mapping[str, object], family: Family) -> Iterator[Trap]:
+    first = family.expert_keys[0]
+    differing = {
+        key: text[key] for key in COUNT_TWINS if text.get(key) is not None and text.get(key) != text.get(first)
+    }
+    if first not in text or not differing:
+        return
+    stored = _stored_experts(target, family)
+    said = ", ".join(f"`{key}` {shown(value)}" for key, value in differing.items())
+    yield Trap(
+        "stale-num-experts",
+        "warning",
+        f"the target's config says `{first}` {shown(text[first])} but {said}, and vLLM takes the latter"
+        + (f"; its headers hold {stored}" if stored else ""),
+        f"delete {' and '.join(f'`{key}`' for key in differing)} from the target's config.json",
+        where=f"{_TARGET}, {', '.join(differing)}",
+    )
+
+
+def _stored_experts(target: Checkpoint, family: Family) -> int:
+    """Experts of the target's last main layer, by tensor names; 0 where names are not known."""
+    prefix = family.prefix(family.layer(target.config) - 1)
+    return len(expert_numbers(family, (name for name in target.names if name.startswith(prefix))))
+
+
+def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
+    block = parse(target.quantization)
+    name = f"{family.prefix(family.layer(target.config))}head"
+    head = Asked(name, (name,), ())
+    if block.method == "modelopt" and "NVFP4" in block.quant_algo and not excluded(head, block.ignore, "ignore"):
+        yield Trap(
+            "quantized-head",
+            "warning",
+            f"no entry excludes `{name}`: vLLM builds it in NVFP4 before the target's head takes its place;"
+            " some versions stop with `NVFP4 weight_scale for layer 'parallel_lm_head' was never loaded`",
+            f'if it stops there, add "{name}" to the target\'s exclusion list',
+            where=f"{_TARGET}, quantization_config",
+        )
+
+
+def _identity(whole: Mapping[str, object], draft: Mapping[str, object], family: Family) -> Iterator[Trap]:
+    if draft.get("model_type") not in family.model_types:
+        yield _wrong("model_type", draft.get("model_type"), family.model_types[0], silent=False)
+    named = whole.get("architectures")
+    if not isinstance(named, list) or not named:
+        yield _wrong("architectures", named, [family.architecture], silent=False)
+
+
+def _differing(target: Mapping[str, object], draft: Mapping[str, object]) -> Iterator[Trap]:
+    for field in COMPARED:
+        ours, theirs = seen(draft, field), seen(target, field)
+        if ours != theirs:
+            yield _wrong(field, draft.get(field), theirs, silent=field in DEFAULTS or ours is not None)
+        elif ours is None and field in REQUIRED:
+            yield _wrong(field, None, "the published base model's value", silent=False)
+    if rope_seen(draft) != rope_seen(target):
+        yield _wrong("rope_parameters", rope_seen(draft), rope_seen(target), silent=True)
+    ours, theirs = draft.get("max_position_embeddings"), target.get("max_position_embeddings")
+    if ours != theirs:
+        yield Trap(
+            "config-max_position_embeddings",
+            "note",
+            f"`max_position_embeddings` is {shown(ours)}, the target's {shown(theirs)}; vLLM raises a smaller one",
+            where=f"{_DRAFT}, max_position_embeddings",
+        )
+
+
+def _router(draft: Mapping[str, object]) -> Iterator[Trap]:
+    if draft.get(_ROUTER) != "float32":
+        yield _wrong(_ROUTER, draft.get(_ROUTER), "float32", silent=True)
+
+
+def _experts(target: Mapping[str, object], draft: Mapping[str, object], family: Family) -> Iterator[Trap]:
+    first = family.expert_keys[0]
+    counts = {key: draft[key] for key in (first, *COUNT_TWINS) if draft.get(key) is not None}
+    if not counts:
+        yield _wrong(first, None, target.get(first), silent=False)
+        return
+    if len(set(map(str, counts.values()))) > 1:
+        said = " and ".join(f"`{key}` {shown(value)}" for key, value in counts.items())
+        yield Trap(
+            "stale-num-experts",
+            "error",
+            f"the draft's config says {said}, and vLLM takes the latter",
+            f"delete all but `{first}`, or {_REBUILD}",
+            where=f"{_DRAFT}, {', '.join(counts)}",
+            silent=True,
+        )
+    ours, theirs = experts_seen(draft), target.get(first, experts_seen(target))
+    if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+        more = ours > theirs
+        yield Trap(
+            "expert-count",
+            "error" if more else "note",
+            f"the draft has {ours} experts, the target {theirs}: "
+            + (f"vLLM stops at expert {theirs}" if more else "vLLM loads it"),
+            f"build a draft with {theirs}: {_REBUILD}" if more else "",
+            where=f"{_DRAFT}, {first}",
+        )
+
+
+def _nextn_of_draft(draft: Mapping[str, object]) -> Iterator[Trap]:
+    if draft.get(NEXTN) != 1:
+        yield _wrong(NEXTN, draft.get(NEXTN), 1, silent=False)
+
+
+def _stated(config: Mapping[str, object], family: Family, scheme: Scheme) -> Iterator[Trap]:
+    block = config.get("quantization_config")
+    if not isinstance(block, Mapping):
+        return
+    where = f"{_DRAFT}, quantization_config"
+    method = block.get("quant_method")
+    if not isinstance(method, str) or method.lower() not in KNOWN:
+        yield Trap(
+            "draft-method",
+            "error",
+            f"the draft's quant_method is {shown(repr(method))}, which vLLM does not know: it would not start",
+            _REBUILD,
+            where=f"{where}.quant_method",
+        )
+        return
+    try:
+        stated = scheme_under(config, dict(block), family)
+    except MtpforgeError as error:
+        yield Trap(
+            "draft-block", "warning", f"the draft's own block cannot be read: {error.what}", _REBUILD, where=where
+        )
+        return
+    other = [r.pattern for r in stated.rules if r.quantization != scheme.of(r.pattern).quantization]
+    if other:
+        first = stated.of(other[0]).quantization
+        yield Trap(
+            "draft-block",
+            "warning",
+            f"the draft's own block says {first} for `{other[0]}`, the target asks for"
+            f" {scheme.of(other[0]).quantization}: vLLM follows the target, forks may not",
+            _REBUILD,
+            where=where,
+        )
+
+
+def _wrong(field: str, ours: object, theirs: object, *, silent: bool) -> Trap:
+    said = f"`{field}` is {shown(json.dumps(ours, default=str))}" if ours is not None else f"`{field}` is missing"
+    return Trap(
+        f"config-{field}",
+        "error",
+        f"the draft's {said}, it must be {shown(json.dumps(theirs, default=str))}"
+        + ("; vLLM would not notice" if silent else ""),
+        f"correct `{field}` in the draft's config.json, or {_REBUILD}",
+        where=f"{_DRAFT}, {field}",
+        silent=silent,
+    )

@@ -1,0 +1,243 @@
+"""The child process: what it is started with, what it may answer, how it may fail. No engine is needed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from mtpforge import errors
+from mtpforge.engines import installed
+from mtpforge.errors import MtpforgeError
+from mtpforge.tensors import Spec, TensorRef
+
+REPORT = {
+    "accepted": True,
+    "complete": True,
+    "errors": [],
+    "notes": ["a note"],
+    "defaulted": [],
+    "facts": {
+        "versions": {"vllm": "0.33.0", "torch": "2.13.0"},
+        "class": "vllm.models.X",
+        "tensors": 71,
+        "parameters": {"total": 24, "loaded": 22},
+    },
+}
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """A program in the place of an engine's interpreter: `-m MODULE REQUEST REPORT` are its arguments."""
+
+    def make(body: str) -> str:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        return str(program)
+
+    return make
+
+
+def answering(report, tmp_path):
+    answer = tmp_path / "answer.json"
+    answer.write_text(json.dumps(report))
+    return f'echo "INFO noise {{" ; echo more noise >&2 ; cp {answer} "$4"'
+
+
+def refusal(call):
+    with pytest.raises(MtpforgeError) as caught:
+        call()
+    return caught.value
+
+
+def test_complete_draft_passes_however_much_the_engine_prints(interpreter, tmp_path):
+    python = interpreter(answering(REPORT, tmp_path))
+    report = installed.check(tmp_path, {"model_type": "x"}, python=python)
+    assert report.ok
+    assert report.command == "validate"
+    assert [(c.name, c.verdict, c.detail) for c in report.checks] == [
+        ("engine loads the draft", "passed", "vLLM 0.33.0: vllm.models.X"),
+        ("draft is complete", "passed", "71 tensors, 22 of 24 parameters loaded"),
+    ]
+    assert report.facts["notes"] == ["a note"]
+    json.dumps(report.facts)
+
+
+def test_refused_draft_fails_with_the_engines_words_and_a_command(interpreter, tmp_path):
+    refused = REPORT | {"accepted": False, "complete": False, "errors": ["load_weights: KeyError: 'x'"], "facts": {}}
+    report = installed.check(tmp_path, tmp_path, python=interpreter(answering(refused, tmp_path)))
+    assert not report.ok
+    (check,) = report.checks
+    assert check.detail == "vLLM ? refuses it: load_weights: KeyError: 'x'"
+    assert check.fix == f"build it again for this target: `mtpforge build --target {tmp_path} --force`"
+
+
+def test_loaded_but_incomplete_draft_fails_and_keeps_every_error(interpreter, tmp_path):
+    found = [f"expert {n}: nothing loaded" for n in range(50)]
+    report = installed.check(
+        tmp_path,
+        tmp_path,
+        python=interpreter(answering(REPORT | {"complete": False, "errors": found}, tmp_path)),
+    )
+    assert not report.ok
+    assert report.checks[0].verdict == "passed"
+    assert [c.detail for c in report.checks[1:]] == [*found[:20], "and 30 more of this kind"]
+    assert report.facts["errors"] == found
+
+
+def test_request_says_how_the_draft_will_be_served(interpreter, tmp_path):
+    kept = tmp_path / "kept.json"
+    python = interpreter(f'cp "$3" {kept}; ' + answering(REPORT, tmp_path))
+    installed.check(
+        tmp_path,
+        tmp_path,
+        python=python,
+        meta=False,
+        tensor_parallel=4,
+        expert_parallel=True,
+        overrides={"num_nextn_predict_layers": 1},
+        capability=120,
+    )
+    request = json.loads(kept.read_text())
+    assert (request["target"], request["draft"], request["meta"]) == (str(tmp_path), str(tmp_path), False)
+    assert (request["tensor_parallel"], request["expert_parallel"], request["capability"]) == (4, True, 120)
+    assert request["overrides"] == {"num_nextn_predict_layers": 1}
+
+
+def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, tmp_path):
+    kept = tmp_path / "kept.txt"
+    body = f'echo "$PYTHONPATH:$CUDA_VISIBLE_DEVICES:$2" > {kept}; ls -d "${{PYTHONPATH%%:*}}"/$2/check.py >> {kept}; '
+    installed.check(tmp_path, tmp_path, python=interpreter(body + answering(REPORT, tmp_path)))
+    first, found = kept.read_text().splitlines()
+    assert first.endswith(":mtpforge_loader")
+    assert found.endswith("mtpforge_loader/check.py")
+    assert not first.startswith(str(Path(installed.__file__).parents[2]))
+
+
+def test_loader_imports_nothing_of_mtpforge_beside_itself(tmp_path):
+    (tmp_path / "alone").symlink_to(Path(installed.__file__).parent / "loader", target_is_directory=True)
+    code = (
+        "import sys, alone.check, alone.stand_in, alone.configs, alone.__main__\n"
+        "print([m for m in sys.modules if m.startswith('mtpforge')])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "[]\n"
+
+
+def test_no_engine_here_says_how_to_name_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None)
+    error = refusal(lambda: installed.check(tmp_path, tmp_path))
+    assert error.code == errors.MACHINE
+    assert str(error) == (
+        f"error: no engine found to ask\ncause: vLLM is not installed beside {sys.executable}\n"
+        " hint: name an interpreter in which vLLM is installed: `--engine-python PATH`"
+    )
+
+
+def test_absent_interpreter_is_named(tmp_path):
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=str(tmp_path / "no" / "python")))
+    assert (error.code, error.where, error.why) == (
+        errors.MACHINE,
+        "--engine-python",
+        f"no program {tmp_path / 'no' / 'python'}",
+    )
+
+
+def test_interpreter_without_the_engine_is_named(interpreter, tmp_path):
+    python = interpreter("echo no module named vllm >&2; exit 2")
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=python))
+    assert error.code == errors.MACHINE
+    assert error.why == f"vLLM cannot be imported by {python}: no module named vllm"
+    assert "--engine-python PATH" in error.fix
+
+
+@pytest.mark.skipif(installed.is_installed(), reason="vLLM is installed here")
+def test_this_interpreter_without_vllm_answers_the_same_way(tmp_path):
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=sys.executable))
+    assert error.why == f"vLLM cannot be imported by {sys.executable}: no module named vllm"
+
+
+def test_engine_that_dies_is_quoted(interpreter, tmp_path):
+    python = interpreter("echo Illegal instruction >&2; exit 132")
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=python))
+    assert (error.code, error.where, error.why) == (errors.MACHINE, python, "exit 132: Illegal instruction")
+
+
+def test_engine_that_writes_no_report_is_no_verdict(interpreter, tmp_path):
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=interpreter("exit 0")))
+    assert (error.what, error.code) == ("the engine's loader ended without a verdict", errors.MACHINE)
+
+
+def test_engine_that_hangs_is_ended_with_what_it_started(interpreter, tmp_path):
+    pid = tmp_path / "pid"
+    python = interpreter(f"sleep 600 & echo $! > {pid}.part; mv {pid}.part {pid}; wait")
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=python, timeout_seconds=0.3))
+    assert error.code == errors.MACHINE
+    assert error.what == "the engine's loader did not finish within 0 s"
+    state = Path(f"/proc/{pid.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] in "ZX"
+
+
+def test_config_alone_takes_its_side_file_along(interpreter, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text('{"model_type": "x"}')
+    (target / "hf_quant_config.json").write_text('{"quantization": {}}')
+    kept = tmp_path / "kept.txt"
+    body = f'ls $(sed \'s/.*"target": "\\([^"]*\\)".*/\\1/\' "$3") > {kept}; '
+    installed.check(tmp_path, target / "config.json", python=interpreter(body + answering(REPORT, tmp_path)))
+    assert kept.read_text().split() == ["config.json", "hf_quant_config.json"]
+
+
+@dataclass
+class Remote:
+    """What installed.py asks of a hub repository."""
+
+    quantization: dict
+    label: str = "org/name"
+    location: str = "org/name"
+    has_headers: bool = True
+
+    config = {"model_type": "glm_moe_dsa"}  # noqa: RUF012
+    names = frozenset({"a.qweight", "b.weight"})
+
+    def locate(self, names):
+        specs = {"a.qweight": Spec("I32", (4, 2)), "b.weight": Spec("BF16", (3,))}
+        return {n: TensorRef(n, specs[n], f"shard-{n}", 100, 100 + specs[n].n_bytes) for n in sorted(names)}
+
+
+def test_hub_target_of_a_method_that_reads_headers_is_laid_out_with_them(tmp_path):
+    folder = installed._as_folder(Remote({"quant_method": "awq"}), tmp_path / "target")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        found = {n: (file.get_slice(n).get_dtype(), file.get_slice(n).get_shape()) for n in sorted(Remote.names)}
+    assert found == {"a.qweight": ("I32", [4, 2]), "b.weight": ("BF16", [3])}
+    config = json.loads((folder / "config.json").read_text())
+    assert config == Remote.config | {"quantization_config": {"quant_method": "awq"}}
+
+
+def test_hub_target_with_modelopts_side_file_keeps_it(tmp_path):
+    block = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
+    folder = installed._as_folder(Remote(block), tmp_path / "target")
+    assert json.loads((folder / "hf_quant_config.json").read_text()) == block
+    assert json.loads((folder / "config.json").read_text()) == Remote.config
+
+
+def test_hub_target_of_another_method_is_its_config_alone(tmp_path):
+    folder = installed._as_folder(Remote({}), tmp_path / "target")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
