@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+WIDTHS = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8}  # bytes of one element
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).parents[1] / "mtpforge" / "_demo"
 
@@ -47,3 +49,44 @@ def census() -> Callable[[str], dict[str, tuple[str, tuple[int, ...]]]]:
         return rows
 
     return load
+
+
+@pytest.fixture(scope="session")
+def census_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    release_config: Callable[[str], dict[str, object]],
+    census: Callable[[str], dict[str, tuple[str, tuple[int, ...]]]],
+) -> Callable[[str, str], Path]:
+    """A full-size checkpoint of which only headers exist: a sparse file whose every tensor reads as zeros."""
+
+    def make(census_name: str, config_name: str) -> Path:
+        folder = tmp_path_factory.mktemp(census_name)
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, (dtype, shape) in census(census_name).items():
+            n_bytes = math.prod(shape) * WIDTHS[dtype]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + n_bytes]}
+            offset += n_bytes
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / "model.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + offset)
+        (folder / "config.json").write_text(json.dumps(release_config(config_name)))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def config_folder(
+    tmp_path_factory: pytest.TempPathFactory, release_config: Callable[[str], dict[str, object]]
+) -> Callable[[str], Path]:
+    """A target of which only config.json is known."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "config.json").write_text(json.dumps(release_config(name)))
+        return folder
+
+    return make

@@ -1,0 +1,132 @@
+"""choose_source(): which checkpoint the layer comes from when the user names none.
+
+In this order: the target itself where it holds the layer at no lower precision than its scheme asks for; the base
+model of its card, and that one's; the published base of the family. The first that holds the layer is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mtpforge import errors
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Engine
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family
+from mtpforge.formats import FORMATS
+from mtpforge.scheme import Scheme
+from mtpforge.sourcing import StoredLayer, has_layer, stored_layer
+from mtpforge.tensors import Spec
+
+_CARD_DEPTH = 3  # a card's base model may itself be a quantized release that names its base
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen source, why, and what else was considered: (hub id or folder, remark).
+
+    self_sufficient: the target's own layer loads as it is and no silent trap applies: nothing has to be built.
+    """
+
+    source: Checkpoint
+    reason: str
+    alternatives: tuple[tuple[str, str], ...]
+    self_sufficient: bool = False
+
+
+def choose_source(
+    target: Checkpoint, family: Family, engine: Engine, open_checkpoint: Callable[[str], Checkpoint]
+) -> Choice:
+    """The source for a target's draft. Raises MtpforgeError when no candidate holds the layer."""
+    bases = tuple(name for name in family.base_models if name != target.label.split("@")[0])
+    if has_layer(target, family):
+        scheme = engine.scheme(target, family)
+        layer = stored_layer(target, family)
+        if not _too_coarse(layer, scheme, engine):
+            others = tuple((name, "published base of the family") for name in bases)
+            if _loads(target, layer, family, engine, scheme):
+                return Choice(target, "the target's own layer loads as it is", others, self_sufficient=True)
+            return Choice(target, "the target carries the layer itself, at the precision that it asks for", others)
+    return _from_bases(target, family, open_checkpoint)
+
+
+def _from_bases(target: Checkpoint, family: Family, open_checkpoint: Callable[[str], Checkpoint]) -> Choice:
+    tried: list[tuple[str, str]] = []
+    candidates = dict(_candidates(target, family, open_checkpoint, tried))
+    for name, reason in candidates.items():
+        try:
+            source = open_checkpoint(name)
+            if has_layer(source, family):
+                others = [(n, r) for n, r in candidates.items() if n != name and n not in dict(tried)]
+                return Choice(source, reason, (*others, *tried))
+            tried.append((name, "holds no MTP layer"))
+        except MtpforgeError as error:
+            tried.append((name, error.what))
+            last = error
+    raise MtpforgeError(
+        f"no source for the MTP layer of {target.label} was found",
+        why="; ".join(f"{name}: {remark}" for name, remark in tried),
+        fix=f"name one: `--source ORG/NAME` or a folder, e.g. `--source {family.base_models[0]}`",
+        code=last.code if tried and all(remark != "holds no MTP layer" for _, remark in tried) else errors.INPUT,
+    )
+
+
+def _candidates(
+    target: Checkpoint,
+    family: Family,
+    open_checkpoint: Callable[[str], Checkpoint],
+    tried: list[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """(name, reason) in order: the cards' base models, breadth first, then the family's published bases."""
+    seen = {target.label.split("@")[0]}
+    level = list(target.base_models())
+    for depth in range(_CARD_DEPTH):
+        deeper: list[str] = []
+        for name in level:
+            if name in seen:
+                continue
+            seen.add(name)
+            yield name, "base model of the target's card" if depth == 0 else "base model of the base model's card"
+            if depth + 1 < _CARD_DEPTH and name not in family.base_models:
+                try:
+                    deeper += open_checkpoint(name).base_models()
+                except MtpforgeError as error:
+                    tried.append((name, error.what))
+        level = deeper
+    for name in family.base_models:
+        if name not in seen:
+            yield name, "published base of the family"
+
+
+def _too_coarse(layer: StoredLayer, scheme: Scheme, engine: Engine) -> bool:
+    """Whether some module is stored in fewer bits than the scheme asks for; what the engine decodes itself is not."""
+    return any(
+        stored.quantization.bits < scheme.of(stored.module.template).quantization.bits
+        and stored.quantization.format not in engine.decoded_on_load.get(stored.module.template, frozenset())
+        for stored in layer.modules.values()
+    )
+
+
+def _loads(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
+    """Whether the engine would load this layer as it is, and no silent trap would spoil its drafts."""
+    expected = engine.expected(scheme, family, target.config, layer.layer, layer.n_experts)
+    held: dict[str, Spec] = {ref.name: ref.spec for ref in layer.plain.values()}
+    for stored in layer.modules.values():
+        held |= {ref.name: ref.spec for ref in stored.parts.values()}
+        decoded = engine.decoded_on_load.get(stored.module.template, frozenset())
+        if stored.quantization.format in decoded:
+            prefix = f"{family.prefix(layer.layer)}{stored.module.name}."
+            expected = {name: spec for name, spec in expected.items() if not name.startswith(prefix)}
+            specs = FORMATS[stored.quantization.format].layout(stored.module.shape, stored.quantization)
+            expected |= {prefix + suffix: spec for suffix, spec in specs.items()}
+    if any(not _fits(held.get(name), spec) for name, spec in expected.items()):
+        return False
+    return not any(trap.silent or trap.severity == "error" for trap in engine.target_traps(target, family))
+
+
+def _fits(held: Spec | None, expected: Spec) -> bool:
+    """Whether the engine takes a tensor as it is: any float where it keeps BF16, else the very dtype."""
+    if held is None or held.shape != expected.shape:
+        return False
+    return held.dtype == expected.dtype or (expected.dtype == "BF16" and held.dtype in {"F16", "F32"})

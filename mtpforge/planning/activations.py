@@ -1,0 +1,159 @@
+"""Where the scales of static activations come from.
+
+In this order: the checkpoint that `--input-scales` names, the source's own layer, the target's own layer, the target's
+last main layer. Of a main layer the maximum over its experts is taken: expert numbers of different layers mean nothing
+to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.families.family import Module
+from mtpforge.formats import FORMATS
+from mtpforge.formats.format import InputScale
+from mtpforge.planning.steps import InputScaleMove, Write
+from mtpforge.tensors import Quantization, TensorRef
+
+_SUFFIXES = frozenset(f.input_scale.suffix for f in FORMATS.values() if f.input_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSource:
+    """A layer that may hold activation scales: of which checkpoint, under which prefix, and how the plan names it."""
+
+    checkpoint: Checkpoint
+    origin: str
+    prefix: str
+    own_layer: bool
+    description: str
+
+
+def sources(
+    family: Family, source: Checkpoint, target: Checkpoint | None, given: Checkpoint | None
+) -> tuple[ScaleSource, ...]:
+    """The layers to look into, in order."""
+    found: list[ScaleSource] = []
+    if given is not None:
+        found += _layers(family, given, "scales", "`--input-scales`")
+    layer = family.prefix(family.layer(source.config))
+    found.append(ScaleSource(source, "source", layer, own_layer=True, description="the source's own MTP layer"))
+    if target is not None and target.has_headers:
+        found += _layers(family, target, "target", "the target's")
+    return tuple(found)
+
+
+def _layers(family: Family, checkpoint: Checkpoint, origin: str, whose: str) -> list[ScaleSource]:
+    layer = family.layer(checkpoint.config)
+    return [
+        ScaleSource(checkpoint, origin, family.prefix(layer), own_layer=True, description=f"{whose} own MTP layer"),
+        ScaleSource(
+            checkpoint,
+            origin,
+            family.prefix(layer - 1),
+            own_layer=False,
+            description=f"{whose} last main layer, maximum over its experts",
+        ),
+    ]
+
+
+def move(
+    partners: Iterable[Module],
+    wanted: Quantization,
+    write: Write,
+    places: tuple[ScaleSource, ...],
+    n_kept: Mapping[int, int] | None = None,
+) -> InputScaleMove:
+    """The activation scale of one module; `partners` are all modules that the engine feeds with the same input.
+
+    n_kept: draft expert number -> source expert number, where experts were dropped. Raises MtpforgeError where no layer
+    holds a scale for it.
+    """
+    convention = FORMATS[wanted.format].input_scale
+    if convention is None:
+        raise ValueError(f"{wanted.format} has no input scale")
+    modules = tuple(partners)
+    for place in places:
+        refs = _scales(place, modules, n_kept or {})
+        if refs:
+            read = _convention(place, refs[0])
+            return InputScaleMove(
+                reads=tuple(replace(ref, origin=place.origin) for ref in refs),
+                read_divisor=read.divisor,
+                read_reciprocal=read.reciprocal,
+                write=write,
+                write_divisor=convention.divisor,
+                write_reciprocal=convention.reciprocal,
+                reason=f"input scale from {place.description}",
+            )
+    raise MtpforgeError(
+        f"no input scale for `{modules[0].name}`",
+        why="the target quantizes activations with stored scales, and neither the source's MTP layer nor the target's"
+        " tensors hold one that fits",
+        fix="name a checkpoint that was calibrated: `--input-scales ORG/NAME`",
+    )
+
+
+def _scales(place: ScaleSource, modules: tuple[Module, ...], kept: Mapping[int, int]) -> tuple[TensorRef, ...]:
+    """Refs of every stored scale that feeds these modules in this layer; none unless all are there."""
+    names: list[str] = []
+    for module in modules:
+        found = _names(place, module, kept)
+        if not found:
+            return ()
+        names += found
+    located = place.checkpoint.locate(names)
+    return tuple(located[name] for name in names)
+
+
+def _names(place: ScaleSource, module: Module, kept: Mapping[int, int]) -> list[str]:
+    if place.own_layer:
+        expert = module.expert
+        own = module.name if expert is None else module.template.replace("*", str(kept.get(expert, expert)))
+        candidates = [own]
+    elif module.expert is None:
+        candidates = [module.name]
+    else:
+        candidates = _experts_of(place, module.template)
+    return [
+        name
+        for candidate in candidates
+        for suffix in sorted(_SUFFIXES)
+        if (name := f"{place.prefix}{candidate}.{suffix}") in place.checkpoint.names
+    ]
+
+
+def _experts_of(place: ScaleSource, template: str) -> list[str]:
+    head = template.split("*")[0]
+    numbers = {
+        rest.split(".", 1)[0]
+        for name in place.checkpoint.names
+        if name.startswith(place.prefix + head)
+        for rest in (name[len(place.prefix + head) :],)
+    }
+    return [template.replace("*", number) for number in sorted((n for n in numbers if n.isdigit()), key=int)]
+
+
+def _convention(place: ScaleSource, ref: TensorRef) -> InputScale:
+    """What the stored number means: told by the suffix and by the codes beside it."""
+    module, _, suffix = ref.name.rpartition(".")
+    beside = [n for n in (f"{module}.weight", f"{module}.weight_packed") if n in place.checkpoint.names]
+    dtype = place.checkpoint.locate(beside)[beside[0]].spec.dtype if beside else ""
+    for form in FORMATS.values():
+        scale = form.input_scale
+        if scale and scale.suffix == suffix and _CODES.get(form.name) == dtype:
+            return scale
+    raise MtpforgeError(
+        f"cannot tell what `{suffix}` means here",
+        where=f"{ref.file}, {shown(ref.name)}",
+        why=f"the weight beside it is {dtype or 'absent'}; FP8 and NVFP4 divide the same amax by different numbers",
+        fix="name another checkpoint: `--input-scales ORG/NAME`",
+    )
+
+
+# dtype of the codes beside a stored input scale
+_CODES = {"fp8_scaled": "F8_E4M3", "modelopt_nvfp4": "U8", "nvfp4": "U8"}

@@ -1,0 +1,315 @@
+"""plan(): from a source's headers and a target's config to a Plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mtpforge import errors, traps
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import Engine, Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family, family_of
+from mtpforge.families.family import Module
+from mtpforge.formats import FORMATS
+from mtpforge.formats.format import row_parts
+from mtpforge.planning import activations
+from mtpforge.planning.facts import facts, peak_bytes
+from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
+from mtpforge.report import Trap
+from mtpforge.scheme import Scheme
+from mtpforge.sourcing import StoredLayer, StoredModule, stored_layer
+from mtpforge.tensors import Quantization, Spec, TensorRef
+
+_WEIGHT: Final = "weight"
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What every part of the plan needs to know."""
+
+    family: Family
+    engine: Engine
+    scheme: Scheme
+    stored: StoredLayer
+    prefix: str
+    places: tuple[activations.ScaleSource, ...]
+    kept: tuple[int, ...] | None
+
+
+def plan(
+    source: Checkpoint,
+    target: Checkpoint | None,
+    *,
+    engine: str = "vllm",
+    scheme: Scheme | None = None,
+    kept: tuple[int, ...] | None = None,
+    serving: Serving | None = None,
+    input_scales: Checkpoint | None = None,
+) -> Plan:
+    """Decide everything about a draft of `source`'s nextn layer for `target`.
+
+    Without a target the source's own config stands in for it and a scheme is needed. `kept`: experts of the source that
+    stay, ascending. Raises MtpforgeError for inputs that no draft can be made from, and for every trap of severity
+    "error".
+    """
+    judge = ENGINES[engine]
+    served = target or source
+    family = family_of(served.config)
+    _same_family(family, source, served)
+    wanted = _scheme(judge, family, target, scheme)
+    stored = stored_layer(source, family)
+    n_experts = _n_experts(family, target, stored, kept)
+    layer = family.layer(served.config)
+    places = activations.sources(family, source, target, input_scales)
+    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept)
+    config = judge.draft_config(served, source.config, family, wanted, n_experts)
+    steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))
+    found = _traps(judge, family, source, target, config, wanted, serving or Serving())
+    return Plan(
+        source=_side(source),
+        target=None if target is None else _side(target),
+        engine=judge.name,
+        family=family.name,
+        layer=layer,
+        source_layer=stored.layer,
+        n_experts=n_experts,
+        kept_experts=kept,
+        scheme=wanted,
+        steps=steps,
+        unused=_unused(stored, steps),
+        changes=_changes(steps),
+        config=config,
+        traps=found,
+        facts=facts(judge, steps, source, target, input_scales, serving or Serving()),
+    )
+
+
+def _side(checkpoint: Checkpoint) -> Side:
+    return Side(checkpoint.label, checkpoint.identity, checkpoint.location, checkpoint.revision)
+
+
+def _same_family(family: Family, source: Checkpoint, target: Checkpoint) -> None:
+    other = family_of(source.config)
+    if other.name != family.name:
+        raise MtpforgeError(
+            f"source {source.label} is {other.name}, target {target.label} is {family.name}",
+            why="a draft layer works beside the model that it was trained with",
+            fix=f"name a source of the target's family: `--source {family.base_models[0]}`",
+        )
+
+
+def _scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Scheme | None) -> Scheme:
+    """The target's own scheme; a scheme that is asked for may not contradict it."""
+    if target is None:
+        if asked is None:
+            raise MtpforgeError("a draft without a target needs a scheme", fix="`--scheme bf16`", code=errors.USAGE)
+        return asked
+    demanded = engine.scheme(target, family)
+    if asked is None:
+        return demanded
+    for module in family.modules(target.config, 1):
+        want, offered = demanded.of(module.template), asked.of(module.template)
+        if want.quantization != offered.quantization:
+            raise MtpforgeError(
+                f"scheme {asked.name} contradicts the target at `{module.template}`",
+                why=f"{engine.name} will build it as {want.quantization} ({want.reason}), the scheme says"
+                f" {offered.quantization}: the draft would not load",
+                fix=f"leave `--scheme` out: the target's own scheme is taken; `mtpforge schemes --from {target.label}`",
+            )
+    return replace(demanded, name=asked.name)
+
+
+def _n_experts(
+    family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None
+) -> int:
+    """Experts of the draft. More than the target's cannot load, fewer can."""
+    n_stored = stored.n_experts if kept is None else len(kept)
+    n_target = n_stored if target is None else family.n_experts(target.config)
+    if n_stored > n_target:
+        raise MtpforgeError(
+            f"the layer has {n_stored} experts, the target {n_target}",
+            where=target.label if target else "",
+            why="the engine names experts by the target's count: expert"
+            f" {n_target} of the draft would end the load with a KeyError",
+            fix=f"choosing which {n_stored - n_target} experts go is not built yet;"
+            f" name a source whose MTP layer has {n_target}: `--source ORG/NAME`",
+        )
+    return n_stored
+
+
+def _weight_steps(draft: _Draft, modules: tuple[Module, ...]) -> list[Step]:
+    """One step per module, or per fused set where the engine keeps one scale for all of it."""
+    sets: dict[str, list[Module]] = {}
+    for module in modules:
+        quantization = draft.scheme.of(module.template).quantization
+        tied = module.fused and quantization.format in draft.engine.tied_formats
+        sets.setdefault(module.fused if tied else module.name, []).append(module)
+    partners: dict[str, list[Module]] = {}
+    for module in modules:
+        partners.setdefault(module.fused or module.name, []).append(module)
+    return [_step(draft, members, partners) for members in sets.values()]
+
+
+def _step(draft: _Draft, members: list[Module], partners: Mapping[str, list[Module]]) -> Step:
+    moves, carries, scales = [], [], []
+    for module in members:
+        rule = draft.scheme.of(module.template)
+        stored = draft.stored.modules[_source_name(draft, module)]
+        quantization, reason = rule.quantization, rule.reason
+        if _stays(draft, module, stored):
+            quantization, reason = stored.quantization, "stored as FP8, which the engine decodes while loading"
+        if quantization.is_dense and stored.quantization.is_dense:
+            rows = draft.kept if module.kind == "router" else None
+            carries.append(_carry(draft, module.kind, stored.parts[_WEIGHT], module.name, quantization, rows, reason))
+            continue
+        moves.append(_move(draft, module, stored, quantization, reason))
+        if quantization.input_scale == "static":
+            scales.append(_input_scale(draft, partners[module.fused or module.name], module, quantization))
+    ties = len(moves) > 1
+    tied = _global_suffix(moves[0]) if ties else ""
+    step = Step(tuple(moves), tuple(carries), tuple(scales), ties, tied)
+    return replace(step, peak_bytes=peak_bytes(step))
+
+
+def _stays(draft: _Draft, module: Module, stored: StoredModule) -> bool:
+    """Whether the engine reads this module as it is stored, although it would build it dense."""
+    method = {rule.quantization.format for rule in draft.scheme.rules}
+    return (
+        stored.quantization.format in draft.engine.decoded_on_load.get(module.template, frozenset())
+        and stored.quantization.format in method
+    )
+
+
+def _source_name(draft: _Draft, module: Module) -> str:
+    if module.expert is None or draft.kept is None:
+        return module.name
+    return module.template.replace("*", str(draft.kept[module.expert]))
+
+
+def _carry(
+    draft: _Draft,
+    kind: str,
+    read: TensorRef,
+    local: str,
+    wanted: Quantization,
+    rows: tuple[int, ...] | None,
+    reason: str,
+) -> Carry:
+    shape = read.spec.shape if rows is None else (len(rows), *read.spec.shape[1:])
+    write = Write(_WEIGHT, f"{draft.prefix}{local}.{_WEIGHT}", Spec(wanted.dtype, shape))
+    return Carry(kind, read, write, rows, reason)
+
+
+def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantization, reason: str) -> Move:
+    form = FORMATS[wanted.format]
+    specs = form.layout(module.shape, wanted)
+    scale = form.input_scale.suffix if form.input_scale and wanted.input_scale == "static" else None
+    codes = {suffix: spec for suffix, spec in specs.items() if suffix != scale}
+    copied = stored.quantization.format == wanted.format and all(
+        suffix in stored.parts and _widens(stored.parts[suffix].spec, spec) for suffix, spec in codes.items()
+    )
+    if not copied and form.encode is None:
+        raise MtpforgeError(
+            f"mtpforge reads {wanted} and does not write it", where=module.name, fix="`mtpforge schemes` lists what it writes"
+        )
+    needed = codes if copied else _decoded_parts(stored)
+    return Move(
+        module=_source_name(draft, module),
+        kind=module.kind,
+        shape=module.shape,
+        reads={suffix: ref for suffix, ref in stored.parts.items() if suffix in needed},
+        stored=stored.quantization,
+        wanted=wanted,
+        action="copy" if copied else "encode",
+        writes=tuple(Write(suffix, f"{draft.prefix}{module.name}.{suffix}", spec) for suffix, spec in codes.items()),
+        reason=reason,
+    )
+
+
+def _widens(stored: Spec, wanted: Spec) -> bool:
+    """Whether the stored part is the wanted one, but for a BF16 scale that F32 holds without loss."""
+    return stored == wanted or (stored.dtype, wanted.dtype) == ("BF16", "F32") and stored.shape == wanted.shape
+
+
+def _decoded_parts(stored: StoredModule) -> frozenset[str]:
+    scale = FORMATS[stored.quantization.format].input_scale
+    return frozenset(stored.parts) - ({scale.suffix} if scale else set())
+
+
+def _global_suffix(move: Move) -> str:
+    """Suffix of the matrix-wide scale: the floating-point part that does not grow with the rows."""
+    form = FORMATS[move.wanted.format]
+    growing = row_parts(form.layout, move.shape[1], move.wanted)
+    alone = [w.suffix for w in move.writes if w.suffix not in growing and w.spec.dtype.startswith(("F", "BF"))]
+    return alone[0] if alone else ""
+
+
+def _input_scale(
+    draft: _Draft, partners: Iterable[Module], module: Module, wanted: Quantization
+) -> InputScaleMove:
+    form = FORMATS[wanted.format]
+    assert form.input_scale is not None  # noqa: S101 -- static schemes name formats that have one
+    suffix = form.input_scale.suffix
+    write = Write(suffix, f"{draft.prefix}{module.name}.{suffix}", form.layout(module.shape, wanted)[suffix])
+    numbers = None if draft.kept is None else dict(enumerate(draft.kept))
+    return activations.move(partners, wanted, write, draft.places, numbers)
+
+
+def _plain_steps(draft: _Draft, config: Mapping[str, object], n_experts: int) -> list[Step]:
+    steps = []
+    for plain in draft.family.plain(config, n_experts):
+        read = draft.stored.plain[plain.name]
+        rows = draft.kept if plain.per_expert else None
+        write = Write(plain.name.rpartition(".")[2], draft.prefix + plain.name, Spec(plain.dtype, plain.shape))
+        carry = Carry(plain.kind, read, write, rows, f"{draft.engine.name} keeps it in {plain.dtype}")
+        step = Step(carries=(carry,))
+        steps.append(replace(step, peak_bytes=peak_bytes(step)))
+    return steps
+
+
+def _unused(stored: StoredLayer, steps: Iterable[Step]) -> tuple[Unused, ...]:
+    """Every tensor of the source's layer that no step reads, with the rule that drops it."""
+    read = {ref.name for step in steps for ref in step.reads if ref.origin == "source"}
+    unused = [Unused(name, n_bytes, reason) for name, n_bytes, reason in stored.dropped]
+    for module in stored.modules.values():
+        scale = FORMATS[module.quantization.format].input_scale
+        for suffix, ref in module.parts.items():
+            if ref.name not in read:
+                weight_only = scale is not None and suffix == scale.suffix
+                reason = "the draft's activations are not quantized" if weight_only else "its expert is dropped"
+                unused.append(Unused(ref.name, ref.stop - ref.start, reason))
+    return tuple(sorted(unused, key=lambda u: u.name))
+
+
+def _changes(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Dense tensors whose dtype differs from the source's, as sentences."""
+    return tuple(
+        f"{c.write.name}: {c.read.spec.dtype} -> {c.write.spec.dtype}"
+        for step in steps
+        for c in step.carries
+        if c.read.spec.dtype != c.write.spec.dtype
+    )
+
+
+def _traps(
+    engine: Engine,
+    family: Family,
+    source: Checkpoint,
+    target: Checkpoint | None,
+    config: Mapping[str, object],
+    scheme: Scheme,
+    serving: Serving,
+) -> tuple[Trap, ...]:
+    """Everything found; the first of severity "error" is raised."""
+    found: list[Trap] = []
+    if target is not None:
+        found += engine.target_traps(target, family)
+        found += traps.found(target, source, family, engine)
+    found += engine.serving_traps(family, config, scheme, serving)
+    for trap in found:
+        if trap.severity == "error":
+            raise MtpforgeError(trap.message, where=trap.where, why=f"trap `{trap.id}`", fix=trap.fix)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,77 @@
+"""Sizes of a plan: what is read, written, held in memory, and what kinds of modules become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Engine, Serving
+from mtpforge.planning.steps import Step, band_rows
+from mtpforge.tensors import Shape
+
+# Copies of a band that decoding and encoding hold at once, in bytes per weight: float32 values, quotients and
+# temporaries. Measured with the eager path on every format here.
+_BYTES_PER_WEIGHT = 16
+
+
+def peak_bytes(step: Step) -> int:
+    """Memory that running the step takes: one band at a time, its parts read and written."""
+    bands = [_band(m.shape) * _BYTES_PER_WEIGHT for m in step.moves if m.action == "encode" or step.ties]
+    return max([*bands, 1 << 20])
+
+
+def _band(shape: Shape) -> int:
+    return min(band_rows(shape), shape[0]) * shape[1]
+
+
+def facts(
+    engine: Engine,
+    steps: tuple[Step, ...],
+    source: Checkpoint,
+    target: Checkpoint | None,
+    input_scales: Checkpoint | None,
+    serving: Serving,
+) -> dict[str, object]:
+    """Facts of the plan as JSON-ready data; sizes in bytes.
+
+    read_bytes, write_bytes, missing_bytes (still to download), peak_bytes (largest step), serving_bytes_per_rank,
+    stored (rows of the table by kind).
+    """
+    origins = {"source": source, "target": target, "scales": input_scales}
+    refs = [ref for step in steps for ref in step.reads]
+    missing = sum(
+        checkpoint.missing_bytes([r for r in refs if r.origin == origin])
+        for origin, checkpoint in origins.items()
+        if checkpoint is not None
+    )
+    specs = {w.name: w.spec for step in steps for w in step.writes}
+    return {
+        "read_bytes": sum({(r.origin, r.name): r.stop - r.start for r in refs}.values()),
+        "write_bytes": sum(spec.n_bytes for spec in specs.values()),
+        "missing_bytes": missing,
+        "peak_bytes": max(step.peak_bytes for step in steps),
+        "serving_bytes_per_rank": engine.memory(specs, serving),
+        "tensors": len(specs),
+        "stored": _rows(steps),
+    }
+
+
+def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
+    """One row per kind, stored form, wanted form and reason, in order of appearance."""
+    counts: dict[tuple[str, str, str, str, str], int] = {}
+    for step in steps:
+        for move in step.moves:
+            key = (move.kind, str(move.stored), str(move.wanted), _how(move.action), move.reason)
+            counts[key] = counts.get(key, 0) + 1
+        for carry in step.carries:
+            read, write = carry.read.spec.dtype, carry.write.spec.dtype
+            key = (carry.kind, read, write, "copied" if read == write else "cast", carry.reason)
+            counts[key] = counts.get(key, 0) + 1
+    return [
+        {"kind": kind, "n": n, "stored": stored, "wanted": wanted, "action": action, "reason": reason}
+        for (kind, stored, wanted, action, reason), n in counts.items()
+    ]
+
+
+def _how(action: str) -> str:
+    return "copied" if action == "copy" else "encoded"

@@ -1,0 +1,235 @@
+"""stored_layer(): how a checkpoint stores its nextn layer, module by module, every tensor accounted for.
+
+Headers and config only: no tensor is read, torch is not imported. The bytes decide: formats are recognised by suffix,
+dtype and shape, experts are counted by name; what the config says is kept beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from mtpforge import formats
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Engine
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.families.family import Module, Plain
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import Quantization, TensorRef
+
+_FLOATS: Final = frozenset({"BF16", "F16", "F32"})
+_SHOWN: Final = 3
+_FOREIGN_NEXTN: Final = re.compile(r"(model\.layers\.\d+\.)eh_proj\.|((?:model\.)?mtp\.)")  # Qwen and Mimo say `mtp.`
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModule:
+    """One weight matrix as stored: suffix -> tensor, and the format that these parts are."""
+
+    module: Module
+    parts: dict[str, TensorRef]
+    quantization: Quantization
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A whole nextn layer as stored.
+
+    n_experts: counted by the tensors' names; config_experts: what the config says, None where it says nothing.
+    modules, plain: by local name. dropped: (full name, bytes, reason) of tensors that a draft does not carry.
+    """
+
+    layer: int
+    n_experts: int
+    config_experts: int | None
+    modules: dict[str, StoredModule]
+    plain: dict[str, TensorRef]
+    dropped: tuple[tuple[str, int, str], ...]
+
+
+def has_layer(checkpoint: Checkpoint, family: Family) -> bool:
+    """Whether the names hold any tensor of the nextn layer."""
+    prefix = family.prefix(family.layer(checkpoint.config))
+    return any(name.startswith(prefix) for name in checkpoint.names)
+
+
+def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
+    """The nextn layer as this checkpoint stores it.
+
+    Raises MtpforgeError where there is none, where an expert, scale or norm is missing, a tensor is stored twice, a
+    shape contradicts the config, or a tensor is covered by no rule.
+    """
+    layer = family.layer(checkpoint.config)
+    prefix = family.prefix(layer)
+    local = frozenset(name.removeprefix(prefix) for name in checkpoint.names if name.startswith(prefix))
+    if not local:
+        raise _absent(checkpoint, family, layer)
+    _refuse_duplicates(checkpoint, prefix)
+    dropped = {name: reason for name in local if (reason := _dropped(family, name))}
+    located = checkpoint.locate(prefix + name for name in sorted(local))
+    refs = {name: located[prefix + name] for name in sorted(local)}
+    n_experts = _count_experts(checkpoint, family, refs)
+    plain = _plain(checkpoint, family.plain(checkpoint.config, n_experts), refs)
+    parts = _parts(checkpoint, family, refs.keys() - dropped.keys() - plain.keys(), n_experts)
+    modules = {
+        module.name: _recognised(checkpoint, module, {s: refs[name] for s, name in parts[module.name].items()})
+        for module in family.modules(checkpoint.config, n_experts)
+    }
+    unread = tuple((prefix + n, refs[n].stop - refs[n].start, reason) for n, reason in sorted(dropped.items()))
+    return StoredLayer(layer, n_experts, config_experts(family, checkpoint.config), modules, plain, unread)
+
+
+def mismatches(
+    layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme, config: Mapping[str, object]
+) -> tuple[str, ...]:
+    """What an engine would not load of a layer as it is stored: a sentence per tensor, in name order.
+
+    Modules that the engine decodes by itself while loading may be stored so.
+    """
+    prefix = family.prefix(layer.layer)
+    expected = dict(engine.expected(scheme, family, config, layer.layer, layer.n_experts))
+    held = {ref.name: ref.spec for ref in layer.plain.values()}
+    for name, stored in layer.modules.items():
+        own = {ref.name: ref.spec for ref in stored.parts.values()}
+        held |= own
+        if stored.quantization.format in engine.decoded_on_load.get(stored.module.template, frozenset()):
+            for tensor in [n for n in expected if n.startswith(f"{prefix}{name}.")]:
+                del expected[tensor]
+            expected |= own
+    differing = sorted(name for name in expected.keys() | held.keys() if expected.get(name) != held.get(name))
+    return tuple(f"{shown(n)} is {held.get(n, 'absent')}, expected {expected.get(n, 'none')}" for n in differing)
+
+
+def _dropped(family: Family, name: str) -> str:
+    return next((rule.reason for rule in family.dropped if fnmatchcase(name, rule.pattern)), "")
+
+
+def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError:
+    """Why there is no layer: dropped on save, outside the index, or under another name."""
+    prefix = family.prefix(layer)
+    hint = f"name a source that holds it, e.g. `--source {family.base_models[0]}`"
+    what = f"{checkpoint.label} holds no MTP layer"
+    where = f"no tensor name starts with `{prefix}`"
+    if not checkpoint.names:
+        return MtpforgeError(what, where=where, why="it has a config and no tensors", fix=hint)
+    if strays := checkpoint.strays(prefix):
+        files = ", ".join(sorted({shown(file) for stray in strays for file in stray.files}))
+        why = f"its tensors lie in files that the index does not name: {files}"
+        return MtpforgeError(what, where=where, why=why, fix="add them to model.safetensors.index.json, or " + hint)
+    foreign = sorted({found[1] or found[2] for name in checkpoint.names if (found := _FOREIGN_NEXTN.match(name))})
+    if foreign:
+        why = (
+            f"config.json puts the layer at {layer} (`{family.nextn}`), the tensors of an MTP layer are named"
+            f" `{shown(foreign[0])}*`"
+        )
+        return MtpforgeError(what, where=where, why=why, fix=f"correct `{family.nextn}` in config.json, or {hint}")
+    why = "it was dropped when the checkpoint was saved, whatever `num_nextn_predict_layers` says"
+    return MtpforgeError(what, where=where, why=why, fix=hint)
+
+
+def _refuse_duplicates(checkpoint: Checkpoint, prefix: str) -> None:
+    twice = [stray for stray in checkpoint.strays(prefix) if len(stray.files) > 1]
+    if twice:
+        first = twice[0]
+        raise MtpforgeError(
+            f"{len(twice)} tensors of the MTP layer are stored in more than one file",
+            where=f"{shown(first.name)} in {', '.join(shown(f) for f in first.files)}",
+            why="engines read whole files and the last one wins; which copy is right cannot be told",
+            fix=f"remove the outdated files or rewrite them without `{prefix}*`",
+        )
+
+
+def _count_experts(checkpoint: Checkpoint, family: Family, refs: Mapping[str, TensorRef]) -> int:
+    """Experts of the layer, by name; the rows of the correction bias must say the same."""
+    config = checkpoint.config
+    numbers = expert_numbers(family, refs)
+    n_experts = max(numbers, default=-1) + 1
+    rows = [refs[p.name].spec.shape[0] for p in family.plain(config, 1) if p.per_expert and p.name in refs]
+    n_rows = rows[0] if rows else n_experts
+    gaps = [number for number in range(n_experts) if number not in numbers]
+    gaps += range(n_experts, min(n_rows, n_experts + _SHOWN + 1))
+    if gaps:
+        listed = ", ".join(map(str, gaps[:_SHOWN])) + (" and more" if len(gaps) > _SHOWN else "")
+        raise MtpforgeError(
+            f"expert {listed} of the MTP layer is missing",
+            where=checkpoint.label,
+            why=f"{len(numbers)} experts are stored, the router has {n_rows} rows",
+            fix="download the checkpoint again, or name another `--source`",
+        )
+    if n_rows < n_experts:
+        raise MtpforgeError(
+            f"the router has {n_rows} rows for {n_experts} experts",
+            where=checkpoint.label,
+            why="experts are left from before the layer was pruned",
+            fix="name another `--source`",
+        )
+    return n_experts
+
+
+def _plain(checkpoint: Checkpoint, wanted: tuple[Plain, ...], refs: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+    found = {}
+    for plain in wanted:
+        if plain.name not in refs:
+            raise _missing(checkpoint, plain.name)
+        spec = refs[plain.name].spec
+        if spec.shape != plain.shape or spec.dtype not in _FLOATS:
+            raise MtpforgeError(
+                f"`{plain.name}` is {spec}, by config.json it is {list(plain.shape)}",
+                where=f"{checkpoint.label}, {shown(refs[plain.name].file)}",
+                why="config.json and tensors are of different models, or a header lies",
+                fix="download the checkpoint again, or name another `--source`",
+            )
+        found[plain.name] = refs[plain.name]
+    return found
+
+
+def _missing(checkpoint: Checkpoint, name: str) -> MtpforgeError:
+    return MtpforgeError(
+        f"`{name}` of the MTP layer is missing",
+        where=checkpoint.label,
+        why="engines would leave it uninitialised, most without a word",
+        fix="download the checkpoint again, or name another `--source`",
+    )
+
+
+def _parts(checkpoint: Checkpoint, family: Family, names: Iterable[str], n_experts: int) -> dict[str, dict[str, str]]:
+    """Module -> suffix -> local tensor name. A name under no module is an error, a module without names too."""
+    parts: dict[str, dict[str, str]] = {m.name: {} for m in family.modules(checkpoint.config, n_experts)}
+    unknown = []
+    for name in sorted(names):
+        module, _, suffix = name.rpartition(".")
+        if module in parts:
+            parts[module][suffix] = name
+        else:
+            unknown.append(name)
+    if unknown:
+        listed = ", ".join(f"`{shown(name)}`" for name in unknown[:_SHOWN])
+        raise MtpforgeError(
+            f"{len(unknown)} tensors of the MTP layer are covered by no rule: {listed}",
+            where=checkpoint.label,
+            why=f"the family {family.name} has no such module; leaving them out could change what the layer computes",
+            fix="name another `--source`",
+        )
+    for module, held in parts.items():
+        if not held:
+            raise _missing(checkpoint, module)
+    return parts
+
+
+def _recognised(checkpoint: Checkpoint, module: Module, parts: dict[str, TensorRef]) -> StoredModule:
+    specs = {suffix: ref.spec for suffix, ref in parts.items()}
+    for form in formats.FORMATS.values():
+        quantization = form.recognise(specs, module.shape, checkpoint.quantization)
+        if quantization is not None:
+            return StoredModule(module, parts, quantization)
+    raise MtpforgeError(
+        f"`{module.name}` of the MTP layer is stored in no known way",
+        where=f"{checkpoint.label}, {shown(next(iter(parts.values())).file)}",
+        why=formats.explain(specs, module.shape, checkpoint.quantization),
+        fix="download the checkpoint again, or name another `--source`",
+    )

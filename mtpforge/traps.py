@@ -1,0 +1,223 @@
+"""Silent failures that need source and target together, or that a half-broken checkpoint hides. One row each.
+
+What concerns the target, the draft's config or the command line alone is the engine's: `engines/`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
+from mtpforge.errors import shown
+from mtpforge.families import Family
+from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.report import Trap
+
+if TYPE_CHECKING:
+    from mtpforge.engines.engine import Engine
+
+# Keys on which a head of another version differs from the target without a tensor of another shape.
+_VERSION_KEYS: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "rope_theta", "routed_scaling_factor")
+_VERSION: Final = re.compile(r"([A-Za-z]+)-(\d+(?:\.\d+)*)(?![\w.]*[bB]\b)")
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A target and the source of its draft. strays: of the nextn layer, once where the target is its own source."""
+
+    target: Checkpoint
+    source: Checkpoint
+    family: Family
+    engine: Engine
+    strays: tuple[tuple[Checkpoint, tuple[Stray, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trap. test: yields (where, what was found), which `message` and `fix` quote as {where} and {found}."""
+
+    id: str
+    severity: Literal["error", "warning", "note"]
+    silent: bool
+    test: Callable[[Pair], Iterator[tuple[str, str]]]
+    message: str
+    fix: str
+
+
+def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine) -> tuple[Trap, ...]:
+    """Every trap that this pair falls into, in the order of TRAPS."""
+    sides = (target,) if target.identity == source.identity else (target, source)
+    strays = tuple((side, side.strays(_prefix(family, side))) for side in sides)
+    pair = Pair(target, source, family, engine, strays)
+    return tuple(
+        Trap(
+            row.id,
+            row.severity,
+            row.message.format(where=where, found=what),
+            row.fix.format(where=where, found=what),
+            where=where,
+            silent=row.silent,
+        )
+        for row in TRAPS
+        for where, what in row.test(pair)
+    )
+
+
+def _other_version(pair: Pair) -> Iterator[tuple[str, str]]:
+    """Names of the two models, or of the models that their cards are based on, with different version numbers."""
+    ours, theirs = _versions(pair.source), _versions(pair.target)
+    for stem in sorted(ours.keys() & theirs.keys()):
+        if not ours[stem] & theirs[stem]:
+            source, target = "/".join(sorted(ours[stem])), "/".join(sorted(theirs[stem]))
+            yield pair.source.label, f"{stem}-{source}, the target {stem}-{target}"
+
+
+def _versions(checkpoint: Checkpoint) -> dict[str, set[str]]:
+    """`GLM-5.2` of a hub id or folder name -> {"glm": {"5.2"}}."""
+    versions: dict[str, set[str]] = {}
+    for name in (checkpoint.label, *checkpoint.base_models()):
+        last = name.rstrip("/").rpartition("/")[2].partition("@")[0]
+        if match := _VERSION.match(last):
+            versions.setdefault(match[1].lower(), set()).add(match[2])
+    return versions
+
+
+def _other_numbers(pair: Pair) -> Iterator[tuple[str, str]]:
+    source, target = (_comparable(pair.family, c.config) for c in (pair.source, pair.target))
+    differing = [key for key in _VERSION_KEYS if key in source and key in target and source[key] != target[key]]
+    if differing:
+        both = (f"{key} {shown(source[key])} against {shown(target[key])}" for key in differing)
+        yield pair.source.label, ", ".join(both)
+
+
+def _comparable(family: Family, config: Mapping[str, object]) -> dict[str, object]:
+    text = family.text(config)
+    rope = text.get("rope_parameters")
+    return {**text, **rope} if isinstance(rope, Mapping) else dict(text)
+
+
+def _stale_count(pair: Pair) -> Iterator[tuple[str, str]]:
+    """A config whose expert count is not the layer's: prunings that left the MTP layer out, or its config behind."""
+    prefix = _prefix(pair.family, pair.source)
+    stored = len(
+        expert_numbers(pair.family, (n.removeprefix(prefix) for n in pair.source.names if n.startswith(prefix)))
+    )
+    stated = config_experts(pair.family, pair.source.config)
+    if stored and stated is not None and stored != stated:
+        yield pair.source.label, f"says {stated}, {stored} are stored"
+
+
+def _coarse_bias(pair: Pair) -> Iterator[tuple[str, str]]:
+    if not pair.source.has_headers:
+        return
+    prefix = _prefix(pair.family, pair.source)
+    names = [f"{prefix}{row.name}" for row in pair.family.plain_rows if row.dtype == "F32"]
+    for name, ref in pair.source.locate(name for name in names if name in pair.source.names).items():
+        if ref.spec.dtype != "F32":
+            yield name, ref.spec.dtype
+
+
+def _config_only(pair: Pair) -> Iterator[tuple[str, str]]:
+    if not pair.target.names:
+        yield pair.target.label, "config.json alone"
+
+
+def _outside_index(pair: Pair) -> Iterator[tuple[str, str]]:
+    for checkpoint, found_strays in pair.strays:
+        strays = [s for s in found_strays if not s.indexed and len(s.files) == 1]
+        if strays:
+            files = sorted({shown(file) for s in strays for file in s.files})
+            yield checkpoint.label, f"{len(strays)} tensors in {', '.join(files[:_SHOWN])}"
+
+
+def _superseded(pair: Pair) -> Iterator[tuple[str, str]]:
+    for checkpoint, found_strays in pair.strays:
+        strays = [s for s in found_strays if len(s.files) > 1]
+        if strays:
+            other = sorted({shown(file) for s in strays for file in s.files if file != s.indexed})
+            yield checkpoint.label, f"{len(strays)} tensors, also in {', '.join(other[:_SHOWN])}"
+
+
+def _without_weights(pair: Pair) -> Iterator[tuple[str, str]]:
+    for checkpoint, _ in pair.strays:
+        stated = pair.family.text(checkpoint.config).get("num_nextn_predict_layers")
+        prefix = _prefix(pair.family, checkpoint)
+        if stated and checkpoint.names and not any(name.startswith(prefix) for name in checkpoint.names):
+            yield checkpoint.label, f"num_nextn_predict_layers {shown(stated)}, no tensor `{prefix}*`"
+
+
+def _prefix(family: Family, checkpoint: Checkpoint) -> str:
+    return family.prefix(family.layer(checkpoint.config))
+
+
+TRAPS: Final[tuple[Row, ...]] = (
+    Row(
+        "other-version",
+        "warning",
+        True,
+        _other_version,
+        "the source is {found}: a head trained for another version drafts badly (2.7 tokens a step where 3.6 were due)",
+        "name a source of the target's version: `--source ORG/NAME`",
+    ),
+    Row(
+        "other-numbers",
+        "warning",
+        True,
+        _other_numbers,
+        "source and target are not the same model: {found}",
+        "name a source of the target's model: `--source ORG/NAME`",
+    ),
+    Row(
+        "stale-expert-count",
+        "warning",
+        False,
+        _stale_count,
+        "config.json is not about the MTP layer: it {found}; the stored count is used",
+        "nothing for the draft, whose config states the stored count",
+    ),
+    Row(
+        "coarse-correction-bias",
+        "warning",
+        True,
+        _coarse_bias,
+        "the correction bias is stored as {found}: rounding (1/64 from 2 to 4) can change which experts are chosen",
+        "name a source that keeps it in F32: `--source ORG/NAME`",
+    ),
+    Row(
+        "config-only-target",
+        "note",
+        False,
+        _config_only,
+        "of the target only {found} is known: whether it carries an MTP layer of its own, which of its tensors are"
+        " stored dense, and its activation scales could not be read",
+        "give the whole checkpoint as `--target` where that matters",
+    ),
+    Row(
+        "layer-without-weights",
+        "note",
+        True,
+        _without_weights,
+        "the config promises an MTP layer that the files lack: {found}; SGLang would serve random drafts",
+        "serve with a draft: `mtpforge build --target {where}`",
+    ),
+    Row(
+        "weights-outside-index",
+        "warning",
+        True,
+        _outside_index,
+        "tensors of the MTP layer lie outside the index ({found}): some engines read them, some do not",
+        "add them to model.safetensors.index.json, or move the files out of the folder",
+    ),
+    Row(
+        "superseded-copies",
+        "warning",
+        True,
+        _superseded,
+        "the MTP layer is stored twice ({found}): engines read whole files, so the older copy may win",
+        "rewrite the older files without these tensors, or remove them",
+    ),
+)

@@ -1,0 +1,180 @@
+"""The nextn layer as stored: every tensor is kept, dropped by a named rule, or an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from drafts import changed, reconfigured
+from safetensors.torch import load_file, save_file
+
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+from mtpforge.sourcing import has_layer, mismatches, stored_layer
+
+P = "model.layers.3."
+
+
+@pytest.fixture(scope="module")
+def single(tinyglm, tmp_path_factory):
+    """Layer 3 of a tiny layout in one file without an index."""
+    made = {}
+
+    def folder(layout):
+        if layout not in made:
+            home = tmp_path_factory.mktemp(layout)
+            shutil.copy(tinyglm(layout) / "config.json", home)
+            tensors = {}
+            for file in sorted(tinyglm(layout).glob("*.safetensors")):
+                tensors |= {name: t for name, t in load_file(file).items() if name.startswith(P)}
+            save_file(tensors, home / "model.safetensors", metadata={"format": "pt"})
+            made[layout] = home
+        return made[layout]
+
+    return folder
+
+
+def layer_of(folder):
+    checkpoint = open_checkpoint(str(folder))
+    return stored_layer(checkpoint, family_of(checkpoint.config))
+
+
+@pytest.mark.parametrize(
+    ("layout", "formats"),
+    [
+        ("bf16", {"dense": 61}),
+        ("fp8", {"fp8_block": 58, "dense": 3}),
+        ("nvfp4", {"modelopt_nvfp4": 48, "dense": 13}),
+        ("int4-int8mix", {"pack_quantized": 56, "dense": 5}),
+    ],
+)
+def test_every_layout_is_recognised_module_by_module(tinyglm, layout, formats):
+    layer = layer_of(tinyglm(layout))
+    assert (layer.layer, layer.n_experts, layer.config_experts) == (3, 16, 16)
+    assert Counter(m.quantization.format for m in layer.modules.values()) == formats
+    assert len(layer.plain) == 10
+    assert layer.dropped == ()
+
+
+def test_copies_of_head_and_embedding_are_dropped_by_a_named_rule(single, tmp_path):
+    def add(tensors):
+        tensors[f"{P}shared_head.head.weight"] = torch.zeros(512, 128, dtype=torch.bfloat16)
+
+    layer = layer_of(changed(single("bf16"), tmp_path / "s", add))
+    assert layer.dropped == ((f"{P}shared_head.head.weight", 131072, "the engine uses the target's lm_head"),)
+
+
+def test_more_experts_than_the_config_says_are_counted_by_name(single, tmp_path):
+    folder = reconfigured(single("bf16"), tmp_path / "s", lambda config: config.update(n_routed_experts=9))
+    layer = layer_of(folder)
+    assert (layer.n_experts, layer.config_experts) == (16, 9)
+
+
+def without(*names):
+    def change(tensors):
+        for name in [name for name in tensors if any(part in name for part in names)]:
+            del tensors[name]
+
+    return change
+
+
+def add(name, tensor):
+    return lambda tensors: tensors.update({P + name: tensor})
+
+
+def reshaped(tensors):
+    tensors[f"{P}enorm.weight"] = torch.ones(64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("bf16", without(".experts.5."), "expert 5 of the MTP layer is missing"),
+        ("bf16", without(".experts.15."), "expert 15 of the MTP layer is missing"),
+        ("bf16", without(".experts.5.up_proj"), "`mlp.experts.5.up_proj` of the MTP layer is missing"),
+        ("bf16", without("enorm"), "`enorm.weight` of the MTP layer is missing"),
+        ("bf16", without("e_score"), "`mlp.gate.e_score_correction_bias` of the MTP layer is missing"),
+        ("bf16", without("o_proj"), "`self_attn.o_proj` of the MTP layer is missing"),
+        ("bf16", reshaped, "`enorm.weight` is BF16 [64], by config.json it is [128]"),
+        ("bf16", add("mlp.bias", torch.ones(4)), "1 tensors of the MTP layer are covered by no rule: `mlp.bias`"),
+        ("fp8", without("o_proj.weight_scale_inv"), "`self_attn.o_proj` of the MTP layer is stored in no known way"),
+        (
+            "nvfp4",
+            without("0.up_proj.weight_scale_2"),
+            "`mlp.experts.0.up_proj` of the MTP layer is stored in no known way",
+        ),
+    ],
+)
+def test_a_layer_that_is_not_whole_is_refused_by_name(single, tmp_path, layout, change, message):
+    with pytest.raises(MtpforgeError) as error:
+        layer_of(changed(single(layout), tmp_path / "s", change))
+    assert error.value.what == message
+    assert error.value.fix
+
+
+def test_a_router_with_fewer_rows_than_experts(single, tmp_path):
+    def cut(tensors):
+        tensors[f"{P}mlp.gate.e_score_correction_bias"] = torch.zeros(12)
+
+    with pytest.raises(MtpforgeError, match="the router has 12 rows for 16 experts"):
+        layer_of(changed(single("bf16"), tmp_path / "s", cut))
+
+
+def test_no_layer_is_told_from_a_layer_elsewhere(single, tinyglm, tmp_path):
+    def refusal(folder):
+        checkpoint = open_checkpoint(str(folder))
+        family = family_of(checkpoint.config)
+        assert not has_layer(checkpoint, family)
+        with pytest.raises(MtpforgeError) as error:
+            stored_layer(checkpoint, family)
+        return error.value.why
+
+    assert refusal(tinyglm("awq-int4")).startswith("it was dropped when the checkpoint was saved")
+    moved = reconfigured(single("bf16"), tmp_path / "moved", lambda config: config.update(num_hidden_layers=4))
+    assert refusal(moved).endswith("are named `model.layers.3.*`")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(single("bf16") / "config.json", alone)
+    assert refusal(alone) == "it has a config and no tensors"
+    outside = tmp_path / "outside"
+    shutil.copytree(single("bf16"), outside)
+    (outside / "model.safetensors").rename(outside / "mtp.safetensors")
+    save_file({"lm_head.weight": torch.ones(2)}, outside / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model.safetensors"}}
+    (outside / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(outside) == "its tensors lie in files that the index does not name: mtp.safetensors"
+
+
+def test_a_tensor_in_two_files_is_refused(single, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(single("bf16"), folder)
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")})
+    )
+    save_file({f"{P}enorm.weight": names[f"{P}enorm.weight"]}, folder / "old.safetensors")
+    with pytest.raises(MtpforgeError) as error:
+        layer_of(folder)
+    assert error.value.where == f"{P}enorm.weight in model.safetensors, old.safetensors"
+
+
+@pytest.mark.parametrize(("layout", "n_differing"), [("bf16", 0), ("fp8", 0), ("nvfp4", 0), ("int4-int8mix", 0)])
+def test_a_target_that_is_its_own_source_has_no_mismatch(tinyglm, layout, n_differing):
+    checkpoint = open_checkpoint(str(tinyglm(layout)))
+    family, engine = family_of(checkpoint.config), ENGINES["vllm"]
+    layer = stored_layer(checkpoint, family)
+    scheme = engine.scheme(checkpoint, family)
+    assert len(mismatches(layer, family, engine, scheme, checkpoint.config)) == n_differing
+
+
+def test_mismatches_name_what_another_target_would_not_load(tinyglm):
+    source, target = (open_checkpoint(str(tinyglm(name))) for name in ("bf16", "awq-int4"))
+    family, engine = family_of(target.config), ENGINES["vllm"]
+    found = mismatches(stored_layer(source, family), family, engine, engine.scheme(target, family), target.config)
+    assert f"{P}mlp.experts.0.gate_proj.weight is BF16 [128, 128], expected none" in found
+    assert f"{P}mlp.experts.0.gate_proj.weight_packed is absent, expected I32 [128, 16]" in found
