@@ -1,0 +1,233 @@
+"""build(): the order of a build, from the first look at the disk to the rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from mtpforge import errors, manifest
+from mtpforge.building import attribution
+from mtpforge.building.crew import Crew
+from mtpforge.building.executing import Executor
+from mtpforge.building.reading import Reader
+from mtpforge.building.samples import Samples
+from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
+from mtpforge.checking.choosing import Mode
+from mtpforge.checkpoint import cache
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.planning.steps import Plan
+from mtpforge.report import Check, OnProgress, Progress, Report
+from mtpforge.tensors import Spec, TensorRef
+from mtpforge.writing import layout
+from mtpforge.writing.folder import DraftFolder, room
+from mtpforge.writing.layout import ShardLayout
+
+Judge: TypeAlias = Callable[[Path], Report]
+
+_NAMED: Final = 5  # failed checks that an error spells out; the report has them all
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A finished draft: its folder, its config, its manifest's bytes, and the report of what judged it."""
+
+    path: Path
+    config: dict[str, object]
+    manifest: manifest.Manifest
+    report: Report | None
+
+
+def build(
+    plan: Plan,
+    checkpoints: Mapping[str, Checkpoint],
+    out: Path,
+    *,
+    workers: int = 0,
+    memory: int = 2 << 30,
+    check: Mode = "sample",
+    force: bool = False,
+    max_shard_bytes: int | None = None,
+    judge: Judge | None = None,
+    on_progress: OnProgress | None = None,
+) -> Draft:
+    """The draft that the plan decides, at `out`; whole, or not there.
+
+    checkpoints: by origin of the plan's reads ("source", "target", ...). workers: threads, 0 for one a core; their
+    number changes no byte. memory: bytes for this process and the reference check's. check: how much of what is decoded
+    an independent library decodes again. force: replace an existing draft, at the very end. max_shard_bytes: split the
+    weights. judge: is shown the finished folder before it appears; a report that is not ok is an error with code 1.
+
+    The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
+    """
+    out = out.absolute()
+    job = _Job(plan, checkpoints, out, {w.name: w.spec for step in plan.steps for w in step.writes})
+    layouts = layout.place(job.specs.items(), max_shard_bytes)
+    _refuse_small_disk(job, layouts)
+    folder = DraftFolder(out, _key(plan, layouts), layouts, force=force)
+    try:
+        _fetch(job, on_progress)
+        checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, workers, memory), on_progress)
+        report = _rest(job, folder, layouts, checked, judge)
+        folder.commit()
+    except KeyboardInterrupt as stop:
+        keep = folder.has_progress
+        folder.abandon(keep=keep)
+        raise _interrupted(folder, keep=keep) from stop
+    except MtpforgeError as error:
+        # An input that cannot be used stays so: only what this machine or the network refused is worth resuming.
+        folder.abandon(keep=folder.has_progress and error.code in {errors.MACHINE, errors.REMOTE})
+        raise
+    except BaseException:
+        folder.abandon(keep=folder.has_progress)
+        raise
+    return Draft(out, plan.config, manifest.read(out), report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is built from what, and where."""
+
+    plan: Plan
+    checkpoints: Mapping[str, Checkpoint]
+    out: Path
+    specs: Mapping[str, Spec]
+
+
+def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_progress: OnProgress | None) -> Check:
+    """Every tensor, by threads in plan order, while a process decodes the samples with the formats' libraries."""
+    counter = _Counter(sum(spec.n_bytes for spec in job.specs.values()), on_progress)
+    samples = Samples(drawn.bands)
+    files = {r.file: job.checkpoints[r.origin].local_file(r.file) for s in drawn.samples for r in s.reads.values()}
+
+    def advance(n_bytes: int) -> None:
+        crew.leave_if_stopped()
+        counter.add(n_bytes)
+
+    with ReferenceCheck(drawn.samples, files) as reference:
+        crew.run(lambda: Executor(Reader(job.checkpoints), folder, samples, advance))
+        return _compared(drawn, reference.finish(samples.digests))
+
+
+def _compared(drawn: Selection, result: CheckResult) -> Check:
+    """The reference check in the manifest's words; a difference never comes so far."""
+    left_out = [f"{n} weights not compared: {reason}" for reason, n in sorted(drawn.uncompared.items())]
+    if not result.n_tensors:
+        reason = "switched off" if drawn.mode == "off" else "; ".join(left_out) or "no weight to compare"
+        return Check("reference", "not checked", reason)
+    libraries = ", ".join(f"{name} {version}" for name, version in sorted(result.libraries.items()))
+    found = f"{result.n_elements} values of {result.n_tensors} weights equal as BF16 in {libraries} ({drawn.mode})"
+    return Check("reference", "passed", "; ".join([found, *left_out]))
+
+
+def _rest(
+    job: _Job, folder: DraftFolder, layouts: tuple[ShardLayout, ...], checked: Check, judge: Judge | None
+) -> Report | None:
+    """The small files, then the judge's word on the whole, which the manifest keeps."""
+    folder.flush()
+    digests = {name: digest for step in folder.finished.values() for name, digest in step.items()}
+    if len(layouts) > 1:
+        folder.write_file(layout.INDEX, layout.index(layouts, job.specs))
+    folder.write_file("config.json", (json.dumps(job.plan.config, indent=2) + "\n").encode())
+    for name, data in attribution.documents(job.plan, job.checkpoints["source"].documents()).items():
+        folder.write_file(name, data)
+    folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked]))
+    if judge is None:
+        return None
+    report = judge(folder.path)
+    if not report.ok:
+        raise _refused(report)
+    told = replace(report, checks=tuple(_without_paths(check, job, folder) for check in report.checks))
+    folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked], told))
+    return report
+
+
+def _without_paths(check: Check, job: _Job, folder: DraftFolder) -> Check:
+    """The check as it reads on every machine: the manifest must not differ by where things lie."""
+    sides = [side for side in (job.plan.source, job.plan.target) if side]
+    names = {str(folder.path): "the draft", str(job.out): job.out.name} | {s.location: s.identity for s in sides}
+    detail, fix = check.detail, check.fix
+    for path, name in names.items():
+        detail, fix = detail.replace(path, name), fix.replace(path, name)
+    return replace(check, detail=detail, fix=fix)
+
+
+def _fetch(job: _Job, on_progress: OnProgress | None) -> None:
+    """Bytes of hub repositories into the cache, in one go: ranges that touch are one request."""
+    for checkpoint, refs in _reads(job):
+        checkpoint.fetch(refs, on_progress)
+
+
+def _reads(job: _Job) -> Iterator[tuple[Checkpoint, list[TensorRef]]]:
+    """Each checkpoint that is read, and what of it."""
+    reads = [ref for step in job.plan.steps for ref in step.reads]
+    for origin in dict.fromkeys(ref.origin for ref in reads):
+        yield job.checkpoints[origin], [ref for ref in reads if ref.origin == origin]
+
+
+def _refuse_small_disk(job: _Job, layouts: tuple[ShardLayout, ...]) -> None:
+    """Refuse before a byte is fetched or written; downloads count where their cache is on the same disk."""
+    needed = sum(shard.n_bytes for shard in layouts)
+    if _device(cache.home()) == _device(job.out):
+        needed += sum(checkpoint.missing_bytes(refs) for checkpoint, refs in _reads(job))
+    free = room(job.out)
+    if free < needed:
+        raise MtpforgeError(
+            f"not enough disk: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            where=shown(job.out),
+            fix="free some, or choose another disk with `--out`",
+            code=errors.MACHINE,
+        )
+
+
+def _device(path: Path) -> int:
+    return next(folder for folder in (path, *path.parents) if folder.exists()).stat().st_dev
+
+
+def _key(plan: Plan, layouts: tuple[ShardLayout, ...]) -> str:
+    """What an earlier run must share for its bytes to be used: the plan, and where each byte lies."""
+    digest = hashlib.sha256(plan.digest.encode())
+    for shard in layouts:
+        digest.update(shard.file.encode() + b"\0" + shard.header)
+    return digest.hexdigest()
+
+
+def _refused(report: Report) -> MtpforgeError:
+    failed = [f"{c.name}: {c.detail}" for c in report.checks if c.verdict == "failed"]
+    failed += [trap.message for trap in report.traps if trap.severity == "error"]
+    fixes = [c.fix for c in report.checks if c.verdict == "failed" and c.fix]
+    return MtpforgeError(
+        "the draft did not pass its own verification, so it was not published",
+        why="; ".join(failed[:_NAMED]) + (f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""),
+        fix=fixes[0] if fixes else "",
+        code=errors.ANSWER_NO,
+    )
+
+
+def _interrupted(folder: DraftFolder, *, keep: bool) -> MtpforgeError:
+    kept = f"{len(folder.finished)} finished steps are kept in {shown(folder.path.parent)}"
+    return MtpforgeError(
+        "interrupted",
+        why=kept if keep else "no step was finished, nothing is kept",
+        fix="the same command goes on from there" if keep else "",
+        code=errors.INTERRUPTED,
+    )
+
+
+class _Counter:
+    """Adds up bytes from several threads and tells whoever listens."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self._total, self._listener, self._done = total, on_progress, 0
+        self._lock = threading.Lock()
+
+    def add(self, n_bytes: int) -> None:
+        if n_bytes and self._listener:
+            with self._lock:
+                self._done += n_bytes
+                self._listener(Progress("build", self._done, self._total))

@@ -1,0 +1,126 @@
+"""One step: read, decode, encode, write, a band of rows at a time. Decides nothing; the plan has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from mtpforge.building import plain, sound
+from mtpforge.building.output import Output, raw
+from mtpforge.building.reading import Band, Reader
+from mtpforge.building.samples import Samples
+from mtpforge.formats import FORMATS
+from mtpforge.formats.format import BAND_ROWS
+from mtpforge.planning.steps import Move, Step, Write, band_rows
+from mtpforge.tensors import DTYPES
+from mtpforge.writing.folder import DraftFolder
+
+
+class Executor:
+    """Executes steps for one thread. `advance` is called between bands: it may stop the step."""
+
+    def __init__(self, reader: Reader, folder: DraftFolder, samples: Samples, advance: Callable[[int], None]) -> None:
+        self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
+
+    def __call__(self, index: int, step: Step) -> None:
+        """Write every tensor of the step, or find that an earlier run has."""
+        n_bytes = sum(w.spec.n_bytes for w in step.writes)
+        if not self._is_finished(index, step):
+            outputs = {w.name: Output(self._folder, w) for w in step.writes}
+            for carry in step.carries:
+                plain.carry(self._reader, carry, outputs[carry.write.name])
+            for scale in step.input_scales:
+                plain.input_scale(self._reader, scale, outputs[scale.write.name])
+            self._moves(step, outputs)
+            self._folder.finish(index, {name: o.digest() for name, o in outputs.items()}, n_bytes)
+        for move in step.moves:
+            self._observe_rest(move)
+        self._advance(n_bytes)
+
+    def _is_finished(self, index: int, step: Step) -> bool:
+        """Whether an earlier run wrote this step, and its bytes are still what the journal says."""
+        before = self._folder.finished.get(index)
+        return (
+            before is not None
+            and before.keys() == {w.name for w in step.writes}
+            and all(self._folder.sha256(w.name, w.spec) == before[w.name] for w in step.writes)
+        )
+
+    def _moves(self, step: Step, outputs: Mapping[str, Output]) -> None:
+        if all(m.action == "copy" for m in step.moves) and (not step.ties or self._agree(step)):
+            for move in step.moves:
+                self._copy(move, outputs)
+            return
+        moves = step.moves if step.ties else tuple(m for m in step.moves if m.action == "encode")
+        for move in step.moves:
+            if move not in moves:
+                self._copy(move, outputs)
+        largest = [self._largest(m) if FORMATS[m.wanted.format].needs_amax(m.wanted) else None for m in moves]
+        known = [amax for amax in largest if amax is not None]
+        joint = torch.stack(known).amax() if known else None
+        for move, amax in zip(moves, largest, strict=True):
+            self._encode(move, joint if step.ties and amax is not None else amax, outputs)
+
+    def _agree(self, step: Step) -> bool:
+        """Whether the scales that the moves must share are equal as they are stored."""
+        shared = {bytes(raw(self._reader.tensor(m.reads[step.tied_suffix]))) for m in step.moves}
+        return len(shared) == 1
+
+    def _copy(self, move: Move, outputs: Mapping[str, Output]) -> None:
+        """Every part byte for byte, but for a scale that is widened; looked at for numbers that no weight may hold."""
+        by_suffix = {w.suffix: w for w in move.writes}
+        for band in self._reader.bands(move, _copy_rows(move)):
+            self._advance(0)
+            sound.refuse_parts(move, band)
+            for suffix, tensor in band.parts.items():
+                write = by_suffix.get(suffix)
+                if write is not None and (suffix in band.refs or band.first == 0):
+                    outputs[write.name].add(_widened(tensor, write))
+
+    def _encode(self, move: Move, amax: Tensor | None, outputs: Mapping[str, Output]) -> None:
+        wanted = FORMATS[move.wanted.format]
+        if wanted.matrix_parts is None or wanted.encode is None:
+            raise AssertionError(f"{move.module}: {wanted.name} is only read")
+        named = {w.suffix: outputs[w.name] for w in move.writes}
+        matrix = wanted.matrix_parts(move.shape, move.wanted, amax)
+        for suffix, tensor in matrix.items():
+            named[suffix].add(tensor)
+        for band, values in self._decoded(move):
+            sound.refuse_values(move, band, values)
+            self._samples.observe(move, band, values)
+            with sound.named(move):
+                parts = wanted.encode(values, move.wanted, matrix)
+            for suffix, rows in parts.items():
+                named[suffix].add(rows)
+
+    def _largest(self, move: Move) -> Tensor:
+        """Largest magnitude of the whole weight, float32 scalar."""
+        return torch.stack([sound.refuse_values(move, band, values) for band, values in self._decoded(move)]).amax()
+
+    def _decoded(self, move: Move) -> Iterator[tuple[Band, Tensor]]:
+        """The weight as float32 [rows, in], band by band."""
+        decode = FORMATS[move.stored.format].decode
+        for band in self._reader.bands(move, band_rows(move.shape)):
+            self._advance(0)
+            sound.refuse_scales(move, band)
+            yield band, decode(band.parts, band.shape, move.stored)
+
+    def _observe_rest(self, move: Move) -> None:
+        """Decode the sampled bands of a weight that was copied, or finished by an earlier run."""
+        decode = FORMATS[move.stored.format].decode
+        for first, last in self._samples.missing(move):
+            band = self._reader.band(move, self._reader.matrix_parts(move), first, last)
+            self._samples.observe(move, band, decode(band.parts, band.shape, move.stored))
+
+
+def _copy_rows(move: Move) -> int:
+    """Rows of a band that is only copied: a multiple of BAND_ROWS, about STEP_BYTES."""
+    n_bytes = sum(r.stop - r.start for r in move.reads.values())
+    rows = plain.STEP_BYTES * move.shape[0] // max(n_bytes, 1)
+    return max(rows // BAND_ROWS, 1) * BAND_ROWS
+
+
+def _widened(tensor: Tensor, write: Write) -> Tensor:
+    return tensor.to(getattr(torch, DTYPES[write.spec.dtype].torch))

@@ -1,0 +1,122 @@
+"""choose(): which rows of which weights are compared. Pure; the same steps give the same samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from mtpforge.tensors import Quantization, Shape, TensorRef
+
+if TYPE_CHECKING:
+    from mtpforge.planning import Move, Step
+
+Mode: TypeAlias = Literal["full", "sample", "off"]
+Key: TypeAlias = tuple[str, int, int]
+
+SMALL: Final = 64 << 20  # weights that a check of every row decodes in about two seconds
+_BANDS_OF_A_KIND: Final = 3  # the first rows, some in the middle, the last
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows [first, last) of one weight [out, in], to be decoded by two sides.
+
+    reads: suffix -> the whole part, not cut. first is a multiple of 128.
+    """
+
+    module: str
+    format: str
+    quantization: Quantization
+    shape: Shape
+    reads: dict[str, TensorRef]
+    rows: tuple[int, int]
+
+    @property
+    def key(self) -> Key:
+        """Module, first row, row after the last."""
+        return self.module, *self.rows
+
+    @property
+    def n_elements(self) -> int:
+        """Weights that the rows hold."""
+        return (self.rows[1] - self.rows[0]) * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is compared, and what cannot be: `uncompared` counts weights by reason."""
+
+    mode: Mode
+    samples: tuple[Sample, ...]
+    uncompared: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bands(self) -> dict[str, list[tuple[int, int]]]:
+        """Module -> its rows that are compared, for whoever decodes them anyway."""
+        drawn: dict[str, list[tuple[int, int]]] = {}
+        for sample in self.samples:
+            drawn.setdefault(sample.module, []).append(sample.rows)
+        return drawn
+
+
+def choose(steps: Iterable[Step], mode: Mode) -> Selection:
+    """The samples of a plan's steps.
+
+    full: every row of every quantized weight. sample: bands of rows that cover every kind of module, each of its
+    projections and every stored format, spread over the experts; everything where the layer is small (64 M weights).
+    A sample is one band of `planning.band_rows`, as a build decodes them.
+    """
+    if mode == "off":
+        return Selection("off", ())
+    moves = [move for step in steps for move in step.moves]
+    reasons = {move.module: _uncomparable(move) for move in moves}
+    comparable = [move for move in moves if not reasons[move.module]]
+    if mode == "sample" and sum(move.shape[0] * move.shape[1] for move in comparable) <= SMALL:
+        mode = "full"
+    chosen = [s for move in comparable for s in _all_bands(move)] if mode == "full" else _spread(comparable)
+    return Selection(mode, tuple(chosen), dict(Counter(reason for reason in reasons.values() if reason)))
+
+
+def _uncomparable(move: Move) -> str:
+    """Why no library can be asked about a weight, "" where one can."""
+    if move.stored.is_dense:
+        return "dense, nothing to decode"
+    if "weight_g_idx" in move.reads:
+        return "act-order, which compressed-tensors no longer reads"
+    packed = move.reads.get("weight_packed")
+    dense_words = -(-move.shape[1] * move.stored.bits // 32)
+    if move.stored.format == "pack_quantized" and packed is not None and packed.spec.shape[1] != dense_words:
+        return "packed as compressed-tensors 0.17.1 and earlier did, which it no longer reads"
+    return ""
+
+
+def _all_bands(move: Move) -> list[Sample]:
+    from mtpforge.planning.steps import band_rows  # late: the child process imports this package and has no plan
+
+    height, n_rows = band_rows(move.shape), move.shape[0]
+    return [
+        Sample(
+            move.module,
+            move.stored.format,
+            move.stored,
+            move.shape,
+            dict(move.reads),
+            (first, min(first + height, n_rows)),
+        )
+        for first in range(0, n_rows, height)
+    ]
+
+
+def _spread(moves: list[Move]) -> list[Sample]:
+    kinds: dict[tuple[str, str, Quantization], list[Move]] = {}
+    for move in moves:
+        stored = replace(move.stored, input_scale="none")
+        kinds.setdefault((move.kind, move.module.rpartition(".")[2], stored), []).append(move)
+    chosen = []
+    for members in kinds.values():
+        bands = [sample for move in members for sample in _all_bands(move)]
+        places = {i * (len(bands) - 1) // (_BANDS_OF_A_KIND - 1) for i in range(_BANDS_OF_A_KIND)}
+        chosen += [bands[place] for place in sorted(places)]
+    return chosen

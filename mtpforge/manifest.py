@@ -1,0 +1,173 @@
+"""mtpforge.json: what a draft was made of and what it holds. Written last, read by verify, graft, diff and card.
+
+No time, no host, no path of this machine: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import mtpforge
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.planning.steps import Plan, Side
+from mtpforge.report import Check, Report
+from mtpforge.tensors import DTYPES, Spec
+
+FILE: Final = "mtpforge.json"
+SCHEMA: Final = 1
+_LIBRARIES: Final = ("compressed-tensors", "numpy", "nvidia-modelopt", "safetensors", "torch", "transformers")
+_MAX_BYTES: Final = 64 << 20  # 3,122 tensors take 0.7 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the draft. relative_error: of the decoded weight against the source, where it was measured."""
+
+    spec: Spec
+    sha256: str
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """mtpforge.json, read. source and target: `org/name@commit` or `folder#hash`; target "" for an extract."""
+
+    version: str
+    source: str
+    target: str
+    plan: str
+    layer: int
+    n_experts: int
+    tensors: dict[str, Entry]
+    body: dict[str, object]
+
+
+def write(
+    plan: Plan,
+    specs: Mapping[str, Spec],
+    digests: Mapping[str, str],
+    checks: Iterable[Check] = (),
+    report: Report | None = None,
+) -> bytes:
+    """The file. `digests`: sha256 of every tensor; `checks`: of the build; `report`: of what judged the draft."""
+    errors = report.facts.get("relative_error") if report else None
+    measured = errors if isinstance(errors, Mapping) else {}
+    body = {
+        "schema": SCHEMA,
+        "mtpforge": mtpforge.__version__,
+        "plan": plan.digest,
+        "source": _side(plan.source),
+        "target": _side(plan.target) if plan.target else None,
+        "engine": plan.engine,
+        "family": plan.family,
+        "layer": plan.layer,
+        "source_layer": plan.source_layer,
+        "n_experts": plan.n_experts,
+        "kept_experts": plan.kept_experts,
+        "scheme": asdict(plan.scheme),
+        "changes": plan.changes,
+        "unused": [asdict(unused) for unused in plan.unused],
+        "checks": [asdict(check) for check in (*checks, *(report.checks if report else ()))],
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "tensors": {name: _entry(specs[name], digests[name], measured.get(name)) for name in sorted(specs)},
+    }
+    return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a draft; one that is missing, damaged or of a later schema is an error that says which."""
+    path = folder / FILE
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        body = json.loads(raw) if len(raw) <= _MAX_BYTES else None
+    except FileNotFoundError as error:
+        raise MtpforgeError(
+            f"no {FILE} in the draft", where=shown(folder), fix="build the draft with `mtpforge build`"
+        ) from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(body, dict):
+        raise _damaged(path, "it is no JSON object of a usual size")
+    if body.get("schema") != SCHEMA:
+        found = shown(body.get("schema"))
+        raise MtpforgeError(
+            f"{FILE} has schema {found}, this mtpforge reads {SCHEMA}",
+            where=shown(path),
+            fix="update: `pip install -U mtpforge`",
+        )
+    return _manifest(path, body)
+
+
+def _manifest(path: Path, body: dict[str, object]) -> Manifest:
+    tensors = body.get("tensors")
+    if not isinstance(tensors, dict):
+        raise _damaged(path, "`tensors` is no table")
+    return Manifest(
+        version=_text(path, body, "mtpforge"),
+        source=_id(path, body, "source"),
+        target=_id(path, body, "target") if body.get("target") is not None else "",
+        plan=_text(path, body, "plan"),
+        layer=_whole(path, body, "layer"),
+        n_experts=_whole(path, body, "n_experts"),
+        tensors={name: _read_entry(path, name, entry) for name, entry in tensors.items()},
+        body=body,
+    )
+
+
+def _side(side: Side) -> dict[str, str]:
+    return {"id": side.identity, "revision": side.revision}
+
+
+def _entry(spec: Spec, sha256: str, error: object) -> dict[str, object]:
+    entry: dict[str, object] = {"dtype": spec.dtype, "shape": spec.shape, "sha256": sha256}
+    return entry | ({"relative_error": float(error)} if isinstance(error, int | float) else {})
+
+
+def _read_entry(path: Path, name: str, entry: object) -> Entry:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "sha256": str(sha256), **rest} if dtype in DTYPES and all(
+            type(n) is int and n >= 0 for n in shape
+        ):
+            error = rest.get("relative_error")
+            return Entry(Spec(dtype, tuple(shape)), sha256, float(error) if isinstance(error, int | float) else None)
+    raise _damaged(path, f"the entry of {shown(name)} is no dtype, shape and sha256")
+
+
+def _id(path: Path, body: Mapping[str, object], key: str) -> str:
+    side = body.get(key)
+    if not isinstance(side, dict):
+        raise _damaged(path, f"`{key}` is no table")
+    return _text(path, side, "id")
+
+
+def _text(path: Path, table: Mapping[str, object], key: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str):
+        raise _damaged(path, f"`{key}` is no text")
+    return value
+
+
+def _whole(path: Path, table: Mapping[str, object], key: str) -> int:
+    value = table.get(key)
+    if type(value) is not int:
+        raise _damaged(path, f"`{key}` is no whole number")
+    return value
+
+
+def _damaged(path: Path, why: str) -> MtpforgeError:
+    return MtpforgeError(f"{FILE} is damaged", where=shown(path), why=why, fix="build the draft again")
+
+
+def _version(library: str) -> str:
+    """The installed version, "" where the library is not installed; nothing is imported."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,8 @@
+"""The draft on disk: placed before a byte is written, written at known offsets, visible only when it is whole.
+
+layout    where every byte of the weight files lies
+effects   the five functions that change the disk
+claim     the hidden folder beside the destination, and its lock
+journal   finished steps, so that the same command resumes
+folder    DraftFolder, which puts the others in order
+"""

@@ -1,0 +1,76 @@
+"""Where every byte of the weight files lies, decided from names, dtypes and shapes alone.
+
+    8 bytes            length of the header, little-endian
+    header             compact JSON, padded with spaces to 8
+    tensors            one after the other, no holes
+
+Tensors go by dtype in the order of the library's own enum, descending, then by name: so every start is aligned for its
+dtype, and the file equals what `safetensors.torch.save_file` writes of the same tensors with metadata {"format": "pt"}.
+Source: safetensors, safetensors/src/tensor.rs, `prepare` and `serialize_to_file` (0.8.0).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from mtpforge.tensors import DTYPES, Spec
+
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+_RANK: Final = {name: rank for rank, name in enumerate(DTYPES)}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """One weight file: its name, its first bytes, where each tensor starts (absolute), and how long the file is."""
+
+    file: str
+    header: bytes
+    starts: Mapping[str, int]
+    n_bytes: int
+
+
+def place(writes: Iterable[tuple[str, Spec]], max_shard_bytes: int | None = None) -> tuple[ShardLayout, ...]:
+    """The weight files of these tensors: one, or as few in the given order as keep their tensors under the maximum.
+
+    A tensor that is larger than the maximum gets a file of its own.
+    """
+    groups: list[dict[str, Spec]] = [{}]
+    held_bytes = 0
+    for name, spec in writes:
+        if max_shard_bytes is not None and groups[-1] and held_bytes + spec.n_bytes > max_shard_bytes:
+            groups.append({})
+            held_bytes = 0
+        groups[-1][name] = spec
+        held_bytes += spec.n_bytes
+    if len(groups) == 1:
+        return (_shard(SINGLE, groups[0]),)
+    n = len(groups)
+    return tuple(_shard(f"model-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1))
+
+
+def index(layouts: tuple[ShardLayout, ...], specs: Mapping[str, Spec]) -> bytes:
+    """model.safetensors.index.json of several weight files, as transformers writes it."""
+    weight_map = {name: layout.file for layout in layouts for name in layout.starts}
+    total = sum(specs[name].n_bytes for name in weight_map)
+    body = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _shard(file: str, specs: Mapping[str, Spec]) -> ShardLayout:
+    ordered = sorted(specs.items(), key=lambda item: (-_RANK[item[1].dtype], item[0]))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, spec in ordered:
+        offsets[name] = end
+        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.n_bytes]}
+        end += spec.n_bytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    starts = {name: len(header) + offset for name, offset in offsets.items()}
+    return ShardLayout(file, header, starts, len(header) + end)

@@ -1,0 +1,458 @@
+"""What goes wrong on the way to the hub: recovered where it passes, said clearly where it does not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from faults.hub_server import GOOD_TOKEN, Fault, environment, serving
+
+from mtpforge.checkpoint import fetching, patience, transfer
+from mtpforge.checkpoint.folder import open_folder
+from mtpforge.checkpoint.hub import open_hub
+from mtpforge.errors import MtpforgeError
+
+REPO = "org/tiny-GLM"
+LAYER = "model.layers.3."
+
+RECOVERED = [
+    Fault("status", status=500, times=3),
+    Fault("status", status=503, times=2),
+    Fault("status", status=429, headers={"Retry-After": "0"}, times=3),
+    Fault("status", status=429, headers={"RateLimit": '"resolvers";r=0;t=0'}),
+    Fault("status", status=503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    Fault("reset", times=3),
+    Fault("short", times=3),
+    Fault("long"),
+    Fault("whole", times=2),
+    Fault("shifted"),
+    Fault("compressed"),
+]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+def layer_of(checkpoint):
+    return checkpoint.locate(name for name in checkpoint.names if name.startswith(LAYER))
+
+
+def contents(checkpoint, refs):
+    found = {}
+    for name, ref in refs.items():
+        found[name] = bytearray(ref.stop - ref.start)
+        checkpoint.read(ref, memoryview(found[name]))
+    return found
+
+
+def opened(hub, tinyglm):
+    """The repository with headers read, the faults not yet begun."""
+    faults, hub.faults = hub.faults, []
+    hub.add(REPO, tinyglm("bf16"))
+    remote = open_hub(REPO, None, offline=False)
+    refs = layer_of(remote)
+    hub.faults = faults
+    hub.forget()
+    return remote, refs
+
+
+def refusal(call, *arguments, code=4, **options):
+    """The whole message, after a look at the exit code."""
+    with pytest.raises(MtpforgeError) as caught:
+        call(*arguments, **options)
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("fault", RECOVERED, ids=lambda f: f"{f.kind}-{f.status}-{'-'.join(f.headers)}")
+def test_trouble_that_passes_changes_no_byte(hub, tinyglm, fault):
+    hub.faults = [Fault(**vars(fault))]
+    remote, refs = opened(hub, tinyglm)
+    remote.fetch(refs.values())
+    assert hub.faults[0].times == 0
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+def test_a_broken_body_goes_on_where_it_ended(hub, tinyglm):
+    hub.faults = [Fault("reset", times=3)]
+    remote, refs = opened(hub, tinyglm)
+    promised = remote.missing_bytes(refs.values())
+    remote.fetch(refs.values())
+    starts = [int(r.range.removeprefix("bytes=").split("-")[0]) for r in hub.requests if r.range]
+    assert len(starts) > len({r.path for r in hub.requests if r.range}) + 2
+    # A reset may throw away what the kernel still held; what was received is not asked for again.
+    assert promised <= hub.sent["range"] <= promised * 1.9
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+def test_a_server_that_asks_to_wait_is_obeyed(hub, tinyglm, monkeypatch):
+    waits = []
+    monkeypatch.setattr(threading.Event, "wait", record_waits(threading.Event.wait, waits))
+    hub.faults = [Fault("status", status=429, headers={"Retry-After": "17"})]
+    remote, refs = opened(hub, tinyglm)
+    remote.fetch([min(refs.values(), key=lambda r: r.start)])
+    assert waits == [17.0]
+
+
+def record_waits(wait, waits):
+    def recorded(self, timeout=None):
+        if timeout is not None and timeout >= 17:  # no other wait of these tests is so long
+            waits.append(timeout)
+            return False
+        return wait(self, timeout)
+
+    return recorded
+
+
+def test_a_server_that_asks_to_wait_too_long_is_left(hub, tinyglm):
+    remote, refs = opened(hub, tinyglm)
+    hub.faults = [Fault("status", status=429, headers={"Retry-After": "4000"}, times=99)]
+    ref = min(refs.values(), key=lambda r: r.start)
+    assert refusal(remote.fetch, [ref]) == (
+        "error: the hub asks to wait 4000 s\n"
+        f"where: {REPO}@{remote.revision}, {ref.file}\n"
+        "cause: it answered 429 (too many requests)\n"
+        " hint: run this again in 67 minutes: what was fetched is kept; with `HF_TOKEN` set the limits are higher"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (Fault("status", status=500, times=99), "it answered 500"),
+        (Fault("whole", times=99), "it answered 200 with the whole file where a part was asked for"),
+        (Fault("shifted", times=99), "it answered with other bytes than those asked for"),
+        (Fault("long", times=99), "it announced another number of bytes than was asked for"),
+        (Fault("compressed", times=99), "it answered with compressed bytes"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_trouble_that_stays_is_said_after_six_tries(hub, tinyglm, fault, cause):
+    hub.faults = [Fault(**vars(fault))]
+    remote, refs = opened(hub, tinyglm)
+    ref = min(refs.values(), key=lambda r: r.start)
+    assert refusal(remote.fetch, [ref]) == (
+        "error: the hub failed 6 times in a row\n"
+        f"where: {REPO}@{remote.revision}, {ref.file}\n"
+        f"cause: {cause}\n"
+        " hint: run this again later: what was fetched is kept"
+    )
+    assert len([r for r in hub.requests if r.range]) == 6
+
+
+def test_a_connection_that_trickles_is_given_up(hub, tinyglm, monkeypatch):
+    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.02)
+    hub.faults = [Fault("trickle", times=2)]
+    remote, refs = opened(hub, tinyglm)
+    refs = dict([max(refs.items(), key=lambda item: item[1].stop - item[1].start)])
+    remote.fetch(refs.values())
+    assert len([r for r in hub.requests if r.range]) == 3
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+def test_a_server_that_falls_silent_is_asked_again(hub, tinyglm, monkeypatch):
+    monkeypatch.setattr(transfer.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.faults = [Fault("hang")]
+    remote, refs = opened(hub, tinyglm)
+    remote.fetch(refs.values())
+    assert hub.is_hanging.is_set()
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+def test_a_failure_keeps_what_came_before_it(hub, tinyglm, monkeypatch):
+    monkeypatch.setattr(fetching, "CONNECTIONS", 1)
+    monkeypatch.setattr(fetching, "PART_BYTES", 100_000)
+    remote, refs = opened(hub, tinyglm)
+    promised = remote.missing_bytes(refs.values())
+    hub.faults = [Fault("reset", skip=3), Fault("status", status=500, times=99)]
+    refusal(remote.fetch, refs.values())
+    left = remote.missing_bytes(refs.values())
+    assert left <= promised - 250_000  # the first part is a tensor of 64 bytes; of the fourth, half came
+    hub.faults = []
+    hub.forget()
+    remote.fetch(refs.values())
+    assert hub.sent["range"] == left
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+CHILD = """
+import sys
+from mtpforge.checkpoint import fetching
+from mtpforge.checkpoint.hub import open_hub
+fetching.CONNECTIONS, fetching.PART_BYTES = 1, 100_000
+remote = open_hub("org/tiny-GLM", None, offline=False)
+remote.fetch(remote.locate(n for n in remote.names if n.startswith("model.layers.3.")).values())
+print("complete")
+"""
+
+
+def test_a_killed_process_leaves_what_it_finished(hub, tinyglm, tmp_path):
+    folder = tinyglm("bf16")
+    hub.add(REPO, folder)
+    refs = layer_of(open_folder(folder))
+    n_headers = 2 * len({ref.file for ref in refs.values()})
+    promised = sum(ref.stop - ref.start for ref in refs.values())
+    hub.faults = [Fault("hang", skip=n_headers + 3)]  # three parts are finished, the fourth is under way
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], env=environment(hub, tmp_path / "home"), stdout=subprocess.PIPE
+    )
+    try:
+        assert hub.is_hanging.wait(60)
+        os.kill(child.pid, signal.SIGKILL)
+    finally:
+        out, _ = child.communicate(timeout=60)
+    assert out == b""
+    assert child.returncode == -signal.SIGKILL
+    hub.release.set()
+    remote = open_hub(REPO, None, offline=False)
+    hub.forget()
+    found = layer_of(remote)
+    assert hub.sent["range"] == 0  # headers are kept too
+    left = remote.missing_bytes(found.values())
+    assert left == promised - sum(part_sizes(refs)[:3])
+    remote.fetch(found.values())
+    assert hub.sent["range"] == left
+    assert contents(remote, found) == contents(open_folder(folder), refs)
+
+
+def part_sizes(refs):
+    """Sizes of the requests, in order: adjacent tensors are one run, cut every 100,000 bytes."""
+    runs = []
+    for ref in sorted(refs.values(), key=lambda r: (r.file, r.start)):
+        if runs and runs[-1][0] == ref.file and runs[-1][2] == ref.start:
+            runs[-1][2] = ref.stop
+        else:
+            runs.append([ref.file, ref.start, ref.stop])
+    return [min(100_000, stop - at) for _, start, stop in runs for at in range(start, stop, 100_000)]
+
+
+def test_ctrl_c_keeps_what_came_and_ends_the_other_connections(hub, tinyglm, monkeypatch):
+    monkeypatch.setattr(fetching, "PART_BYTES", 100_000)
+    monkeypatch.setattr(transfer.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(fetching, "CONNECTIONS", 2)
+    remote, refs = opened(hub, tinyglm)
+    promised = remote.missing_bytes(refs.values())
+    hub.faults = [Fault("hang", skip=2, times=9)]
+
+    def interrupt(progress):
+        if hub.is_hanging.is_set():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remote.fetch(refs.values(), interrupt)
+    assert not [t for t in threading.enumerate() if t.name.startswith("mtpforge-fetch")]
+    assert remote.missing_bytes(refs.values()) <= promised - 200_000
+
+
+def test_a_missing_repository(hub):
+    assert refusal(open_hub, "org/nowhere", None, offline=False) == (
+        "error: the hub has no model repository `org/nowhere`\n"
+        "where: org/nowhere\n"
+        "cause: the name is wrong, or the repository is private and no token is set\n"
+        f" hint: check the name at {hub.url}/org/nowhere; "
+        "for a private repository set `HF_TOKEN` or run `hf auth login`"
+    )
+
+
+def test_a_missing_revision(hub, tinyglm):
+    hub.add(REPO, tinyglm("bf16"))
+    assert refusal(open_hub, REPO, "v9", offline=False) == (
+        "error: org/tiny-GLM has no revision `v9`\n"
+        "where: org/tiny-GLM@v9\n"
+        f" hint: take a branch, tag or commit from {hub.url}/org/tiny-GLM/commits/main, or leave out `@v9`"
+    )
+
+
+def test_a_missing_config(hub, tmp_path):
+    (tmp_path / "empty").mkdir()
+    commit = hub.add(REPO, tmp_path / "empty")
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        "error: org/tiny-GLM has no file `config.json`\n"
+        f"where: org/tiny-GLM@{commit}\n"
+        f" hint: look at {hub.url}/org/tiny-GLM/tree/{commit}"
+    )
+
+
+def test_a_gated_repository_without_a_token(hub, tinyglm):
+    commit = hub.add(REPO, tinyglm("bf16"), is_gated=True)
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        "error: org/tiny-GLM is gated\n"
+        f"where: org/tiny-GLM@{commit}, config.json\n"
+        "cause: its files need a token of an account that has accepted the licence, and no token is set\n"
+        f" hint: accept the licence at {hub.url}/org/tiny-GLM, then set `HF_TOKEN` or run `hf auth login`"
+    )
+
+
+def test_a_gated_repository_with_a_token_without_access(hub, tinyglm, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    commit = hub.add(REPO, tinyglm("bf16"), is_gated=True)
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        "error: org/tiny-GLM is gated\n"
+        f"where: org/tiny-GLM@{commit}, config.json\n"
+        "cause: the account of the token in use has no access\n"
+        f" hint: ask for access at {hub.url}/org/tiny-GLM, then run this again"
+    )
+
+
+def test_a_gated_repository_with_a_token_that_has_access(hub, tinyglm, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+    hub.add(REPO, tinyglm("bf16"), is_gated=True)
+    remote = open_hub(REPO, None, offline=False)
+    refs = layer_of(remote)
+    remote.fetch(refs.values())
+    assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_offline_with_nothing_cached(hub, tinyglm, monkeypatch, by_option):
+    hub.add(REPO, tinyglm("bf16"))
+    monkeypatch.setattr(transfer.constants, "HF_HUB_OFFLINE", not by_option)
+    cause, fix = ("`--offline` was given", "leave out `--offline`")
+    if not by_option:
+        cause, fix = "HF_HUB_OFFLINE is set", "run `unset HF_HUB_OFFLINE`"
+    assert refusal(open_hub, REPO, None, offline=by_option) == (
+        "error: `org/tiny-GLM` is not cached\n"
+        "where: org/tiny-GLM\n"
+        f"cause: {cause}\n"
+        f" hint: {fix}, or run this once with a network"
+    )
+    assert not hub.requests
+
+
+def test_offline_with_headers_but_not_all_bytes_cached(hub, tinyglm):
+    remote, refs = opened(hub, tinyglm)
+    offline = open_hub(REPO, None, offline=True)
+    assert layer_of(offline) == refs
+    file = min(ref.file for ref in refs.values())
+    assert refusal(offline.fetch, refs.values()) == (
+        f"error: `{file}` of org/tiny-GLM is not cached\n"
+        f"where: org/tiny-GLM@{remote.revision}\n"
+        "cause: `--offline` was given\n"
+        " hint: leave out `--offline`, or run this once with a network"
+    )
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("revision", [None, "main", "commit"])
+def test_offline_with_everything_cached(hub, tinyglm, monkeypatch, revision):
+    remote, refs = opened(hub, tinyglm)
+    remote.fetch(refs.values())
+    open_hub(REPO, "main", offline=False)
+    hub.forget()
+    monkeypatch.setattr(transfer.constants, "HF_HUB_OFFLINE", True)
+    offline = open_hub(REPO, remote.revision if revision == "commit" else revision, offline=False)
+    found = layer_of(offline)
+    offline.fetch(found.values())
+    assert contents(offline, found) == contents(open_folder(tinyglm("bf16")), refs)
+    assert offline.identity == remote.identity
+    assert not hub.requests
+
+
+def test_offline_with_a_snapshot_that_the_hub_tools_downloaded(hub, tinyglm):
+    from huggingface_hub import hf_hub_download
+
+    folder = tinyglm("bf16")
+    commit = hub.add(REPO, folder)
+    for path in folder.iterdir():
+        hf_hub_download(REPO, path.name)
+    hub.forget()
+    offline = open_hub(REPO, None, offline=True)
+    refs = layer_of(offline)
+    offline.fetch(refs.values())
+    assert offline.revision == commit
+    assert contents(offline, refs) == contents(open_folder(folder), refs)
+    assert not hub.requests
+
+
+def test_no_network(hub, tinyglm):
+    hub.add(REPO, tinyglm("bf16"))
+    hub.shutdown()
+    hub.server_close()
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        "error: the hub cannot be reached, tried 6 times\n"
+        "where: org/tiny-GLM\n"
+        "cause: no connection could be made\n"
+        " hint: check the network, proxies and `HF_ENDPOINT`, then run this again: what was fetched is kept; "
+        "`--offline` uses the cache alone"
+    )
+
+
+def test_a_login_page_in_place_of_the_hub(hub, tinyglm):
+    hub.add(REPO, tinyglm("bf16"))
+    hub.faults = [Fault("garbage", on="api")]
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        f"error: {hub.url} does not answer like the hub\n"
+        "where: org/tiny-GLM\n"
+        "cause: its answer describes no model\n"
+        " hint: check `HF_ENDPOINT`, proxies, and whether this network wants a login"
+    )
+
+
+def test_a_malformed_token_is_said_and_not_quoted(hub, tinyglm, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\u2026")  # copied from a page that shortens it
+    hub.add(REPO, tinyglm("bf16"))
+    assert refusal(open_hub, REPO, None, offline=False) == (
+        "error: the request to the hub cannot be made\n"
+        "where: org/tiny-GLM\n"
+        "cause: the address or the token is malformed\n"
+        " hint: `HF_ENDPOINT` must begin with https:// or http://, `HF_TOKEN` must be one word of ASCII characters"
+    )
+
+
+def test_a_full_disk_in_the_cache(hub, tinyglm, monkeypatch):
+    remote, refs = opened(hub, tinyglm)
+    ref = min(refs.values(), key=lambda r: r.start)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert refusal(remote.fetch, [ref], code=5) == (
+        "error: the download cache is full\n"
+        f"where: {remote.local_file(ref.file)}\n"
+        "cause: No space left on device\n"
+        " hint: free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept"
+    )
+    monkeypatch.undo()
+
+
+def test_a_disk_too_small_is_said_before_anything_is_fetched(hub, tinyglm, monkeypatch):
+    import shutil
+
+    remote, refs = opened(hub, tinyglm)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    n_bytes = remote.missing_bytes(refs.values())
+    file = remote.local_file(min(ref.file for ref in refs.values()))
+    assert refusal(remote.fetch, refs.values(), code=5) == (
+        "error: the disk of the download cache is too small\n"
+        f"where: {file.parent}\n"
+        f"cause: {n_bytes / 1e9:.2f} GB are needed, 0.00 GB are free\n"
+        " hint: free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept"
+    )
+    assert hub.sent["range"] == 0
+
+
+def test_waiting_doubles_and_is_bounded(monkeypatch):
+    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 8.0)
+    waits = []
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", waits.append)
+    patient = patience.Patience("here", stop)
+    for _ in range(5):
+        patient.wait(patience.Trouble("it rains"), 0)
+    for seconds, middle in zip(waits, (8, 16, 30, 30, 30), strict=True):
+        assert 0.75 * middle <= seconds <= 1.25 * middle
+    patient.wait(patience.Trouble("it rains"), patience.PROGRESS_BYTES)  # bytes came: the count starts again
+    for _ in range(4):
+        patient.wait(patience.Trouble("it rains"), 0)
+    with pytest.raises(MtpforgeError, match="the hub failed 6 times in a row"):
+        patient.wait(patience.Trouble("it rains"), 0)
