@@ -1,0 +1,176 @@
+"""inspect(): what a checkpoint holds of an MTP layer, and what an engine would demand of a draft beside it.
+
+Config, index and the headers of the nextn layer only: no tensor is read, torch is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from mtpforge import traps
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import Engine, Serving
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family, family_of
+from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.report import Check, Report, Trap, Verdict
+from mtpforge.scheme import Scheme
+from mtpforge.sourcing import StoredLayer, has_layer, mismatches, stored_layer
+
+_LAYER: Final = re.compile(r"(?:.*\.)?layers\.(\d+)\.")
+_SHOWN: Final = 3
+
+
+def inspect(
+    checkpoint: Checkpoint, *, engine: str = "vllm", scheme: Scheme | None = None, serving: Serving | None = None
+) -> Report:
+    """What is known of a checkpoint without reading a tensor.
+
+    Facts: identity, model_type, family, n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
+    quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name), demanded (rows by
+    kind: what the engine would build a draft with, and why; None where it refuses the target). MtpforgeError for a
+    model that has no known MTP layer.
+    """
+    judge = ENGINES[engine]
+    family = family_of(checkpoint.config)
+    demanded, refusal = _demanded(checkpoint, family, judge, scheme)
+    layer, layer_check = _layer(checkpoint, family)
+    checks = [layer_check, refusal]
+    if layer is not None and demanded is not None:
+        checks.append(_as_it_is(checkpoint, family, judge, demanded, layer))
+    found = _traps(checkpoint, family, judge, demanded, serving)
+    facts: dict[str, object] = {
+        "identity": checkpoint.identity,
+        "model_type": family.text(checkpoint.config).get("model_type"),
+        "family": family.name,
+        "engine": judge.name,
+        "n_layers": family.layer(checkpoint.config),
+        "n_tensors": len(checkpoint.names),
+        "config_experts": config_experts(family, checkpoint.config),
+        "experts": _experts_by_layer(family, checkpoint.names),
+        "quant_method": _method(checkpoint),
+        "mtp": _mtp(checkpoint, family, layer),
+        "scheme": None if demanded is None else demanded.name,
+        "demanded": None if demanded is None else _rows_demanded(family, checkpoint, demanded),
+    }
+    return Report("inspect", tuple(checks), found, facts)
+
+
+def _demanded(
+    checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme | None
+) -> tuple[Scheme | None, Check]:
+    """The scheme of a draft beside this checkpoint, None where the engine refuses it."""
+    if scheme is not None:
+        return scheme, Check("scheme", "passed", f"as given: {scheme.name}")
+    try:
+        found = engine.scheme(checkpoint, family)
+    except MtpforgeError as error:
+        return None, Check("scheme", "warning", f"no draft can be made for it: {error.what}; {error.why}", error.fix)
+    return found, Check("scheme", "passed", f"{engine.name} would build a draft as {found.name}")
+
+
+def _layer(checkpoint: Checkpoint, family: Family) -> tuple[StoredLayer | None, Check]:
+    """The layer as stored; absent is an answer, half of it a warning."""
+    try:
+        layer = stored_layer(checkpoint, family)
+    except MtpforgeError as error:
+        verdict: Verdict = "warning" if has_layer(checkpoint, family) else "not checked"
+        why = f": {error.why}" if error.why else ""
+        return None, Check("MTP layer", verdict, f"{error.what}{why}", error.fix)
+    tensors = sum(len(m.parts) for m in layer.modules.values()) + len(layer.plain) + len(layer.dropped)
+    return layer, Check("MTP layer", "passed", f"layer {layer.layer}, {layer.n_experts} experts, {tensors} tensors")
+
+
+def _as_it_is(checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme, layer: StoredLayer) -> Check:
+    differing = mismatches(layer, family, engine, scheme, checkpoint.config)
+    if not differing:
+        return Check("loads as it is", "passed", f"every tensor is what {engine.name} would build it as")
+    listed = "; ".join(differing[:_SHOWN]) + (f"; and {len(differing) - _SHOWN} more" if differing[_SHOWN:] else "")
+    fix = f"`mtpforge build --target {shown(checkpoint.label)}`"
+    return Check("loads as it is", "warning", f"{len(differing)} tensors differ: {listed}", fix)
+
+
+def _traps(
+    checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme | None, serving: Serving | None
+) -> tuple[Trap, ...]:
+    found = [*engine.target_traps(checkpoint, family), *traps.found(checkpoint, checkpoint, family, engine)]
+    if scheme is not None and serving is not None:
+        found += engine.serving_traps(family, checkpoint.config, scheme, serving)
+    return tuple(dict.fromkeys(found))
+
+
+def _experts_by_layer(family: Family, names: Iterable[str]) -> dict[str, int]:
+    """Layer range -> experts, from names alone: `{"3-77": 156, "78": 256}`; dense layers are left out."""
+    by_layer: dict[int, list[str]] = {}
+    for name in names:
+        if match := _LAYER.match(name):
+            by_layer.setdefault(int(match[1]), []).append(name)
+    counts = {layer: len(expert_numbers(family, held)) for layer, held in sorted(by_layer.items())}
+    ranges: list[tuple[int, int, int]] = []
+    for layer, count in counts.items():
+        if count and ranges and ranges[-1][1:] == (layer - 1, count):
+            ranges[-1] = (ranges[-1][0], layer, count)
+        elif count:
+            ranges.append((layer, layer, count))
+    return {str(first) if first == last else f"{first}-{last}": count for first, last, count in ranges}
+
+
+def _method(checkpoint: Checkpoint) -> str:
+    method = checkpoint.quantization.get("quant_method", "")
+    algorithm = checkpoint.quantization.get("quant_algo") or checkpoint.quantization.get("format") or ""
+    return shown(f"{method} {algorithm}".strip()) or "none"
+
+
+def _mtp(checkpoint: Checkpoint, family: Family, layer: StoredLayer | None) -> dict[str, object]:
+    number = family.layer(checkpoint.config)
+    prefix = family.prefix(number)
+    strays = checkpoint.strays(prefix)
+    facts: dict[str, object] = {
+        "layer": number,
+        "present": has_layer(checkpoint, family),
+        "strays": [{"name": s.name, "files": s.files, "indexed": s.indexed} for s in strays],
+    }
+    if layer is None:
+        return facts
+    refs = [*(r for m in layer.modules.values() for r in m.parts.values()), *layer.plain.values()]
+    return facts | {
+        "files": sorted({ref.file for ref in refs}),
+        "n_experts": layer.n_experts,
+        "n_tensors": len(refs) + len(layer.dropped),
+        "n_bytes": sum(ref.stop - ref.start for ref in refs),
+        "bits": min(m.quantization.bits for m in layer.modules.values()),
+        "stored": _rows_stored(layer),
+        "dropped": [{"name": name, "n_bytes": n_bytes, "reason": reason} for name, n_bytes, reason in layer.dropped],
+    }
+
+
+def _rows_stored(layer: StoredLayer) -> list[dict[str, object]]:
+    """One row per kind and stored form, in the family's order."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for module in layer.modules.values():
+        row = rows.setdefault((module.module.kind, str(module.quantization), module.quantization.format), [0, 0])
+        row[0] += 1
+        row[1] += sum(ref.stop - ref.start for ref in module.parts.values())
+    for ref in layer.plain.values():
+        row = rows.setdefault(("norms and biases", ref.spec.dtype, "dense"), [0, 0])
+        row[0] += 1
+        row[1] += ref.stop - ref.start
+    return [
+        {"kind": kind, "stored": stored, "format": form, "n": n, "n_bytes": n_bytes}
+        for (kind, stored, form), (n, n_bytes) in rows.items()
+    ]
+
+
+def _rows_demanded(family: Family, checkpoint: Checkpoint, scheme: Scheme) -> list[dict[str, object]]:
+    """One row per kind, form and reason: what a draft's modules would be."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for module in family.modules(checkpoint.config, 1):
+        rule = scheme.of(module.template)
+        rows.setdefault((module.kind, str(rule.quantization), rule.reason), []).append(module.template)
+    return [
+        {"kind": kind, "wanted": wanted, "reason": reason, "modules": modules}
+        for (kind, wanted, reason), modules in rows.items()
+    ]

@@ -1,0 +1,100 @@
+"""How far a decoded weight may lie from the one that was encoded, per format; `s` is the stored scale of the weight.
+
+    dense       u |W|                                      u = 2^-8 (BF16), 2^-11 (F16): half a step
+    integers    (0.5 + rounding of the scale) s            symmetric (2^b - 1) / 2 u, asymmetric (2^b - 1) u
+    FP8 E4M3    max(|W| / 16, 2^-10 s)
+    NVFP4       1.0 s                                      the widest gap of E2M1, between 4 and 6, is 2;
+                6 * 2^-10 of the unit at least             block scales below 2^-6 have steps of 2^-9 only
+
+Each holds for float32 arithmetic against the *stored* scale; 1e-4 is added for float32's own rounding. Measured against
+compressed-tensors 0.20.0 and nvidia-modelopt 0.47.0 on edge cases and heavy tails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mtpforge.tensors import Quantization
+
+Parts: TypeAlias = Mapping[str, Tensor]
+Bound: TypeAlias = Callable[[Parts, Quantization, Tensor], Tensor]
+
+_SLACK: Final = 1e-4
+_TINY_BLOCK: Final = 6 * 2.0**-10  # 6 times half a step of a subnormal E4M3 scale: its block is cut off by that much
+_LEAST: Final = 1e-37  # below it float32 and BF16 lose their own precision
+_STEP: Final = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 0.0}
+
+# A quantized matrix further off than this shares no more than its size with the source, whatever its scales allow.
+MOST_RELATIVE: Final = 0.7
+
+
+def beyond(parts: Parts, quantization: Quantization, weight: Tensor, difference: Tensor) -> Tensor:
+    """Where a difference (not negative, float32 [rows, in]) is more than allowed: bool, as many elements; NaN is."""
+    limit = BOUNDS[quantization.format](parts, quantization, weight)
+    return ~(difference.view(weight.shape[0], limit.shape[1], -1) <= limit)
+
+
+def _dense(parts: Parts, _: Quantization, weight: Tensor) -> Tensor:
+    step = _STEP[parts["weight"].dtype]
+    return weight.abs().mul_(step * (1 + _SLACK)).add_(_LEAST)[:, None]
+
+
+def _integers(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+    scale = parts["weight_scale"]
+    codes = 2**quantization.bits - 1
+    rounding = codes * _STEP[scale.dtype] * (0.5 if quantization.symmetric else 1.0)
+    return _spread(scale.float() * (0.5 + rounding + _SLACK), quantization, weight)
+
+
+def _fp8_block(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+    return _fp8(parts["weight_scale_inv"], quantization, weight)
+
+
+def _fp8_scaled(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+    return _fp8(parts["weight_scale"], quantization, weight)
+
+
+def _fp8(scale: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
+    least = _spread(scale.float() * 2.0**-10, quantization, weight)
+    return torch.maximum(weight.abs().mul_(1 / 16)[:, None], least).mul_(1 + _SLACK)
+
+
+def _nvfp4(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+    return _e2m1(parts["weight_scale"].float(), 1 / parts["weight_global_scale"], quantization, weight)
+
+
+def _modelopt_nvfp4(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+    return _e2m1(parts["weight_scale"].float(), parts["weight_scale_2"], quantization, weight)
+
+
+def _e2m1(scale: Tensor, unit: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
+    """`unit`: float32 value of a block scale of 1."""
+    return _spread(scale.clamp_min(_TINY_BLOCK) * (unit * (1 + _SLACK)), quantization, weight)
+
+
+def _spread(scale: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
+    """Scales of groups, channels or the tensor as [rows, groups, 1]; those of blocks over every weight."""
+    rows, columns = weight.shape
+    if quantization.strategy == "block" and quantization.block:
+        tall, wide = quantization.block
+        scale = scale.reshape(-(-rows // tall), -(-columns // wide))
+        return scale.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, None, :columns]
+    if quantization.strategy == "tensor":
+        return scale.reshape(1, 1, 1)
+    return scale.reshape(rows, -1, 1)
+
+
+# Each answers float32 [rows or 1, groups, columns of a group or 1], to be held against weights [rows, groups, columns].
+BOUNDS: Final[dict[str, Bound]] = {
+    "dense": _dense,
+    "fp8_block": _fp8_block,
+    "fp8_scaled": _fp8_scaled,
+    "nvfp4": _nvfp4,
+    "modelopt_nvfp4": _modelopt_nvfp4,
+    "pack_quantized": _integers,
+    "int_quantized": _integers,
+}

@@ -1,0 +1,194 @@
+"""One weight of the draft, read from disk: whether its numbers are sane, and whether they are the source's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mtpforge.verifying import bounds
+from mtpforge.verifying.bands import Stored, bands
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found in one tensor or matrix.
+
+    numbers, values: sentences about what is wrong, empty where nothing is. relative_error: Frobenius, against the
+    source, None where there is none. scales: suffix -> value of every scale of the whole matrix. n_compared: weights.
+    """
+
+    module: str
+    numbers: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    relative_error: float | None = None
+    scales: dict[str, float] = field(default_factory=dict)
+    n_compared: int = 0
+
+
+def weight(module: str, draft: Stored, source: Stored | None, *, anew: bool = False) -> Examined:
+    """A matrix, band by band; every part of the draft is read once, in order.
+
+    anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
+    """
+    matrix = draft.matrix()
+    numbers = _Numbers(draft)
+    numbers.matrix(matrix)
+    tally = None if source is None else _Tally(draft, source, matrix, anew=anew)
+    for first, last in bands(draft.shape):
+        parts = draft.band(first, last)
+        values = draft.decode({**parts, **matrix}, last - first)
+        numbers.band(parts, matrix, values)
+        if tally is not None:
+            tally.compare(first, last, parts, values)
+    scales = {suffix: float(part) for suffix, part in matrix.items() if _is_scale(suffix, part) and part.numel() == 1}
+    found = numbers.findings(source_is_zero=tally is not None and tally.is_zero)
+    if tally is None:
+        return Examined(module, found, scales=scales)
+    return Examined(module, found, tally.findings(), tally.relative_error, scales, math.prod(draft.shape))
+
+
+def plain(name: str, held: Tensor, reference: Tensor | None) -> Examined:
+    """A norm or a bias: finite, and equal to the source's, cast to the dtype that the engine keeps."""
+    numbers = () if bool(torch.isfinite(held).all()) else ("NaN or Inf",)
+    if reference is None:
+        return Examined(name, numbers)
+    wanted = reference.to(held.dtype)
+    differing = int((held != wanted).sum())
+    values = (f"{differing} of {held.numel()} differ from the source",) if differing else ()
+    error = float((held.float() - reference.float()).norm() / reference.float().norm().clamp_min(1e-30))
+    return Examined(name, numbers, values, error, n_compared=held.numel())
+
+
+def _is_scale(suffix: str, part: Tensor) -> bool:
+    return "scale" in suffix and part.is_floating_point()
+
+
+class _Numbers:
+    """Facts about the numbers of one matrix, gathered over its bands."""
+
+    def __init__(self, draft: Stored) -> None:
+        self.draft = draft
+        self.wrong: dict[str, int] = {}
+        self.is_zero = True
+
+    def matrix(self, parts: Mapping[str, Tensor]) -> None:
+        """Scales of the whole matrix: finite and above zero. A stored shape is the shape."""
+        for suffix, part in parts.items():
+            if _is_scale(suffix, part):
+                self._count(f"{suffix} is NaN or Inf", ~torch.isfinite(part.float()))
+                self._count(f"{suffix} is not above zero", part.float() <= 0)
+            elif not part.is_floating_point() and tuple(part.tolist()) != self.draft.shape:
+                self._count(f"{suffix} says {part.tolist()}, the weight is {list(self.draft.shape)}")
+
+    def band(self, parts: Mapping[str, Tensor], matrix: Mapping[str, Tensor], values: Tensor) -> None:
+        """Scales of rows, blocks and groups; decoded weights."""
+        low, high = torch.aminmax(values)
+        self.is_zero = self.is_zero and float(low) == 0 == float(high)
+        if not (math.isfinite(float(low)) and math.isfinite(float(high))):
+            self._count("weights decode to NaN or Inf", ~torch.isfinite(values))
+        scales = {suffix: part for suffix, part in parts.items() if _is_scale(suffix, part)}
+        for suffix, part in scales.items():
+            wide = part.float()
+            self._count(f"{suffix} holds NaN or Inf", ~torch.isfinite(wide))
+            self._count(f"{suffix} is below zero", wide < 0)
+            if self.draft.quantization.strategy == "channel":
+                self._count(f"{suffix} is zero", wide == 0)
+        if any(bool((part.float() == 0).any()) for part in scales.values()):
+            ones = {s: torch.where(p.float() == 0, 1.0, p.float()).to(p.dtype) for s, p in scales.items()}
+            coded = self.draft.decode({**parts, **ones, **matrix}, values.shape[0])
+            self._count("scales are zero under codes that are not", (coded != 0) & (values == 0))
+
+    def findings(self, *, source_is_zero: bool) -> tuple[str, ...]:
+        """A sentence each, with how many elements it is about."""
+        found = [f"{what} ({n} of them)" if n > 1 else what for what, n in self.wrong.items()]
+        if self.is_zero and not source_is_zero:
+            found.append("every weight is zero")
+        return tuple(found)
+
+    def _count(self, what: str, where: Tensor | None = None) -> None:
+        n = 1 if where is None else int(where.sum())
+        if n:
+            self.wrong[what] = self.wrong.get(what, 0) + n
+
+
+class _Tally:
+    """The difference between a draft's matrix and the source's, gathered over bands."""
+
+    def __init__(self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], *, anew: bool) -> None:
+        self.draft, self.source = draft, source
+        self.matrix, self.source_matrix = matrix, source.matrix()
+        self.same = not anew and _same_form(draft, source) and _equal(matrix, self.source_matrix)
+        self.difference = self.reference = 0.0
+        self.n_beyond = 0
+        self.first = ""
+        self.is_zero = True
+
+    def compare(self, first: int, last: int, parts: Mapping[str, Tensor], values: Tensor) -> None:
+        """Add the rows [first, last)."""
+        own = self.source.band(first, last)
+        if self.same and _equal(parts, own):  # copied byte for byte: nothing to decode
+            self.reference += float(torch.linalg.vector_norm(values)) ** 2
+            self.is_zero = self.is_zero and self.reference == 0
+            return
+        reference = self.source.decode({**own, **self.source_matrix}, last - first)
+        difference = (values - reference).abs_()
+        self.difference += float(torch.linalg.vector_norm(difference)) ** 2
+        self.reference += float(torch.linalg.vector_norm(reference)) ** 2
+        self.is_zero = self.is_zero and self.reference == 0
+        if self.same:
+            beyond = ~(difference <= 0)
+        else:
+            beyond = bounds.beyond({**parts, **self.matrix}, self.draft.quantization, reference, difference)
+        if not bool(beyond.any()):
+            return
+        places = beyond.view_as(values).nonzero()
+        if not self.n_beyond:
+            row, column = (int(i) for i in places[0])
+            self.first = (
+                f"[{first + row}, {column}] is {float(values[row, column]):.6g},"
+                f" the source {float(reference[row, column]):.6g}"
+            )
+        self.n_beyond += len(places)
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius norm of the difference over that of the source."""
+        return math.sqrt(self.difference / self.reference) if self.reference else math.sqrt(self.difference)
+
+    def findings(self) -> tuple[str, ...]:
+        """Why these are not the source's weights, empty where they are."""
+        if self.n_beyond:
+            allowed = "equal" if self.same else "within the rounding of its format"
+            return (f"{self.n_beyond} of {math.prod(self.draft.shape)} weights are not {allowed}: {self.first}",)
+        if not self.relative_error <= bounds.MOST_RELATIVE and not self.is_zero:
+            return (f"relative error {self.relative_error:.3g}: its scales allow it, the source does not",)
+        return ()
+
+
+def _same_form(draft: Stored, source: Stored) -> bool:
+    """Whether the same parts mean the same numbers; what one scale covers is told by their shapes."""
+    ours, theirs = draft.quantization, source.quantization
+    keys = ("format", "bits", "dtype", "block", "symmetric")
+    shapes = [
+        {s: ref.spec.shape for s, ref in stored.refs.items() if not s.startswith("input")} for stored in (draft, source)
+    ]
+    return shapes[0] == shapes[1] and all(getattr(ours, key) == getattr(theirs, key) for key in keys)
+
+
+def _equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Whether all weight parts hold the same numbers; scales of activations are another matter."""
+    return all(
+        suffix in theirs and ours[suffix].shape == theirs[suffix].shape and _equal_part(ours[suffix], theirs[suffix])
+        for suffix in ours
+        if not suffix.startswith("input")
+    )
+
+
+def _equal_part(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.dtype == theirs.dtype:
+        return torch.equal(ours.reshape(-1).view(torch.uint8), theirs.reshape(-1).view(torch.uint8))
+    return torch.equal(ours.float(), theirs.float())  # a scale that was widened

@@ -1,0 +1,104 @@
+"""Checks of what stands beside the tensors: config, manifest, path, the target, how the draft is served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from mtpforge import manifest
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.report import Check, Trap, Verdict
+from mtpforge.verifying.names import rebuild, some
+from mtpforge.verifying.subject import Subject
+
+_MAPPING: Final = "packed_modules_mapping"
+_MAPPED: Final = frozenset({"compressed-tensors"})  # methods whose forks resolve fused names by the mapping
+
+
+def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
+    """The draft's config.json beside the target's: every field that the engine reads from the draft, the counts."""
+    target, draft = subject.target.config, subject.draft.config
+    traps = subject.engine.draft_traps(target, draft, subject.family, subject.scheme)
+    text = subject.family.text(draft)
+    counts = {key: text[key] for key in subject.family.expert_keys if key in text}
+    wrong = [
+        f"{k} is {shown(v)}, the files hold {subject.n_experts} experts"
+        for k, v in counts.items()
+        if v != subject.n_experts
+    ]
+    if not counts:
+        wrong.append(f"no `{subject.family.expert_keys[0]}`")
+    check = _of_traps(
+        "config", traps, "every field that the engine reads from the draft is there and right", rebuild(subject)
+    )
+    if wrong:
+        said = f"{check.detail}; " if check.verdict == "failed" else ""
+        return Check("config", "failed", said + "; ".join(wrong), rebuild(subject)), traps
+    return check, traps
+
+
+def block(subject: Subject) -> Check:
+    """The draft's own quantization block: vLLM decides by the target's, forks and SGLang by this one."""
+    quantized = any(not weight.quantization.is_dense for weight in subject.weights)
+    stated = subject.draft.quantization
+    if not quantized and stated:
+        detail = "the draft is dense and has a quantization block, which turns the engine's own completeness check off"
+        return Check("quantization block", "warning", detail, rebuild(subject))
+    if quantized and not stated:
+        detail = "the draft is quantized and its config has no quantization block; forks would build it dense"
+        return Check("quantization block", "warning", detail, rebuild(subject))
+    if quantized and stated.get("quant_method") in _MAPPED and not isinstance(stated.get(_MAPPING), Mapping):
+        detail = f"no `{_MAPPING}` in the quantization block; forks that read it fail on fused projections"
+        return Check("quantization block", "warning", detail, rebuild(subject))
+    return Check("quantization block", "passed", "agrees with the tensors" if quantized else "none, the draft is dense")
+
+
+def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
+    """The sha256 that the manifest gives for each tensor, against the bytes on disk."""
+    folder = Path(subject.draft.location)
+    if not (folder / manifest.FILE).is_file():
+        return Check("manifest", "passed", f"no {manifest.FILE}: the draft was made by something else")
+    try:
+        told = manifest.read(folder)
+    except MtpforgeError as error:
+        return Check("manifest", "failed", f"{error.what}: {error.why}", error.fix)
+    differing = sorted(
+        name for name, digest in sha256.items() if name in told.tensors and told.tensors[name].sha256 != digest
+    )
+    unknown = sorted(subject.refs.keys() ^ told.tensors.keys())
+    if differing or unknown:
+        what = [f"{len(differing)} tensors changed since: {some(differing)}"] if differing else []
+        what += (
+            [f"{len(unknown)} tensors are only in one of draft and {manifest.FILE}: {some(unknown)}"] if unknown else []
+        )
+        return Check("manifest", "failed", "; ".join(what), rebuild(subject))
+    return Check("manifest", "passed", f"sha256 of {len(sha256)} tensors as written by mtpforge {told.version}")
+
+
+def surroundings(subject: Subject, serving: Serving, path: str) -> tuple[list[Check], list[Trap]]:
+    """Path, target and way of serving, each by the engine's own rules."""
+    engine = subject.engine
+    asked = (
+        ("path", engine.path_traps(path), f"nothing in `{shown(path)}` misleads {engine.name}"),
+        ("target", engine.target_traps(subject.target, subject.family), "nothing stands in the way of a draft"),
+        (
+            "serving",
+            engine.serving_traps(subject.family, subject.draft.config, subject.scheme, serving),
+            f"tensor parallel {serving.tensor_parallel}: every dimension divides",
+        ),
+    )
+    return [_of_traps(name, traps, good) for name, traps, good in asked], [t for _, traps, _ in asked for t in traps]
+
+
+def _of_traps(name: str, traps: Iterable[Trap], good: str, fix: str = "") -> Check:
+    """The worst of the traps decides; a note is no news."""
+    for severity, verdict in _VERDICTS:
+        hit = [trap for trap in traps if trap.severity == severity]
+        if hit:
+            return Check(name, verdict, "; ".join(trap.message for trap in hit), hit[0].fix or fix)
+    return Check(name, "passed", good)
+
+
+_VERDICTS: Final[tuple[tuple[str, Verdict], ...]] = (("error", "failed"), ("warning", "warning"))

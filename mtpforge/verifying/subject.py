@@ -1,0 +1,102 @@
+"""What is judged: a draft, and what the engine expects of it, derived anew from target, family and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Engine
+from mtpforge.families import Family
+from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.families.family import Module, Plain
+from mtpforge.formats import FORMATS
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import Quantization, Spec, TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One weight matrix of the draft as the engine expects it: how it is stored, and suffix -> Spec of its parts."""
+
+    module: Module
+    quantization: Quantization
+    specs: dict[str, Spec]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A draft beside the target that it is for. refs: every tensor of the draft, by full name."""
+
+    draft: Checkpoint
+    target: Checkpoint
+    family: Family
+    engine: Engine
+    scheme: Scheme
+    prefix: str
+    n_experts: int
+    refs: dict[str, TensorRef]
+    weights: tuple[Weight, ...]
+    plain: tuple[Plain, ...]
+    expected: dict[str, Spec]
+
+    def fits(self, weight: Weight) -> bool:
+        """Whether every part of a weight is there as expected, so that it can be decoded."""
+        return all(self._is(f"{weight.module.name}.{suffix}", spec) for suffix, spec in weight.specs.items())
+
+    def fits_plain(self, plain: Plain) -> bool:
+        """Whether a tensor that is no matrix is there as expected."""
+        return self._is(plain.name, Spec(plain.dtype, plain.shape))
+
+    def parts(self, weight: Weight) -> dict[str, TensorRef]:
+        """Suffix -> where it lies, of a weight that fits."""
+        return {suffix: self.refs[f"{self.prefix}{weight.module.name}.{suffix}"] for suffix in weight.specs}
+
+    def _is(self, local: str, spec: Spec) -> bool:
+        ref = self.refs.get(self.prefix + local)
+        return ref is not None and ref.spec == spec
+
+
+def subject(draft: Checkpoint, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme) -> Subject:
+    """The draft with everything that is expected of it. Raises MtpforgeError where its headers cannot be read."""
+    layer = family.layer(target.config)
+    prefix = family.prefix(layer)
+    refs = draft.locate(sorted(draft.names))
+    n_experts = _n_experts(family, draft, target, prefix, refs)
+    modules = family.modules(target.config, n_experts)
+    weights = tuple(_weight(engine, scheme, draft, module, _parts(refs, prefix, module)) for module in modules)
+    expected = dict(engine.expected(scheme, family, target.config, layer, n_experts))
+    for weight in weights:
+        if weight.module.template in engine.decoded_on_load:
+            own = f"{prefix}{weight.module.name}."
+            expected = {name: spec for name, spec in expected.items() if not name.startswith(own)}
+            expected |= {own + suffix: spec for suffix, spec in weight.specs.items()}
+    plain = family.plain(target.config, n_experts)
+    return Subject(draft, target, family, engine, scheme, prefix, n_experts, refs, weights, plain, expected)
+
+
+def _n_experts(
+    family: Family, draft: Checkpoint, target: Checkpoint, prefix: str, refs: Mapping[str, TensorRef]
+) -> int:
+    """Experts by the rows of the correction bias, else by name, else by the configs: tensors before claims."""
+    rows = [refs[prefix + row.name].spec for row in family.plain_rows if row.per_expert and prefix + row.name in refs]
+    if rows and len(rows[0].shape) == 1 and rows[0].shape[0]:
+        return rows[0].shape[0]
+    numbers = expert_numbers(family, (name.removeprefix(prefix) for name in refs if name.startswith(prefix)))
+    return max(numbers) + 1 if numbers else config_experts(family, draft.config) or family.n_experts(target.config)
+
+
+def _parts(refs: Mapping[str, TensorRef], prefix: str, module: Module) -> dict[str, Spec]:
+    """What lies under a module that an engine may decode while loading; few, so a scan is cheap enough."""
+    if module.expert is not None:
+        return {}
+    own = f"{prefix}{module.name}."
+    return {name.removeprefix(own): ref.spec for name, ref in refs.items() if name.startswith(own)}
+
+
+def _weight(engine: Engine, scheme: Scheme, draft: Checkpoint, module: Module, held: Mapping[str, Spec]) -> Weight:
+    quantization = scheme.of(module.template).quantization
+    for name in sorted(engine.decoded_on_load.get(module.template, frozenset())):
+        found = FORMATS[name].recognise(held, module.shape, draft.quantization)
+        quantization = found or quantization
+    return Weight(module, quantization, FORMATS[quantization.format].layout(module.shape, quantization))

@@ -1,0 +1,230 @@
+"""Reads every tensor of the draft once: sane numbers, equal scales where engines keep one, the source's values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.families.family import Module
+from mtpforge.formats import FORMATS
+from mtpforge.report import Check, OnProgress, Progress
+from mtpforge.sourcing import StoredLayer, StoredModule
+from mtpforge.verifying import diagnosing, examining, kept
+from mtpforge.verifying.bands import Stored, read, sha256_of
+from mtpforge.verifying.examining import Examined
+from mtpforge.verifying.names import rebuild, some
+from mtpforge.verifying.subject import Subject, Weight
+
+_WORKERS: Final = 8  # each holds about ten copies of a band: 130 MB
+_DIAGNOSED: Final = 8  # modules whose failure is explained; each may decode a band of every expert
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The source's layer, and which of its experts the draft's are."""
+
+    checkpoint: Checkpoint
+    layer: StoredLayer
+    kept: tuple[int, ...]
+
+    def of(self, module: Module) -> StoredModule | None:
+        """The stored module that a module of the draft was made from."""
+        if module.expert is None:
+            return self.layer.modules.get(module.name)
+        if module.expert >= len(self.kept):
+            return None
+        return self.layer.modules.get(module.template.replace("*", str(self.kept[module.expert])))
+
+    def stored(self, module: StoredModule) -> Stored:
+        """Its parts, ready to read."""
+        scale = FORMATS[module.quantization.format].input_scale
+        parts = {s: ref for s, ref in module.parts.items() if scale is None or s != scale.suffix}
+        return Stored(self.checkpoint, parts, module.module.shape, module.quantization)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Checks, relative error per module, and sha256 per tensor (full name), of everything that could be read."""
+
+    checks: tuple[Check, ...]
+    relative_error: dict[str, float] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_progress: OnProgress | None) -> Values:
+    """Everything that takes reading the weights."""
+    router: tuple[Check, ...] = ()
+    origin = None
+    if source is not None:
+        numbers, check = kept.kept_experts(subject, *source)
+        origin, router = Source(*source, numbers), (check,)
+    fitting = [w for w in subject.weights if subject.fits(w)]
+    hashes: dict[str, str] = {}
+    found = [*_weights(subject, fitting, origin, hashes, on_progress), *_plain(subject, origin, hashes)]
+    checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *_values(subject, origin, found))
+    errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
+    return Values(checks, errors, hashes)
+
+
+def _weights(
+    subject: Subject,
+    fitting: list[Weight],
+    origin: Source | None,
+    hashes: dict[str, str],
+    on_progress: OnProgress | None,
+) -> list[Examined]:
+    """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
+    anew = frozenset() if origin is None else _untied(subject, origin)
+
+    def examine(weight: Weight) -> tuple[Examined, dict[str, str]]:
+        draft = _stored(subject, weight)
+        theirs = _counterpart(weight, origin)
+        result = examining.weight(weight.module.name, draft, theirs, anew=weight.module.name in anew)
+        own = f"{subject.prefix}{weight.module.name}."
+        return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
+
+    total = sum(ref.stop - ref.start for w in fitting for ref in subject.parts(w).values())
+    done = 0
+    results: dict[int, Examined] = {}
+    before = torch.get_num_threads()
+    workers = min(os.cpu_count() or 1, _WORKERS)
+    with ThreadPoolExecutor(workers, "mtpforge-verify", torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(examine, weight): number for number, weight in enumerate(fitting)}
+        for future in as_completed(futures):
+            number = futures[future]
+            results[number], digests = future.result()
+            hashes |= digests
+            done += sum(ref.stop - ref.start for ref in subject.parts(fitting[number]).values())
+            if on_progress is not None:
+                on_progress(Progress("verify", done, total))
+    torch.set_num_threads(before)
+    return [results[number] for number in range(len(fitting))]
+
+
+def _stored(subject: Subject, weight: Weight) -> Stored:
+    parts = subject.parts(weight)
+    return Stored(subject.draft, parts, weight.module.shape, weight.quantization, sha256_of(tuple(parts)))
+
+
+def _counterpart(weight: Weight, origin: Source | None) -> Stored | None:
+    """The source's matrix of the same shape; the router of a pruned draft is compared by rows elsewhere."""
+    if origin is None:
+        return None
+    module = origin.of(weight.module)
+    if module is None or module.module.shape != weight.module.shape:
+        return None
+    in_order = origin.kept == tuple(range(origin.layer.n_experts))
+    return None if weight.module.kind == "router" and not in_order else origin.stored(module)
+
+
+def _untied(subject: Subject, origin: Source) -> frozenset[str]:
+    """Modules whose codes had to be made anew: the source gave the members of a fused set different global scales."""
+    sets: dict[str, list[tuple[str, float]]] = {}
+    for weight in subject.weights:
+        stored = origin.of(weight.module)
+        if weight.module.fused and stored is not None and stored.quantization.format in subject.engine.tied_formats:
+            for suffix, part in origin.stored(stored).matrix().items():
+                if "scale" in suffix:
+                    sets.setdefault(weight.module.fused, []).append((weight.module.name, float(part)))
+    return frozenset(name for members in sets.values() if len({s for _, s in members}) > 1 for name, _ in members)
+
+
+def _plain(subject: Subject, origin: Source | None, hashes: dict[str, str]) -> Iterator[Examined]:
+    for plain in subject.plain:
+        if not subject.fits_plain(plain):
+            continue
+        name = subject.prefix + plain.name
+        digest = sha256_of((name,))
+        held = read(subject.draft, subject.refs[name], digest[name])
+        hashes[name] = digest[name].hexdigest()
+        reference = None
+        if origin is not None:
+            reference = read(origin.checkpoint, origin.layer.plain[plain.name])
+            if plain.per_expert:
+                reference = reference[list(origin.kept)] if len(origin.kept) == held.shape[0] else None
+        yield examining.plain(plain.name, held, reference)
+
+
+def _numbers(found: Iterable[Examined], subject: Subject) -> Check:
+    wrong = [f"{e.module}: {sentence}" for e in found for sentence in e.numbers]
+    if wrong:
+        return Check("numbers", "failed", f"{len(wrong)} findings: {some(wrong)}", rebuild(subject))
+    return Check("numbers", "passed", "no NaN, no Inf, no zero scale, no weight that is all zero")
+
+
+def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) -> Check:
+    """Members of a fused set run with one global scale and one activation scale: the engine takes one for all."""
+    scales = {e.module: e.scales for e in found}
+    sets: dict[str, dict[str, set[float]]] = {}
+    for weight in fitting:
+        tied = weight.quantization.format in subject.engine.tied_formats
+        for suffix, value in scales[weight.module.name].items():
+            if weight.module.fused and (tied or suffix.startswith("input")):
+                sets.setdefault(weight.module.fused, {}).setdefault(suffix, set()).add(value)
+    wrong = [f"{name}: {suffix}" for name, held in sets.items() for suffix, values in held.items() if len(values) > 1]
+    if wrong:
+        detail = f"{len(wrong)} fused modules have members with different scales, the engine uses one: {some(wrong)}"
+        return Check("tied scales", "failed", detail, rebuild(subject))
+    what = f"equal in {len(sets)} fused modules" if sets else "no fused module keeps one"
+    return Check("tied scales", "passed", what)
+
+
+def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> tuple[Check, ...]:
+    if origin is None:
+        return (
+            Check(
+                "values",
+                "not checked",
+                "without a source these cannot be seen: gate and up swapped, a global scale inverted, zero points"
+                " shifted, experts in another order than the router's rows, weights of another model",
+                "name the source of the draft: `--source ORG/NAME`",
+            ),
+        )
+    wrong = [e for e in found if e.values]
+    if not wrong:
+        n_compared = sum(e.n_compared for e in found)
+        worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
+        detail = f"{n_compared:,} weights within the rounding of their formats; largest relative error"
+        return (Check("values", "passed", f"{detail} {worst.relative_error:.3g} ({worst.module})"),)
+    weights = {w.module.name: w for w in subject.weights}
+    told = [_told(subject, origin, weights.get(e.module), e) for e in wrong[:_DIAGNOSED]]
+    detail = f"{len(wrong)} modules are not the source's: {some([*told, *(e.module for e in wrong[_DIAGNOSED:])])}"
+    return (Check("values", "failed", detail, rebuild(subject)),)
+
+
+def _told(subject: Subject, origin: Source, weight: Weight | None, examined: Examined) -> str:
+    own = None if weight is None else _counterpart(weight, origin)
+    why = ""
+    if weight is not None and own is not None:
+        draft = replace(_stored(subject, weight), digests={})
+        why = diagnosing.explain(draft, own, _candidates(origin, weight.module, subject))
+    return f"{examined.module}: {why or examined.values[0]}"
+
+
+def _candidates(origin: Source, module: Module, subject: Subject) -> Iterator[diagnosing.Candidate]:
+    """What else this weight may be: its partner in a fused set, then the same projection of other experts."""
+    for weight in subject.weights:
+        partner = weight.module
+        if module.fused and partner.fused == module.fused and partner.name != module.name and (s := origin.of(partner)):
+            short, other = (m.template.rpartition(".")[2] for m in (module, partner))
+            yield f"holds the source's {other}: {short} and {other} are swapped", _band(origin, s)
+    if module.expert is not None:
+        own = origin.kept[module.expert]
+        for number in range(origin.layer.n_experts):
+            stored = origin.layer.modules[module.template.replace("*", str(number))]
+            if number != own:
+                yield (
+                    f"holds the source's expert {number}, its row of the router is expert {own}'s",
+                    _band(origin, stored),
+                )
+
+
+def _band(origin: Source, module: StoredModule) -> Callable[[], Tensor]:
+    return lambda: diagnosing.first_band(origin.stored(module))

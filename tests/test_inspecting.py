@@ -1,0 +1,110 @@
+"""inspect(): from config, index and headers alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from drafts import reconfigured
+
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.errors import MtpforgeError
+from mtpforge.inspecting import inspect
+
+HEAVY = ("torch", "transformers", "compressed_tensors", "modelopt")
+
+
+def report_of(folder):
+    return inspect(open_checkpoint(str(folder)))
+
+
+def verdicts(report):
+    return {check.name: check.verdict for check in report.checks}
+
+
+def test_a_target_without_the_layer(tinyglm):
+    report = report_of(tinyglm("awq-int4"))
+    facts = report.facts
+    assert verdicts(report) == {"MTP layer": "not checked", "scheme": "passed"}
+    assert (facts["model_type"], facts["n_layers"], facts["n_tensors"]) == ("glm_moe_dsa", 3, 437)
+    assert facts["experts"] == {"1-2": 16}
+    assert facts["quant_method"] == "compressed-tensors pack-quantized"
+    assert facts["mtp"] == {"layer": 3, "present": False, "strays": []}
+    wanted = {row["kind"]: row["wanted"] for row in facts["demanded"]}
+    assert (wanted["routed experts"], wanted["router"]) == ("INT4 g32 asymmetric", "BF16")
+    assert "layer-without-weights" in {trap.id for trap in report.traps}
+    assert report.exit_code == 0
+
+
+def test_a_source_says_how_each_kind_is_stored(tinyglm):
+    mtp = report_of(tinyglm("nvfp4")).facts["mtp"]
+    assert (mtp["present"], mtp["n_experts"], mtp["n_tensors"], mtp["bits"]) == (True, 16, 215, 4)
+    assert mtp["files"] == ["model-mtp-inputscales.safetensors", "model-mtp.safetensors"]
+    experts = [row for row in mtp["stored"] if row["kind"] == "routed experts"]
+    n_bytes = 48 * (128 * 64 + 128 * 8 + 4 + 4)
+    assert experts == [
+        {
+            "kind": "routed experts",
+            "stored": "NVFP4 g16 static",
+            "format": "modelopt_nvfp4",
+            "n": 48,
+            "n_bytes": n_bytes,
+        }
+    ]
+
+
+@pytest.mark.parametrize("layout", ["bf16", "fp8", "nvfp4", "int4-int8mix"])
+def test_a_layer_that_loads_as_it_is(tinyglm, layout):
+    assert verdicts(report_of(tinyglm(layout)))["loads as it is"] == "passed"
+
+
+def test_a_layer_that_does_not_load_as_it_is_names_the_command(tinyglm, tmp_path):
+    folder = tmp_path / "grafted"
+    target = json.loads((tinyglm("awq-int4") / "config.json").read_text())
+    reconfigured(tinyglm("bf16"), folder, lambda c: c.update(quantization_config=target["quantization_config"]))
+    (check,) = [c for c in report_of(folder).checks if c.name == "loads as it is"]
+    assert check.verdict == "warning"
+    assert check.fix == f"`mtpforge build --target {folder}`"
+
+
+def test_a_config_alone_is_enough(config_folder):
+    report = report_of(config_folder("target-awq-int4-ignore-to-77"))
+    assert report.facts["mtp"] == {"layer": 78, "present": False, "strays": []}
+    assert "config-only-target" in {trap.id for trap in report.traps}
+    assert {row["wanted"] for row in report.facts["demanded"]} == {"INT4 g32 asymmetric", "BF16"}
+
+
+def test_a_release_with_another_count_in_its_mtp_layer(census_folder):
+    folder = census_folder("nvfp4-experts-lukealonso", "source-nvfp4-reap-469b-156-experts")
+    report = report_of(folder)
+    assert (report.facts["config_experts"], report.facts["experts"]) == (156, {"78": 256})
+    assert "stale-expert-count" in {trap.id for trap in report.traps}
+
+
+def test_a_target_that_the_engine_refuses_is_still_shown(tinyglm, tmp_path):
+    def half(config):
+        config["quantization_config"]["ignore"].append("model.layers.3.self_attn.q_a_proj")
+
+    report = report_of(reconfigured(tinyglm("awq-int4"), tmp_path / "t", half))
+    assert verdicts(report)["scheme"] == "warning"
+    assert report.facts["demanded"] is None
+
+
+def test_an_unknown_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(MtpforgeError, match="no MTP layer is known for model_type `llama`"):
+        report_of(tmp_path)
+
+
+def test_it_imports_neither_torch_nor_the_quantization_libraries(tinyglm):
+    program = (
+        "import sys; from mtpforge.checkpoint import open_checkpoint; from mtpforge.inspecting import inspect;"
+        f"r = inspect(open_checkpoint({str(tinyglm('nvfp4'))!r})); assert r.facts['mtp']['present'];"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"

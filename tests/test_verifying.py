@@ -1,0 +1,163 @@
+"""verify(): its bounds, its experts, its ways to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from drafts import changed, failed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtpforge import formats
+from mtpforge.building import build
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats import FORMATS
+from mtpforge.planning import plan
+from mtpforge.tensors import Quantization
+from mtpforge.verifying import bounds, verify
+
+P = "model.layers.3."
+ENCODED = (
+    Quantization("dense", 16, "BF16"),
+    Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32"),
+    Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32"),
+    Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="BF16"),
+    Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"),
+    Quantization("modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"),
+    Quantization("pack_quantized", 4, strategy="group", group_size=32, symmetric=False, scale_dtype="BF16"),
+    Quantization("pack_quantized", 4, strategy="group", group_size=128, scale_dtype="BF16"),
+    Quantization("pack_quantized", 8, strategy="channel", scale_dtype="BF16"),
+    Quantization("int_quantized", 8, strategy="channel", scale_dtype="BF16"),
+)
+
+
+def beyond(weight, parts, quantization):
+    """Elements whose decoding lies outside the bound."""
+    decoded = formats.decode(parts, tuple(weight.shape), quantization)
+    return int(bounds.beyond(parts, quantization, weight, (decoded - weight).abs()).sum())
+
+
+def test_every_format_has_a_bound():
+    assert bounds.BOUNDS.keys() == FORMATS.keys()
+
+
+@pytest.mark.parametrize("quantization", ENCODED, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), power=st.sampled_from([1, 3, 7]), scale=st.sampled_from([1e-3, 1.0, 300.0]))
+def test_what_is_encoded_stays_within_the_bound(quantization, seed, power, scale):
+    """Heavy tails: odd powers of a normal keep their sign."""
+    weight = torch.randn(160, 256, generator=torch.Generator().manual_seed(seed)) ** power * scale
+    weight[3] = 0
+    (parts,) = formats.encode([weight], quantization)
+    assert beyond(weight, parts, quantization) == 0
+
+
+@pytest.mark.parametrize("quantization", [q for q in ENCODED if "int" in q.format or "pack" in q.format], ids=str)
+def test_a_code_off_by_one_is_beyond_the_bound_of_integers(quantization):
+    """Of a BF16 scale and 8 bits the bound is a whole step: only weights near half a step then show it."""
+    weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
+    (parts,) = formats.encode([weight], quantization)
+    step = parts["weight_scale"].float() if quantization.bits == 4 else 1.6 * parts["weight_scale"].float()
+    off = weight + step.repeat_interleave(256 // step.shape[1], 1)
+    assert beyond(off, parts, quantization) > 0.9 * off.numel()
+
+
+@pytest.fixture(scope="module")
+def pruned(tinyglm, tmp_path_factory):
+    """A draft of 12 of the source's 16 experts for the pruned target."""
+    source, target = open_checkpoint(str(tinyglm("bf16"))), open_checkpoint(str(tinyglm("awq-int4-12experts")))
+    draft = tmp_path_factory.mktemp("pruned") / "draft"
+    kept = (0, 1, 2, 4, 5, 7, 8, 9, 11, 12, 13, 15)
+    build(plan(source, target, kept=kept), {"source": source, "target": target}, draft, check="off", workers=1)
+    return draft, target, source
+
+
+def test_kept_experts_are_found_by_their_router_rows(pruned):
+    draft, target, source = pruned
+    report = verify(draft, target, source)
+    assert failed(report) == {}
+    (router,) = [check for check in report.checks if check.name == "router"]
+    assert router.detail == "12 of the source's 16 experts: 0, 1, 2 and 9 more"
+    assert report.facts["n_experts"] == 12
+
+
+def test_kept_experts_that_are_not_those_of_their_router_rows(pruned, tmp_path):
+    draft, target, source = pruned
+
+    def shift(tensors):
+        for name in [name for name in tensors if ".mlp.experts.3." in name]:
+            other = name.replace(".experts.3.", ".experts.10.")
+            tensors[name], tensors[other] = tensors[other], tensors[name]
+
+    found = failed(verify(changed(draft, tmp_path / "draft", shift), target, source))
+    assert "holds the source's expert 13, its row of the router is expert 4's" in found["values"]
+
+
+def test_more_experts_than_the_target(tinyglm, pruned, tmp_path):
+    _, target, source = pruned
+    wide = open_checkpoint(str(tinyglm("awq-int4")))
+    draft = tmp_path / "draft"
+    build(plan(source, wide), {"source": source, "target": wide}, draft, check="off", workers=1)
+    assert "16 experts, the target has 12" in failed(verify(draft, target))["experts"]
+
+
+def test_a_draft_for_another_scheme_is_not_the_targets(pruned, tinyglm):
+    draft, _, _ = pruned
+    found = failed(verify(draft, open_checkpoint(str(tinyglm("bf16")))))
+    assert {"names"} <= found.keys()
+
+
+def test_the_last_line_names_what_only_an_engine_can_tell(pruned):
+    draft, target, _ = pruned
+    last = verify(draft, target).checks[-1]
+    assert (last.name, last.verdict, last.fix) == ("loader", "not checked", "run `mtpforge validate`")
+
+
+def test_a_path_that_the_engine_would_misread(pruned):
+    draft, target, _ = pruned
+    assert "path" in failed(verify(draft, target, served_as="/models/eagle3-draft"))
+
+
+def test_a_tensor_parallel_size_that_does_not_divide(pruned):
+    draft, target, _ = pruned
+    assert "serving" in failed(verify(draft, target, serving=Serving(tensor_parallel=3)))
+
+
+def test_facts_hold_error_and_digest_of_every_tensor(pruned):
+    draft, target, source = pruned
+    facts = verify(draft, target, source).facts
+    told = json.loads((draft / "mtpforge.json").read_text())["tensors"]
+    assert facts["sha256"] == {name: entry["sha256"] for name, entry in told.items()}
+    assert facts["relative_error"]["self_attn.q_a_layernorm.weight"] == 0
+    assert 0.05 < facts["relative_error"]["mlp.experts.0.gate_proj"] < 0.12
+
+
+def test_progress_ends_at_its_total(pruned):
+    draft, target, source = pruned
+    seen = []
+    verify(draft, target, source, on_progress=seen.append)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert (seen[-1].phase, seen[-1].done) == ("verify", seen[-1].total)
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_finding(pruned, monkeypatch):
+    draft, target, _ = pruned
+    held = open_checkpoint(str(draft))
+
+    def refuse(ref, into):
+        raise MtpforgeError("`model.safetensors` changed while it was being used", where=ref.file)
+
+    held.read = refuse
+    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda _: held)
+    assert failed(verify(draft, target))["numbers"].startswith("`model.safetensors` changed")
+
+
+def test_no_draft_is_the_users_mistake(pruned, tmp_path):
+    _, target, _ = pruned
+    with pytest.raises(MtpforgeError, match="is no checkpoint"):
+        verify(Path(tmp_path / "absent"), target)
