@@ -17,6 +17,7 @@ REMOTE: Final = 4
 MACHINE: Final = 5
 BUG: Final = 70
 INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
 TERMINATED: Final = 143
 
 EXIT_CODES: Final[dict[int, str]] = {
@@ -28,6 +29,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     MACHINE: "this machine cannot: disk, memory, permission, existing output, held lock, missing engine",
     BUG: "a bug in mtpforge",
     INTERRUPTED: "interrupted",
+    PIPE_CLOSED: "the reader of stdout closed it",
     TERMINATED: "terminated",
 }
 

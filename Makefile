@@ -1,0 +1,55 @@
+# make demo         builds an INT4 draft for a tiny AWQ target and verifies it
+# make test         the default tests
+# make lint         style, types, layers, lengths
+# make test-engines the drafts through vLLM's own loader (no GPU needed; first time 2 minutes, 2.5 GB)
+# make bench        the benchmarks
+# make clean        removes what make made
+
+PYTHON ?= python3
+VENV ?= .venv
+ENGINE_VENV ?= .venv-vllm
+# pip's arguments for torch. A CPU build is enough; PyPI's torch for Linux is a CUDA build of gigabytes, so PyTorch's
+# index of CPU builds is asked first. Where it is out of reach pip's own index is, if that too has a CPU build (.ci/torch).
+# To take the CUDA build knowingly: make TORCH=torch==2.13.0
+TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.mtpforge
+CODE := mtpforge tests .ci $(wildcard benchmarks)
+
+.PHONY: help setup demo test lint bench test-engines clean
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(READY)
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mtpforge needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "setting up $(VENV): a few minutes, 1.7 GB"
+	$(PYTHON) -m venv $(VENV)
+	.ci/torch $(BIN)/python $(TORCH)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/mtpforge demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python .ci/lengths.py $(CODE)
+
+bench: $(READY)
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+test-engines: $(READY)
+	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/vllm-env $(ENGINE_VENV)
+	MTPFORGE_TEST_ENGINE_PYTHON=$(abspath $(ENGINE_VENV))/bin/python $(BIN)/python -m pytest -n 2 -m engine
+
+clean:
+	rm -rf $(VENV) $(ENGINE_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

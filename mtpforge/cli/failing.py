@@ -1,0 +1,98 @@
+"""What ends a command: every exception becomes one MtpforgeError, with its exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+import threading
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from mtpforge import errors
+from mtpforge.cli.grammar import suggestion
+from mtpforge.errors import MtpforgeError, shown
+
+if TYPE_CHECKING:
+    from mtpforge.cli.output import Screen
+
+_ISSUES: Final = "report it with that file"
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def terminate(_signal: int, _frame: object) -> NoReturn:
+    """Signal handler of SIGTERM: unwinds like Ctrl-C does, so that everything is cleaned up."""
+    raise Terminated
+
+
+def in_main_thread() -> bool:
+    """Whether signal handlers may be set here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
+    """The error to show, and its traceback text where `--debug` asks for it or nothing else explains it."""
+    story = "".join(traceback.format_exception(error))
+    match error:
+        case MtpforgeError(code=errors.INTERRUPTED):
+            return _resumable(error, screen), story
+        case MtpforgeError():
+            return error, story
+        case click.UsageError():
+            return _usage(error, screen.command), story
+        case KeyboardInterrupt() | click.Abort():
+            return _stopped("interrupted", errors.INTERRUPTED, screen), story
+        case Terminated():
+            return _stopped("terminated", errors.TERMINATED, screen), story
+        case MemoryError():
+            fix = "a smaller budget: `--memory 1GiB --workers 1`"
+            return MtpforgeError("this machine ran out of memory", fix=fix, code=errors.MACHINE), story
+    return _bug(error, story, screen), story
+
+
+def _stopped(what: str, code: int, screen: Screen) -> MtpforgeError:
+    """What is kept, and the command that goes on from there."""
+    return MtpforgeError(what, why=screen.kept or "nothing was written", fix=_again(screen), code=code)
+
+
+def _resumable(error: MtpforgeError, screen: Screen) -> MtpforgeError:
+    """An interrupt that the library has described already, with the command spelled out."""
+    return MtpforgeError(error.what, where=error.where, why=error.why, fix=_again(screen), code=error.code)
+
+
+def _again(screen: Screen) -> str:
+    return f"start it again: `{shlex.join(['mtpforge', *screen.argv])}`"
+
+
+def _bug(error: BaseException, story: str, screen: Screen) -> MtpforgeError:
+    what = f"a bug in mtpforge: {type(error).__name__}: {shown(error)}"
+    if screen.debug:
+        return MtpforgeError(what, code=errors.BUG)
+    descriptor, path = tempfile.mkstemp(prefix="mtpforge-", suffix=".traceback.txt")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{shlex.join(['mtpforge', *screen.argv])}\nPython {sys.version}\n\n{story}")
+    return MtpforgeError(what, fix=f"the traceback is in {path}: {_ISSUES}", code=errors.BUG)
+
+
+def _usage(error: click.UsageError, command: str) -> MtpforgeError:
+    """A complaint of click in our form: what, which option, what to type."""
+    help_line = f"`{' '.join(filter(None, ('mtpforge', command, '--help')))}`"
+    fix = f"{help_line} shows the options"
+    if isinstance(error, click.NoSuchOption):
+        known = [name for p in error.ctx.command.params for name in p.opts] if error.ctx else []
+        return _wrong(f"no such option `{shown(error.option_name)}`", suggestion(error.option_name, known) or fix)
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        name = error.param.opts[-1] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        return _wrong(f"`{name}` is missing", fix)
+    text = error.format_message().rstrip(".")
+    return _wrong(shown(text[:1].lower() + text[1:]), fix)
+
+
+def _wrong(what: str, fix: str) -> MtpforgeError:
+    return MtpforgeError(what, fix=fix, code=errors.USAGE)

@@ -1,0 +1,140 @@
+"""The grammar that all commands share: help layout, headings, suggestions, values chosen from a table.
+
+Option     an option that knows its heading in `--help`
+Command    usage, one sentence, two examples, options under headings, the next command
+OneOf      a value out of a table that is loaded when a value is given, with a suggestion for a misspelt one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from mtpforge import errors
+from mtpforge.errors import MtpforgeError, shown
+
+HEADINGS: Final = ("Input", "Output", "Experts", "Compute", "General")
+
+
+class Option(click.Option):
+    """A click option with the heading under which `--help` lists it."""
+
+    def __init__(self, *args: Any, heading: str = "General", **attrs: Any) -> None:  # noqa: ANN401 -- click's own
+        super().__init__(*args, **attrs)
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command whose help has two examples and the next step, and which knows the general options."""
+
+    def __init__(
+        self,
+        name: str | None,
+        *,
+        examples: Sequence[str],
+        then: str = "",
+        params: list[click.Parameter] | None = None,
+        **attrs: Any,  # noqa: ANN401 -- click's own
+    ) -> None:
+        super().__init__(name, params=[*(params or []), *general_options()], add_help_option=False, **attrs)
+        self.examples, self.then = tuple(examples), then
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run it; `-q` and `-v` together are an error."""
+        if ctx.obj is not None and ctx.obj.quiet and ctx.obj.verbose:
+            raise MtpforgeError("`-q` and `-v` exclude each other", fix="leave one of them out", code=errors.USAGE)
+        found: object = super().invoke(ctx)
+        return found
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Usage, one sentence, examples, options by heading, next."""
+        self.format_usage(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text(self.help or "")
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+        write_options(self.get_params(ctx), ctx, formatter)
+        if self.then:
+            formatter.write(f"\nNext: {self.then}\n")
+
+
+def write_options(params: Iterable[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    """Options under their headings, in the order in which they were declared."""
+    options = [p for p in params if isinstance(p, Option)]
+    for heading in HEADINGS:
+        rows = [record for o in options if o.heading == heading and (record := o.get_help_record(ctx))]
+        if rows:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def general_options() -> list[click.Parameter]:
+    """Options that every command takes, before or after its name. Each sets a field of the Screen."""
+    keep: dict[str, Any] = {"expose_value": False, "callback": _remember, "is_eager": True}
+    return [
+        Option(["--json"], is_flag=True, help="One JSON document on stdout, also on failure.", **keep),
+        Option(["-q", "--quiet"], is_flag=True, help="Only the one line that a script wants.", **keep),
+        Option(["-v", "--verbose"], is_flag=True, help="Every module, every rule.", **keep),
+        Option(
+            ["--color"], type=OneOf("WHEN", lambda: ("auto", "always", "never")), help="auto, always or never.", **keep
+        ),
+        Option(["--offline"], is_flag=True, help="Folders and the hub cache only, no network.", **keep),
+        Option(["--debug"], is_flag=True, help="Print the traceback of an error.", **keep),
+        Option(
+            ["-h", "--help"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_help,
+            help="This text.",
+        ),
+    ]
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    if value and ctx.obj is not None:
+        setattr(ctx.obj, str(param.name), value)
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, value: object) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+class OneOf(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """A name out of a table. The table is only loaded for a value, so that `--help` stays instant."""
+
+    name = "choice"
+
+    def __init__(self, metavar: str, choices: Callable[[], Iterable[str]]) -> None:
+        self.name, self.choices = metavar, choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        """The value itself; one that is not in the table is an error that names the nearest."""
+        known = tuple(self.choices())
+        if value in known:
+            return str(value)
+        option = param.opts[-1] if param else self.name
+        raise MtpforgeError(
+            f"`{shown(value)}` is no value of `{option}`",
+            where=f"option `{option}`",
+            why=f"known: {', '.join(known)}",
+            fix=suggestion(str(value), known, f"{option} "),
+            code=errors.USAGE,
+        )
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Names of the table that go on from what was typed."""
+        return [CompletionItem(name) for name in self.choices() if name.startswith(incomplete)]
+
+
+def suggestion(typed: str, known: Iterable[str], before: str = "") -> str:
+    """`did you mean ...?` for the nearest known word, or "" where none is near."""
+    near = get_close_matches(typed, list(known), n=1)
+    return f"did you mean `{before}{near[0]}`?" if near else ""

@@ -1,0 +1,71 @@
+"""`mtpforge inspect`: what a checkpoint holds, and what a draft for it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import click
+
+from mtpforge.cli import options
+from mtpforge.cli.grammar import Command
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.showing import title
+from mtpforge.cli.units import file_size
+
+Facts = Mapping[str, object]
+
+
+@click.command(
+    "inspect",
+    cls=Command,
+    help="What a checkpoint holds and what a draft for it must be, from its config and headers alone.",
+    examples=("mtpforge inspect zai-org/GLM-5.2-FP8", "mtpforge inspect ./GLM-5.2-AWQ-INT4 --tp 8 --json"),
+    then="mtpforge build --target CKPT",
+)
+@click.argument("checkpoint", type=options.CheckpointName(), metavar="CKPT")
+@options.scheme(help="Preset or TOML file instead of the scheme that the engine would demand.")
+@options.engine()
+@options.tp()
+@options.ep()
+@click.pass_obj
+def command(  # noqa: D103 -- the help text above
+    screen: Screen, *, checkpoint: str, scheme: str | None, engine: str, tp: int, ep: bool
+) -> Ending:
+    from mtpforge import scheme as schemes
+    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.engines.engine import Serving
+    from mtpforge.inspecting import inspect
+
+    opened = open_checkpoint(checkpoint, offline=screen.offline)
+    asked = schemes.load(scheme) if scheme else None
+    report = inspect(opened, engine=engine, scheme=asked, serving=Serving(tp, ep))
+    screen.line(f"{title(opened)}   {_model(report.facts)}")
+    _tables(screen, report.facts)
+    screen.line()
+    screen.report(report)
+    screen.answer(str(report.facts["scheme"] or ""))
+    if report.facts["scheme"]:
+        screen.next("mtpforge", "build", "--target", checkpoint)
+    return Ending({"report": report})
+
+
+def _model(facts: Facts) -> str:
+    """`glm_moe_dsa, 78 layers, 256 experts, compressed-tensors`."""
+    experts = cast("Mapping[str, int]", facts["experts"])
+    counts = ", ".join(f"{n} in {layers}" for layers, n in experts.items()) if len(set(experts.values())) > 1 else ""
+    n_experts = f"{counts or facts['config_experts']} experts"
+    return f"{facts['family']}, {facts['n_layers']} layers, {n_experts}, quantization: {facts['quant_method']}"
+
+
+def _tables(screen: Screen, facts: Facts) -> None:
+    """How the layer is stored, and what an engine would demand of a draft."""
+    mtp = cast("Facts", facts["mtp"])
+    if stored := cast("Sequence[Facts]", mtp.get("stored", ())):
+        screen.line()
+        rows = [(r["kind"], r["n"], r["stored"], file_size(cast("int", r["n_bytes"]))) for r in stored]
+        screen.table((f"layer {mtp['layer']} holds", "n", "stored as", "size"), rows)
+    if demanded := cast("Sequence[Facts] | None", facts["demanded"]):
+        screen.line()
+        needs = [(r["kind"], r["wanted"], r["reason"]) for r in demanded]
+        screen.table(("a draft for it needs", "stored as", "decided by"), needs)

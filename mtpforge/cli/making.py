@@ -1,0 +1,182 @@
+"""What build, extract and demo share: show the plan, make the draft, show what was proved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from mtpforge import errors
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.showing import show_plan, without
+from mtpforge.cli.units import file_size
+from mtpforge.errors import MtpforgeError, shown
+
+if TYPE_CHECKING:
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.engines.engine import Serving
+    from mtpforge.planning import Plan
+    from mtpforge.report import OnProgress, Report
+    from mtpforge.scheme import Scheme
+
+
+Check = Literal["full", "sample", "off"]
+
+_OF_SERVING: Final = frozenset({"path", "target", "serving", "loader"})  # names of verify's checks
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a build runs and writes; none of it changes a byte of a tensor."""
+
+    workers: int = 0
+    memory: int = 2 << 30
+    check: Check = "sample"
+    force: bool = False
+    max_shard_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One draft to make: checkpoints by role, whose rules, where to."""
+
+    source: Checkpoint
+    target: Checkpoint | None
+    out: Path | None
+    serving: Serving
+    engine: str = "vllm"
+    scheme: Scheme | None = None
+    input_scales: Checkpoint | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def served(self) -> Checkpoint:
+        """What the draft is for: the target, or what stands in for it."""
+        return self.target or self.source
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """By the origin that a plan's reads name."""
+        given = {"source": self.source, "target": self.target, "scales": self.input_scales}
+        return {origin: checkpoint for origin, checkpoint in given.items() if checkpoint is not None}
+
+
+def decide(screen: Screen, job: Job) -> tuple[Plan, Path]:
+    """The plan, shown, and the folder that the draft will be."""
+    from mtpforge.engines import ENGINES
+    from mtpforge.planning import plan
+
+    decided = plan(
+        job.source,
+        job.target,
+        engine=job.engine,
+        scheme=job.scheme,
+        serving=job.serving,
+        input_scales=job.input_scales,
+    )
+    out = job.out or default_out(job.served, decided.scheme.name)
+    show_plan(screen, decided, out, ENGINES[job.engine], job.serving)
+    return decided, out
+
+
+def default_out(target: Checkpoint, scheme: str) -> Path:
+    """`out/<target>-MTP-<scheme>` in the current folder."""
+    name = target.label.split("@")[0] if target.revision else target.location
+    return Path("out") / f"{Path(name).name}-MTP-{scheme}"
+
+
+def end_dry_run(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
+    """The plan as the result; fails as the build would where the output exists or the disk is too small."""
+    _refuse(job, plan, out)
+    screen.answer(str(out))
+    screen.next("mtpforge", *without(screen.argv, "--dry-run"))
+    return Ending({"plan": plan, "digest": plan.digest, "draft": out})
+
+
+def _refuse(job: Job, plan: Plan, out: Path) -> None:
+    """What would end the build before its first byte: an existing output, a disk that is too small."""
+    from mtpforge.writing.folder import room
+
+    if os.path.lexists(out) and not job.limits.force:
+        fix = "`--force` replaces it, `--out` chooses another"
+        raise MtpforgeError("the output exists already", where=shown(out), fix=fix, code=errors.MACHINE)
+    needed, free = sum(w.spec.n_bytes for step in plan.steps for w in step.writes), room(out)
+    if free < needed:
+        what = f"not enough disk: {file_size(needed)} are needed, {file_size(free)} are free"
+        fix = "free some, or choose another disk with `--out`"
+        raise MtpforgeError(what, where=shown(out), fix=fix, code=errors.MACHINE)
+
+
+def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
+    """Build, verify, show; exit code 1 where the draft is not what the target demands."""
+    from mtpforge.building import build
+
+    screen.kept = f"the steps that were finished are kept beside {out}"
+    limits = job.limits
+    with screen.progress() as on_progress:
+        draft = build(
+            plan,
+            job.checkpoints,
+            out,
+            workers=limits.workers,
+            memory=limits.memory,
+            check=limits.check,
+            force=limits.force,
+            max_shard_bytes=limits.max_shard_bytes,
+            judge=_judge(job, plan, out, on_progress),
+            on_progress=on_progress,
+        )
+    screen.kept = f"the draft is whole: {out}"
+    assert draft.report is not None  # noqa: S101 -- the judge's
+    screen.line()
+    screen.report(draft.report)
+    n_bytes = sum(file.stat().st_size for file in draft.path.iterdir())
+    screen.line()
+    screen.line(f"wrote   {draft.path}   {file_size(n_bytes)}", "green")
+    screen.answer(str(draft.path))
+    document = {"draft": draft.path, "plan_digest": plan.digest, "report": draft.report, "traps": plan.traps}
+    return Ending({**document, "manifest": draft.manifest.body}, draft.report.exit_code)
+
+
+def _judge(job: Job, plan: Plan, out: Path, on_progress: OnProgress) -> Callable[[Path], Report]:
+    """Opens the finished folder as a stranger would, before it gets its name."""
+
+    def judge(folder: Path) -> Report:
+        from mtpforge.verifying import verify
+
+        report = verify(
+            folder,
+            job.served,
+            job.source,
+            engine=job.engine,
+            serving=job.serving,
+            scheme=None if job.target else plan.scheme,
+            served_as=str(out.absolute()),
+            on_progress=on_progress,
+        )
+        return report if job.target else _unserved(report)
+
+    return judge
+
+
+def _unserved(report: Report) -> Report:
+    """What is left to judge where nothing will be served: the layer itself."""
+    return replace(report, checks=tuple(c for c in report.checks if c.name not in _OF_SERVING), traps=())
+
+
+def show_serve(screen: Screen, job: Job, draft: str) -> list[str]:
+    """The server command for a draft (absolute folder or hub id), printed to be copied; its words."""
+    from mtpforge.engines import ENGINES
+
+    argv = ENGINES[job.engine].serve(job.served, draft, job.serving)
+    if not screen.quiet:
+        screen.line()
+        screen.command_line(argv)
+    return argv
+
+
+def with_keys(ending: Ending, keys: Mapping[str, object]) -> Ending:
+    """An ending whose JSON document has more keys."""
+    return replace(ending, document={**ending.document, **keys})

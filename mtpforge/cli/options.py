@@ -1,0 +1,140 @@
+"""Every option that two commands share, once: one word, one meaning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from mtpforge import errors
+from mtpforge.cli.grammar import OneOf, Option
+from mtpforge.errors import MtpforgeError, shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS: Final = {
+    "": 1,
+    **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)},
+    **{f"{letter}iB": 1024**n for n, letter in enumerate("KMGT", 1)},
+}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
+
+
+class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """A folder, or `org/name[@revision]`. Completes from folders, never from the network."""
+
+    name = "CKPT"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Folders."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """Bytes: `2GB` and `2G` are decimal, `2GiB` binary."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401, ARG002
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        unit = f"{match[2].upper()}{match[3]}B" if match and match[2] else ""
+        n_bytes = int(float(match[1]) * _UNITS[unit]) if match else 0
+        if n_bytes < 1:
+            option = param.opts[-1] if param else self.name
+            raise MtpforgeError(
+                f"`{shown(value)}` is no size",
+                where=f"option `{option}`",
+                fix=f"a number with a unit: `{option} 2GB`, `{option} 500MB`, `{option} 2GiB`",
+                code=errors.USAGE,
+            )
+        return n_bytes
+
+
+def _engines() -> Iterable[str]:
+    from mtpforge.engines import ENGINES
+
+    return ENGINES
+
+
+def _option(*names: str, heading: str, **attrs: Any) -> Callable[..., Callable[[F], F]]:  # noqa: ANN401 -- click's own
+    """A decorator factory, so that a command can say what differs for it: `options.target(required=True)`."""
+
+    def here(*other: str, **more: Any) -> Callable[[F], F]:  # noqa: ANN401 -- click's own
+        return click.option(*(other or names), cls=Option, heading=heading, **{**attrs, **more})
+
+    return here
+
+
+target = _option("--target", type=CheckpointName(), heading="Input", help="Checkpoint that is served.")
+source = _option("--source", type=CheckpointName(), heading="Input", help="Checkpoint that the layer comes from.")
+scheme = _option(
+    "--scheme",
+    metavar="NAME|FILE",
+    heading="Input",
+    help="Preset or TOML file; `mtpforge schemes` lists presets.",
+)
+engine = _option(
+    "--engine",
+    type=OneOf("ENGINE", _engines),
+    default="vllm",
+    show_default=True,
+    heading="Input",
+    help="Whose rules apply.",
+)
+input_scales = _option(
+    "--input-scales",
+    metavar="CKPT|FILE",
+    heading="Input",
+    help="Static activation scales, where neither source nor target has any.",
+)
+out = _option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    heading="Output",
+    help="Folder to write.",
+)
+force = _option(
+    "--force", is_flag=True, heading="Output", help="Replace an existing output, at the very end, in one move."
+)
+dry_run = _option(
+    "--dry-run", is_flag=True, heading="Output", help="Print the plan, with the same exit code, and write nothing."
+)
+max_shard_size = _option("--max-shard-size", type=Size(), heading="Output", help="Split the weights into files.")
+check = _option(
+    "--check",
+    type=OneOf("HOW", lambda: ("full", "sample", "off")),
+    default="sample",
+    show_default=True,
+    heading="Compute",
+    help="full, sample or off: compare decoded weights with the reference library of their format.",
+)
+workers = _option("--workers", type=click.IntRange(min=1), metavar="N", heading="Compute", help="Threads.")
+memory = _option(
+    "--memory", type=Size(), default="2GiB", show_default=True, heading="Compute", help="Memory to stay within."
+)
+tp = _option(
+    "--tp",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    heading="Compute",
+    help="Tensor parallel size of the server.",
+)
+ep = _option("--ep", is_flag=True, heading="Compute", help="The server runs with expert parallelism.")
+engine_python = _option(
+    "--engine-python",
+    type=click.Path(),
+    metavar="PATH",
+    heading="Input",
+    help="Interpreter in which the engine is installed.",
+)

@@ -1,0 +1,294 @@
+"""The only file that prints: people's text, the JSON document, errors, progress.
+
+stdout: the result. stderr: progress, warnings, errors, hints.
+`--json`: exactly one document on stdout, also on failure. `-q`: the one line that a script wants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final, TextIO
+
+from mtpforge import errors
+from mtpforge.errors import MtpforgeError
+from mtpforge.report import OnProgress, Progress, Report, Trap
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+SCHEMA: Final = 1  # of the JSON document: keys are only added within a number
+_COMMAND: Final = re.compile(r"`[^`]+`")
+_VERDICT_STYLES: Final = {"passed": "green", "failed": "red", "warning": "yellow", "not checked": "yellow"}
+_LABEL_STYLES: Final = {"error": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
+_ENDLESS: Final = 10_000  # columns of a file or a pipe: nothing is folded there
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a command ended: keys for the JSON document, exit code."""
+
+    document: Mapping[str, object] = field(default_factory=dict)
+    exit_code: int = errors.DONE
+
+
+@dataclass
+class Screen:
+    """Where a command's output goes, by its general options.
+
+    argv: what the user typed, without the program. command: name of the command, once known. kept: what an interrupted
+    command leaves for the next run, as a sentence.
+    """
+
+    argv: tuple[str, ...] = ()
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: str = "auto"
+    offline: bool = False
+    debug: bool = False
+    command: str = ""
+    kept: str = ""
+    _warned: set[tuple[str, str]] = field(default_factory=set)
+
+    # What people read
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """A line of the result."""
+        if self._talks:
+            _put(self._stdout, text, style)
+
+    def answer(self, text: str) -> None:
+        """The one line that `-q` prints."""
+        if self.quiet and not self.json:
+            _put(self._stdout, text)
+
+    def command_line(self, argv: Sequence[str]) -> None:
+        """A command to copy, long JSON readable, still one command for a shell."""
+        if not self.json:
+            text = folded(argv)
+            self._stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def raw(self, text: str) -> None:
+        """Text for another program, as it is."""
+        if not self.json:
+            self._stdout.file.write(text if text.endswith("\n") else text + "\n")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], indent: int = 2) -> None:
+        """Columns without boxes; numbers to the right. A heading of "" leaves that column without one."""
+        from rich.table import Table
+
+        if not self._talks:
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=any(columns), header_style="bold")
+        for number, column in enumerate(columns):
+            right = bool(rows) and all(isinstance(row[number], int) for row in rows)
+            last = number == len(columns) - 1
+            table.add_column(column, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+        for row in rows:
+            table.add_row(*(_marked(f"{c:,}" if isinstance(c, int) else str(c), _style(str(c))) for c in row))
+        with self._stdout.capture() as captured:
+            self._stdout.print(table)
+        for text in captured.get().splitlines():
+            self._stdout.file.write(f"{' ' * indent}{text}".rstrip() + "\n")
+
+    def report(self, report: Report) -> None:
+        """Checks as a table, then what to do about those that failed, then the traps."""
+        self.table(("", "", ""), [(c.name, c.verdict, c.detail) for c in report.checks], indent=0)
+        fixes = (check.fix for check in report.checks if check.fix and check.verdict in ("failed", "warning"))
+        for fix in dict.fromkeys(fixes):
+            self._labelled((("hint", fix),))
+        self.traps(report.traps)
+
+    def traps(self, traps: Sequence[Trap]) -> None:
+        """Warnings and errors, each once; notes with `-v`."""
+        for trap in traps:
+            if (trap.id, trap.message) in self._warned or (trap.severity == "note" and not self.verbose):
+                continue
+            self._warned.add((trap.id, trap.message))
+            self._labelled(((trap.severity, trap.message), ("where", trap.where), ("hint", trap.fix)))
+
+    def note(self, text: str) -> None:
+        """A remark on stderr."""
+        if self._talks:
+            _put(self._stderr, text)
+
+    def next(self, *argv: str) -> None:
+        """The next step, with the user's own arguments."""
+        if self._talks:
+            self._stdout.file.flush()
+            _put(self._stderr, f"\nNext: {shlex.join(argv)}")
+
+    @contextmanager
+    def progress(self) -> Iterator[OnProgress]:
+        """A callback for the library: bars on a terminal, now and then a line elsewhere, nothing where all is quiet."""
+        from mtpforge.cli.progress import Bars, Lines
+
+        self._stdout.file.flush()
+        if not self._talks or os.environ.get("TERM") == "dumb":
+            yield _ignore
+        elif sys.stderr.isatty():
+            with Bars(self._stderr) as bars:
+                yield bars.advance
+        else:
+            yield Lines(self.note).advance
+
+    def flush(self) -> None:
+        """Hand everything over to the operating system."""
+        self._stdout.file.flush()
+        self._stderr.file.flush()
+
+    # How it ends
+
+    def end(self, ending: Ending) -> int:
+        """Print the JSON document where one is asked for; the exit code."""
+        if self.json:
+            self._document(ending.exit_code, ending.document)
+        return ending.exit_code
+
+    def fail(self, error: MtpforgeError, story: str) -> int:
+        """Print an error in its form, and its traceback under `--debug`; the exit code."""
+        if self.json:
+            self._document(error.code, {"error": _form(error)})
+        self._stdout.file.flush()
+        if self.debug:
+            self._stderr.print(story, markup=False, highlight=False, soft_wrap=True, end="")
+        self._labelled(_labels(error), always=True)
+        return error.code
+
+    def partly(self, error: MtpforgeError, ending: Ending) -> Ending:
+        """What could not be done after a result was shown: printed in the error form, added to the document."""
+        self._labelled(_labels(error), always=True)
+        return Ending({**ending.document, "error": _form(error)}, ending.exit_code)
+
+    def hang_up(self) -> None:
+        """Nobody reads stdout any more: let the interpreter close it without a complaint."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    # Inside
+
+    @property
+    def _talks(self) -> bool:
+        return not (self.json or self.quiet)
+
+    @cached_property
+    def _stdout(self) -> Console:
+        return self._console(sys.stdout)
+
+    @cached_property
+    def _stderr(self) -> Console:
+        return self._console(sys.stderr)
+
+    def _console(self, stream: TextIO) -> Console:
+        from rich.console import Console
+
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
+        always, never = self.color == "always", self.color == "never" or "NO_COLOR" in os.environ
+        return Console(
+            file=stream,
+            force_terminal=True if always else None,
+            no_color=never or None,
+            width=None if stream.isatty() else _ENDLESS,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+
+    def _labelled(self, labels: Sequence[tuple[str, str]], *, always: bool = False) -> None:
+        """Right-aligned labels of the error form, on stderr."""
+        if not (always or self._talks):
+            return
+        self._stdout.file.flush()
+        width = max(len("error"), *(len(label) for label, text in labels if text))
+        for label, text in labels:
+            if text:
+                line = _marked(f"{label:>{width}}: {safe(text)}")
+                line.stylize(_LABEL_STYLES.get(label, "bold"), 0, width + 1)
+                self._stderr.print(line, soft_wrap=True)
+
+    def _document(self, exit_code: int, document: Mapping[str, object]) -> None:
+        from mtpforge import __version__
+
+        head = {
+            "mtpforge": __version__,
+            "schema": SCHEMA,
+            "command": self.command,
+            "ok": exit_code == errors.DONE,
+            "exit_code": exit_code,
+        }
+        self._stdout.file.write(json.dumps(plain({**head, **document}), indent=2) + "\n")
+
+
+def _form(error: MtpforgeError) -> dict[str, str]:
+    """An error in the document."""
+    return {"what": error.what, "where": error.where, "cause": error.why, "hint": error.fix}
+
+
+def _labels(error: MtpforgeError) -> tuple[tuple[str, str], ...]:
+    """An error for people: four labels, in this order."""
+    return ("error", error.what), ("where", error.where), ("cause", error.why), ("hint", error.fix)
+
+
+def safe(text: str) -> str:
+    """Text with control characters escaped: a name out of a checkpoint must not steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(value: object) -> object:
+    """Data as JSON knows it: records as objects, sets sorted, paths and numbers that JSON lacks as text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case set() | frozenset():
+            return sorted(str(item) for item in value)
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case PurePath():
+            return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def folded(argv: Sequence[str]) -> str:
+    """A command over several lines, one option a line, quoted for a shell."""
+    # an option starts a line; its value, and what comes before the first option, stays beside it
+    lines = (("\\\n  " if word.startswith("-") else "") + shlex.quote(word) for word in argv)
+    return " ".join(lines)
+
+
+def _marked(text: str, style: str = "") -> Text:
+    """Text with its commands in cyan."""
+    from rich.text import Text
+
+    marked = Text(safe(text), style=style)
+    marked.highlight_regex(_COMMAND, "cyan")
+    return marked
+
+
+def _put(console: Console, text: str, style: str = "") -> None:
+    console.print(_marked(text, style), soft_wrap=True)
+
+
+def _style(cell: str) -> str:
+    return _VERDICT_STYLES.get(cell, "")
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nothing moves."""

@@ -1,0 +1,66 @@
+"""`mtpforge schemes`: list the presets, explain one, or derive one from a target."""
+
+from __future__ import annotations
+
+import click
+
+from mtpforge import errors
+from mtpforge.cli import options
+from mtpforge.cli.grammar import Command
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.errors import MtpforgeError
+from mtpforge.scheme import Scheme
+
+
+@click.command(
+    "schemes",
+    cls=Command,
+    help="List the presets; with NAME explain one; with `--from` derive the one that a target demands.",
+    examples=("mtpforge schemes int4-g32-asym", "mtpforge schemes --from org/GLM-5.2-AWQ-INT4 -q > target.toml"),
+    then="mtpforge extract --source CKPT --scheme NAME --out DIR",
+)
+@click.argument("name", required=False, metavar="[NAME|FILE]")
+@options.target("--from", "origin", help="Derive the scheme that a draft for this target needs.")
+@options.engine()
+@click.pass_obj
+def command(screen: Screen, *, name: str | None, origin: str | None, engine: str) -> Ending:  # noqa: D103 -- help above
+    if name and origin:
+        raise MtpforgeError(
+            "NAME and `--from` exclude each other",
+            where="option `--from`",
+            fix=f"`mtpforge schemes {name}`, or `mtpforge schemes --from {origin}`",
+            code=errors.USAGE,
+        )
+    from mtpforge import scheme as schemes
+
+    if origin:
+        return _explain(screen, _derived(screen, origin, engine))
+    if name:
+        return _explain(screen, schemes.load(name))
+    known = [schemes.load(each) for each in schemes.names()]
+    screen.table(("scheme", "for"), [(each.name, each.description) for each in known])
+    screen.answer("\n".join(each.name for each in known))
+    screen.next("mtpforge", "schemes", known[0].name)
+    return Ending({"schemes": known})
+
+
+def _derived(screen: Screen, target: str, engine: str) -> Scheme:
+    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.engines import ENGINES
+    from mtpforge.families import family_of
+
+    served = open_checkpoint(target, offline=screen.offline)
+    return ENGINES[engine].scheme(served, family_of(served.config))
+
+
+def _explain(screen: Screen, scheme: Scheme) -> Ending:
+    """What it is for, its rules, and with `-q` the file itself."""
+    from mtpforge import scheme as schemes
+
+    text = schemes.dumps(scheme)
+    screen.line(f"{scheme.name}   {scheme.description}".rstrip())
+    screen.line()
+    rows = [(rule.pattern, str(rule.quantization), rule.reason) for rule in scheme.rules]
+    screen.table(("modules", "stored as", "because"), rows)
+    screen.answer(text.rstrip())
+    return Ending({"scheme": scheme, "toml": text})

@@ -1,0 +1,111 @@
+"""A plan for people: at most one screen, grouped by kind of module."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from mtpforge.cli.units import file_size, memory_size
+
+if TYPE_CHECKING:
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.cli.output import Screen
+    from mtpforge.engines.engine import Engine, Serving
+    from mtpforge.planning import Plan
+
+_COMMIT = 7  # digits of a commit that people compare
+_COLUMNS = ("modules", "n", "stored in source", "in draft", "", "decided by")
+
+Row = tuple[str, int, str, str, str, str]
+
+
+def title(checkpoint: Checkpoint) -> str:
+    """`org/name @ 1a2b3c4`, or the folder as it was typed."""
+    name = checkpoint.label.split("@")[0] if checkpoint.revision else checkpoint.label
+    return f"{name} @ {checkpoint.revision[:_COMMIT]}" if checkpoint.revision else name
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """`glm_moe_dsa, compressed-tensors, 256 experts, no layer 78`."""
+    from mtpforge.families import family_of
+    from mtpforge.sourcing import has_layer
+
+    family = family_of(checkpoint.config)
+    layer = family.layer(checkpoint.config)
+    method = str(checkpoint.quantization.get("quant_method") or "unquantized")
+    held = f"layer {layer}" if has_layer(checkpoint, family) else f"no layer {layer}"
+    if not checkpoint.names:
+        held = "config only"
+    return ", ".join((family.name, method, f"{family.n_experts(checkpoint.config)} experts", held))
+
+
+def show_plan(screen: Screen, plan: Plan, out: Path, engine: Engine, serving: Serving) -> None:
+    """The table of modules, sizes, what was renamed or dropped, and every trap."""
+    use = f" for {engine.name} {engine.versions}" if plan.target else f" as {plan.scheme.name}"
+    screen.line(f"draft   {out}   layer {plan.layer}{use}, {plan.n_experts} experts")
+    screen.line()
+    screen.table(_COLUMNS, _rows(plan, unfold=screen.verbose))
+    screen.line()
+    facts = plan.facts
+    room = shutil.disk_usage(_existing(out)).free
+    fetch = _number(facts, "missing_bytes")
+    screen.line(
+        f"  read {file_size(_number(facts, 'read_bytes'))}"
+        + (f" ({file_size(fetch)} to download)" if fetch else "")
+        + f"   write {file_size(_number(facts, 'write_bytes'))}   disk free {file_size(room)}"
+        f"   memory {memory_size(_number(facts, 'peak_bytes'))} for the largest step"
+    )
+    if plan.target is not None:
+        per_rank = memory_size(_number(facts, "serving_bytes_per_rank"))
+        screen.line(f"  serving memory {per_rank} on each rank {_ranks(serving)}")
+    if plan.unused:
+        dropped = sum(u.n_bytes for u in plan.unused)
+        reasons = ", ".join(sorted({u.reason for u in plan.unused}))
+        screen.line(f"  left out: {len(plan.unused):,} tensors of the source, {file_size(dropped)}: {reasons}")
+    for change in plan.changes if screen.verbose else ():
+        screen.line(f"  cast {change}")
+    screen.traps(plan.traps)
+
+
+def _rows(plan: Plan, *, unfold: bool) -> list[Row]:
+    """One row per kind and storage; `unfold` keeps rows apart that differ by what decided."""
+    merged: dict[tuple[str, ...], list[Row]] = {}
+    for fact in cast("list[dict[str, object]]", plan.facts["stored"]):
+        kind, stored, wanted, action, reason = (str(fact[k]) for k in ("kind", "stored", "wanted", "action", "reason"))
+        key = (kind, stored, wanted, action, reason) if unfold else (kind, stored, wanted, action)
+        merged.setdefault(key, []).append((kind, cast("int", fact["n"]), stored, wanted, action, reason))
+    return [_merged(rows) for rows in merged.values()]
+
+
+def _merged(rows: Sequence[Row]) -> Row:
+    kind, _, stored, wanted, action, reason = rows[0]
+    more = len({row[5] for row in rows}) - 1
+    return (
+        kind,
+        sum(row[1] for row in rows),
+        stored,
+        wanted,
+        action,
+        f"{reason} (and {more} more, `-v`)" if more else reason,
+    )
+
+
+def _ranks(serving: Serving) -> str:
+    ep = " --ep" if serving.expert_parallel else ""
+    return f"at `--tp {serving.tensor_parallel}{ep}`"
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that exists already."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _number(facts: Mapping[str, object], key: str) -> int:
+    return cast("int", facts[key])
+
+
+def without(argv: Sequence[str], *options: str) -> tuple[str, ...]:
+    """A command line without some flags, for the next step."""
+    return tuple(word for word in argv if word not in options)

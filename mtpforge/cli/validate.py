@@ -1,0 +1,70 @@
+"""`mtpforge validate`: everything that this machine can check of a draft."""
+
+from __future__ import annotations
+
+import click
+
+from mtpforge import errors
+from mtpforge.cli import options
+from mtpforge.cli.grammar import Command
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.verify import draft_argument, folder_of
+from mtpforge.errors import MtpforgeError
+
+
+@click.command(
+    "validate",
+    cls=Command,
+    help="All that this machine can check: verify, then the installed engine's loader. Exit 5 where there is none.",
+    examples=(
+        "mtpforge validate out/draft --target org/GLM-5.2-AWQ-INT4",
+        "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/vllm/bin/python",
+    ),
+    then="mtpforge serve DRAFT --target CKPT",
+)
+@draft_argument
+@options.target(required=True)
+@options.source(help="Compare the values with this checkpoint's layer.")
+@options.engine_python()
+@options.tp()
+@options.ep()
+@click.pass_obj
+def command(  # noqa: D103 -- the help text above
+    screen: Screen,
+    *,
+    draft: str,
+    target: str,
+    source: str | None,
+    engine_python: str | None,
+    tp: int,
+    ep: bool,
+) -> Ending:
+    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.engines import ENGINES, installed
+    from mtpforge.engines.engine import Serving
+    from mtpforge.verifying import verify
+
+    served = open_checkpoint(target, offline=screen.offline)
+    origin = open_checkpoint(source, offline=screen.offline) if source else None
+    screen.kept = "the draft is as it was"
+    with screen.progress() as on_progress:
+        report = verify(draft, served, origin, serving=Serving(tp, ep), on_progress=on_progress)
+    screen.report(report)
+    document: dict[str, object] = {"draft": draft, "report": report}
+    try:
+        loaded = installed.check(
+            folder_of(draft),
+            served,
+            python=engine_python,
+            tensor_parallel=tp,
+            expert_parallel=ep,
+            overrides=ENGINES["vllm"].overrides(served),
+        )
+    except MtpforgeError as error:
+        if error.code != errors.MACHINE:
+            raise
+        return screen.partly(error, Ending(document, report.exit_code or error.code))
+    screen.report(loaded)
+    if report.ok and loaded.ok:
+        screen.next("mtpforge", "serve", draft, "--target", target)
+    return Ending({**document, "engine": loaded}, report.exit_code or loaded.exit_code)

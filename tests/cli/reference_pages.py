@@ -1,0 +1,139 @@
+"""docs/reference, made from the click objects, the table of exit codes and the records of the JSON documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import click
+
+from mtpforge import errors, report, scheme, tensors
+from mtpforge.cli import COMMANDS, group
+from mtpforge.cli.grammar import HEADINGS, Option
+from mtpforge.planning import steps
+
+GENERATED = "<!-- Made from the code: REWRITE_GOLDEN=1 pytest tests/cli rewrites it. -->\n"
+
+ENDINGS = {
+    "inspect": {"report": "Report"},
+    "build": {
+        "draft": "path of the folder; null where there was nothing to build",
+        "plan_digest": "sha256 of everything that decides a byte",
+        "report": "Report of the verification",
+        "traps": "list of Trap: what the plan found in source and target",
+        "manifest": "content of mtpforge.json",
+        "serve": "words of the server command",
+        "reason": "why nothing had to be built",
+    },
+    "build --dry-run, extract --dry-run": {"plan": "Plan", "digest": "of the plan", "draft": "path that it would have"},
+    "extract, demo": {"...": "as build; extract has no `serve`"},
+    "schemes": {"schemes": "list of Scheme", "scheme": "Scheme, with a name or `--from`", "toml": "the same as a file"},
+    "verify": {"draft": "as typed", "report": "Report"},
+    "validate": {
+        "draft": "as typed",
+        "report": "Report of verify",
+        "engine": "Report of the engine's own loader",
+        "error": "why no engine was asked, with exit code 5",
+    },
+    "serve --print": {"serve": "words of the command"},
+    "doctor": {"report": "Report"},
+    "completion": {"script": "text"},
+}
+
+RECORDS = (
+    report.Report,
+    report.Check,
+    report.Trap,
+    scheme.Scheme,
+    scheme.Rule,
+    tensors.Quantization,
+    steps.Plan,
+    steps.Side,
+    steps.Step,
+    steps.Move,
+    steps.Carry,
+    steps.InputScaleMove,
+    steps.Write,
+    steps.Unused,
+    tensors.TensorRef,
+    tensors.Spec,
+)
+
+
+def cli_page() -> str:
+    """docs/reference/cli.md."""
+    ctx = click.Context(group(), info_name="mtpforge")
+    parts = [f"# Commands\n\n{GENERATED}", _general(ctx)]
+    parts += [_command(ctx, entry.name) for entry in COMMANDS]
+    return "\n".join(parts)
+
+
+def _general(ctx: click.Context) -> str:
+    return (
+        "Every command takes the general options, before or after its name. Any option can come from the\n"
+        "environment: `MTPFORGE_JSON=1`, `MTPFORGE_BUILD_TP=8`. `CKPT` is a folder, or `org/name[@revision]`\n"
+        "on the hub; a path that exists wins. `SIZE` is a number with a unit: `2GB` and `2G` are\n"
+        "decimal, `2GiB` is binary.\n\n" + _options(ctx.command.params, ctx)
+    )
+
+
+def _command(ctx: click.Context, name: str) -> str:
+    command = group().get_command(ctx, name)
+    inner = click.Context(command, info_name=name, parent=ctx)
+    usage = command.get_usage(inner).removeprefix("Usage: ")
+    examples = "\n".join(command.examples)
+    own = [p for p in command.params if not (isinstance(p, Option) and p.heading == "General")]
+    text = f"## {name}\n\n{command.help}\n\n    {usage}\n\n```\n{examples}\n```\n"
+    return text + (f"\n{table}" if (table := _options(own, inner)) else "")
+
+
+def _options(params: list[click.Parameter], ctx: click.Context) -> str:
+    rows = [
+        (p.heading, *p.get_help_record(ctx))
+        for heading in HEADINGS
+        for p in params
+        if isinstance(p, Option) and p.heading == heading
+    ]
+    if not rows:
+        return ""
+    lines = [f"| {heading} | `{_cell(names)}` | {_cell(text)} |" for heading, names, text in rows]
+    return "\n".join(("| | option | meaning |", "|---|---|---|", *lines, ""))
+
+
+def exit_codes_page() -> str:
+    """docs/reference/exit-codes.md."""
+    rows = "\n".join(f"| {code} | {meaning} |" for code, meaning in errors.EXIT_CODES.items())
+    return (
+        f"# Exit codes\n\n{GENERATED}\n| code | meaning |\n|---|---|\n{rows}\n\n"
+        "Codes are only ever added: treat an unknown one that is not 0 as a failure.\n"
+    )
+
+
+def json_page() -> str:
+    """docs/reference/json.md."""
+    head = (
+        f"# JSON documents\n\n{GENERATED}\n"
+        "`--json` prints exactly one document on stdout, also on failure. Within a schema number keys are only\n"
+        "added.\n\n"
+        "| key | value |\n|---|---|\n"
+        "| `mtpforge` | version |\n| `schema` | 1 |\n| `command` | name, empty where none was recognised |\n"
+        "| `ok` | whether the exit code is 0 |\n| `exit_code` | see [exit codes](exit-codes.md) |\n"
+        "| `error` | on failure: `what`, `where`, `cause`, `hint`, empty where there is none |\n"
+        "| ... | keys of the command, below |\n"
+    )
+    return "\n".join([head, "# Commands\n", *map(_ending, ENDINGS), "# Records\n", *map(_record, RECORDS)])
+
+
+def _ending(name: str) -> str:
+    rows = "\n".join(f"| `{key}` | {_cell(value)} |" for key, value in ENDINGS[name].items())
+    return f"## {name}\n\n| key | value |\n|---|---|\n{rows}\n"
+
+
+def _record(record: type) -> str:
+    rows = "\n".join(f"| `{f.name}` | `{_cell(str(f.type))}` |" for f in dataclasses.fields(record))
+    return f"## {record.__name__}\n\n{inspect.getdoc(record)}\n\n| field | type |\n|---|---|\n{rows}\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", r"\|")

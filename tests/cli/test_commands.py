@@ -1,0 +1,294 @@
+"""Each command on the tiny model: what people read, what scripts get, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from golden_text import GOLDEN, compare, tidy
+
+from mtpforge.cli import doctor, main
+from mtpforge.engines import installed
+
+FORBIDDEN = ("torch", "transformers", "compressed_tensors", "modelopt")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """The folder in which `mtpforge demo` was run."""
+    folder, before = tmp_path_factory.mktemp("demo"), Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["demo", "-q"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def pair(tinyglm) -> tuple[str, ...]:
+    return "--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4"))
+
+
+def test_plan_for_people(run, in_folder, pair, tinyglm):
+    ran = run("build", *pair, "--dry-run")
+    assert ran.code == 0
+    text = tidy(f"{ran.out}--- stderr\n{ran.err}", models=tinyglm("awq-int4").parent)
+    compare(GOLDEN / "output" / "plan.txt", text)
+    assert not list(in_folder.iterdir())
+
+
+def test_inspect_for_people(run, tinyglm):
+    ran = run("inspect", str(tinyglm("nvfp4")))
+    assert ran.code == 0
+    compare(GOLDEN / "output" / "inspect.txt", tidy(f"{ran.out}--- stderr\n{ran.err}", models=tinyglm("nvfp4").parent))
+
+
+def test_inspect_quiet_is_the_scheme_that_a_draft_needs(run, tinyglm):
+    assert run("inspect", str(tinyglm("awq-int4")), "-q").out == "int4-g32-asym\n"
+
+
+def test_inspect_as_json_holds_the_report(run, tinyglm):
+    document = run("inspect", str(tinyglm("fp8")), "--json").document
+    assert document["report"]["facts"]["scheme"] == "fp8-block128"
+
+
+def test_plan_as_json_is_the_plan(run, in_folder, pair):
+    ran = run("build", *pair, "--dry-run", "--json")
+    document = ran.document
+    assert (ran.code, ran.err) == (0, "")
+    assert len(document["digest"]) == 64
+    assert document["plan"]["scheme"]["name"] == "int4-g32-asym"
+    assert document["draft"] == "out/awq-int4-MTP-int4-g32-asym"
+
+
+def test_plan_quiet_is_the_folder(run, in_folder, pair):
+    ran = run("build", *pair, "--dry-run", "-q")
+    assert (ran.out, ran.err) == ("out/awq-int4-MTP-int4-g32-asym\n", "")
+
+
+def test_next_after_a_plan_is_the_user_s_own_line(run, in_folder, pair):
+    ran = run("build", "--dry-run", *pair, "--tp", "2")
+    assert ran.err.splitlines()[-1] == "Next: " + shlex.join(["mtpforge", "build", *pair, "--tp", "2"])
+
+
+def test_dry_run_ends_like_the_build_where_the_output_exists(run, in_folder, pair):
+    (in_folder / "there").mkdir()
+    ran = run("build", *pair, "-o", "there", "--dry-run")
+    assert ran.code == 5
+    assert ran.err.endswith(
+        "error: the output exists already\nwhere: there\n hint: `--force` replaces it, `--out` chooses another\n"
+    )
+
+
+def test_dry_run_ends_like_the_build_where_the_disk_is_too_small(run, in_folder, pair, monkeypatch):
+    monkeypatch.setattr("mtpforge.writing.folder.room", lambda out: 1000)
+    ran = run("build", *pair, "--dry-run")
+    assert ran.code == 5
+    assert "error: not enough disk: 661 kB are needed, 1.00 kB are free\n" in ran.err
+
+
+def test_target_that_drafts_for_itself_needs_no_build(run, in_folder, tinyglm):
+    ran = run("build", "--target", str(tinyglm("fp8")))
+    assert ran.code == 0
+    assert "nothing to build" in ran.out
+    command = ran.out[ran.out.index("vllm serve") :]
+    assert shlex.split(command)[2] == str(tinyglm("fp8"))
+    assert '"model"' not in command  # vLLM then takes the target's own layer, at the target's revision
+    assert not list(in_folder.iterdir())
+
+
+def test_standalone_plans_a_draft_all_the_same(run, in_folder, tinyglm):
+    ran = run("build", "--target", str(tinyglm("fp8")), "--standalone", "--dry-run")
+    assert ran.code == 0
+    assert "draft   out/fp8-MTP-fp8-block128" in ran.out
+
+
+def test_more_experts_than_the_target_are_refused(run, in_folder, tinyglm):
+    argv = ("build", "--target", str(tinyglm("awq-int4-12experts")), "--source", str(tinyglm("nvfp4")))
+    ran = run(*argv)
+    assert ran.code == 3
+    assert "error: the layer has 16 experts, the target 12\n" in ran.err
+    assert not list(in_folder.iterdir())
+
+
+def test_unknown_scheme_names_the_nearest(run, tinyglm):
+    ran = run("extract", "--source", str(tinyglm("nvfp4")), "-o", "x", "--scheme", "bf61")
+    assert ran.code == 2
+    assert " hint: `--scheme bf16`" in ran.err
+
+
+def test_path_that_leads_nowhere_is_an_unusable_input(run):
+    assert run("inspect", "./nothing-here").code == 3
+
+
+def test_demo_leaves_a_verified_draft(demo):
+    assert {f.name for f in (demo / "out" / "demo").iterdir()} >= {"config.json", "model.safetensors", "mtpforge.json"}
+
+
+def test_demo_runs_twice(run, demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    ran = run("demo")
+    assert ran.code == 0
+    assert "wrote   out/demo" in ran.out
+    assert "vllm serve" in ran.out
+
+
+def test_demo_replaces_no_folder_that_is_no_draft(run, in_folder):
+    (in_folder / "out" / "demo").mkdir(parents=True)
+    (in_folder / "out" / "demo" / "mine.txt").write_text("mine")
+    ran = run("demo")
+    assert ran.code == 5
+    assert "the output exists and is no draft" in ran.err
+    assert (in_folder / "out" / "demo" / "mine.txt").read_text() == "mine"
+
+
+def test_build_as_json_names_draft_report_and_command(run, in_folder, pair):
+    document = run("build", *pair, "--json", "-o", "draft").document
+    assert document["draft"] == "draft"
+    assert document["report"]["command"] == "verify"
+    assert document["serve"][:2] == ["vllm", "serve"]
+    assert document["manifest"]["scheme"]["name"] == "int4-g32-asym"
+
+
+def test_build_quiet_is_the_path(run, in_folder, pair):
+    assert run("build", *pair, "-q", "-o", "draft").out == "draft\n"
+
+
+def test_extract_writes_the_layer_as_bf16(run, in_folder, tinyglm):
+    ran = run("extract", "--source", str(tinyglm("nvfp4")), "--out", "layer")
+    assert ran.code == 0
+    assert "quantization_config" not in json.loads((in_folder / "layer" / "config.json").read_text())
+
+
+def test_verify_passes_and_points_to_the_next_rung(run, demo, tinyglm):
+    draft, target = str(demo / "out" / "demo"), str(tinyglm("awq-int4"))
+    ran = run("verify", draft, "--target", target)
+    assert ran.code == 0
+    assert ran.err.endswith("Next: " + shlex.join(["mtpforge", "validate", draft, "--target", target]) + "\n")
+
+
+def test_verify_quiet_says_nothing(run, demo, tinyglm):
+    ran = run("verify", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "-q")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+def test_verify_of_a_damaged_draft_is_no(run, demo, tinyglm, tmp_path):
+    broken = shutil.copytree(demo / "out" / "demo", tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    assert config.pop("moe_router_dtype") == "float32"
+    (broken / "config.json").write_text(json.dumps(config))
+    ran = run("verify", str(broken), "--target", str(tinyglm("awq-int4")))
+    assert ran.code == 1
+    assert "moe_router_dtype" in ran.out + ran.err
+
+
+def test_validate_without_an_engine_is_verify_and_exit_5(run, demo, tinyglm, monkeypatch):
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    argv = ("validate", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
+    ran = run(*argv)
+    assert ran.code == 5
+    assert "names" in ran.out
+    assert "error: no engine found to ask\n" in ran.err
+    document = run(*argv, "--json").document
+    assert document["exit_code"] == 5
+    assert document["report"]["checks"]
+    assert document["error"]["what"] == "no engine found to ask"
+
+
+def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
+    draft, target = demo / "out" / "demo", tinyglm("awq-int4")
+    ran = run("serve", str(draft), "--target", str(target), "--print", "--tp", "2", "--ep")
+    words = shlex.split(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert words[:3] == ["vllm", "serve", str(target)]
+    assert json.loads(words[words.index("--speculative-config") + 1])["model"] == str(draft)
+    assert words[words.index("--tensor-parallel-size") + 1] == "2"
+    assert run("serve", str(draft), "--target", str(target), "--tp", "2", "--ep", "--print", "--json").document[
+        "serve"
+    ] == [word for word in words if word != "\n"]
+
+
+def test_serve_becomes_the_server(demo, tinyglm, tmp_path):
+    server = tmp_path / "vllm"
+    server.write_text('#!/bin/sh\necho "served: $2"\nexit 7\n')
+    server.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "mtpforge", "serve", demo / "out" / "demo", "--target", tinyglm("awq-int4")],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert done.stdout.endswith(f"served: {tinyglm('awq-int4')}\n")
+
+
+def test_serve_without_a_server_is_this_machine_s_fault(run, demo, tinyglm, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    ran = run("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
+    assert ran.code == 5
+    assert "error: `vllm` is not installed here\n" in ran.err
+
+
+def test_schemes_lists_every_preset(run):
+    names = run("schemes", "-q").out.split()
+    assert names == ["bf16", "fp8-block128", "int4-g128-sym", "int4-g32-asym", "int8-channel", "nvfp4"]
+    text = run("schemes").out
+    assert all(name in text for name in names)
+
+
+def test_derived_scheme_is_a_file_that_loads(run, tinyglm, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(run("schemes", "--from", str(tinyglm("awq-int4")), "-q").out)
+    ran = run("schemes", str(file))
+    assert ran.code == 0
+    assert "INT4 g32 asymmetric" in ran.out
+
+
+def test_scheme_by_name_and_from_a_target_exclude_each_other(run, tinyglm):
+    assert run("schemes", "bf16", "--from", str(tinyglm("fp8"))).code == 2
+
+
+def test_doctor_fails_on_a_missing_library(run, monkeypatch):
+    monkeypatch.setattr(doctor, "versions", lambda: {"torch": "", "vllm": ""})
+    ran = run("doctor")
+    assert ran.code == 1
+    assert " hint: `pip install torch`\n" in ran.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(run, shell):
+    ran = run("completion", shell)
+    assert ran.code == 0
+    assert "_MTPFORGE_COMPLETE" in ran.out
+
+
+def test_completion_knows_commands_and_values(capfd, monkeypatch):
+    monkeypatch.setenv("_MTPFORGE_COMPLETE", "zsh_complete")
+    for words, expected in (("mtpforge ins", "inspect"), ("mtpforge build --check s", "sample")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        main([])
+        assert expected in capfd.readouterr().out.split()
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("inspect",), ("build", "--dry-run")])
+def test_what_needs_no_tensor_imports_no_torch(argv, tinyglm, tmp_path):
+    named = {
+        "--help": (),
+        "inspect": (str(tinyglm("nvfp4")),),
+        "build": ("--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4"))),
+    }[argv[0]]
+    program = (
+        f"import sys; from mtpforge.cli import main; code = main({[*argv, *named]!r})\n"
+        f"print(code, [m for m in {FORBIDDEN!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

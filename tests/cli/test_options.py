@@ -1,0 +1,38 @@
+"""Values of options that are more than a word."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtpforge.cli.options import Size
+from mtpforge.cli.output import folded, plain
+from mtpforge.report import Check
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("2GB", 2 * 10**9),
+        ("2G", 2 * 10**9),
+        ("2GiB", 2 << 30),
+        ("500M", 5 * 10**8),
+        ("1.5gb", 15 * 10**8),
+        ("512", 512),
+    ],
+)
+def test_size_suffixes(text, n_bytes):
+    assert Size().convert(text, None, None) == n_bytes
+
+
+def test_folded_command_keeps_values_beside_their_options():
+    assert folded(["vllm", "serve", "a b", "--flag", "--json", '{"k": 1}']) == (
+        "vllm serve 'a b' \\\n  --flag \\\n  --json '{\"k\": 1}'"
+    )
+
+
+def test_records_become_objects_and_odd_numbers_text():
+    assert plain({"check": Check("a", "passed", "b"), "none": float("inf"), "set": {"b", "a"}}) == {
+        "check": {"name": "a", "verdict": "passed", "detail": "b", "fix": ""},
+        "none": "inf",
+        "set": ["a", "b"],
+    }
