@@ -11,7 +11,6 @@ Each name is loaded on first use: `import mtpforge` costs nothing and brings no 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -50,6 +49,8 @@ def __dir__() -> list[str]:
 
 def _version() -> str:
     """The installed version; a source tree on the path without an installation has none."""
+    from importlib.metadata import PackageNotFoundError, version  # a third of the time that `--help` takes
+
     try:
         return version("mtpforge")
     except PackageNotFoundError:

@@ -30,9 +30,9 @@ def inspect(
     """What is known of a checkpoint without reading a tensor.
 
     Facts: identity, model_type, family, n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
-    quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name), demanded (rows by
-    kind: what the engine would build a draft with, and why; None where it refuses the target). MtpforgeError for a
-    model that has no known MTP layer.
+    quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
+    demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target).
+    MtpforgeError for a model that has no known MTP layer.
     """
     judge = ENGINES[engine]
     family = family_of(checkpoint.config)

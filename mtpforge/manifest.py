@@ -27,16 +27,19 @@ _MAX_BYTES: Final = 64 << 20  # 3,122 tensors take 0.7 MB
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of the draft. relative_error: of the decoded weight against the source, where it was measured."""
+    """One tensor of the draft."""
 
     spec: Spec
     sha256: str
-    relative_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """mtpforge.json, read. source and target: `org/name@commit` or `folder#hash`; target "" for an extract."""
+    """mtpforge.json, read.
+
+    source and target: `org/name@commit` or `folder#hash`; target "" for an extract. relative_error: module -> Frobenius
+    error of its decoded weight against the source's, where it was measured.
+    """
 
     version: str
     source: str
@@ -45,6 +48,7 @@ class Manifest:
     layer: int
     n_experts: int
     tensors: dict[str, Entry]
+    relative_error: dict[str, float]
     body: dict[str, object]
 
 
@@ -57,7 +61,8 @@ def write(
 ) -> bytes:
     """The file. `digests`: sha256 of every tensor; `checks`: of the build; `report`: of what judged the draft."""
     errors = report.facts.get("relative_error") if report else None
-    measured = errors if isinstance(errors, Mapping) else {}
+    # Six digits: more depend on the order in which a machine adds.
+    measured = {m: float(f"{e:.6g}") for m, e in sorted(errors.items())} if isinstance(errors, Mapping) else {}
     body = {
         "schema": SCHEMA,
         "mtpforge": mtpforge.__version__,
@@ -75,7 +80,8 @@ def write(
         "unused": [asdict(unused) for unused in plan.unused],
         "checks": [asdict(check) for check in (*checks, *(report.checks if report else ()))],
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
-        "tensors": {name: _entry(specs[name], digests[name], measured.get(name)) for name in sorted(specs)},
+        "relative_error": measured,
+        "tensors": {name: _entry(specs[name], digests[name]) for name in sorted(specs)},
     }
     return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
 
@@ -117,6 +123,7 @@ def _manifest(path: Path, body: dict[str, object]) -> Manifest:
         layer=_whole(path, body, "layer"),
         n_experts=_whole(path, body, "n_experts"),
         tensors={name: _read_entry(path, name, entry) for name, entry in tensors.items()},
+        relative_error=_errors(path, body),
         body=body,
     )
 
@@ -125,19 +132,24 @@ def _side(side: Side) -> dict[str, str]:
     return {"id": side.identity, "revision": side.revision}
 
 
-def _entry(spec: Spec, sha256: str, error: object) -> dict[str, object]:
-    entry: dict[str, object] = {"dtype": spec.dtype, "shape": spec.shape, "sha256": sha256}
-    return entry | ({"relative_error": float(error)} if isinstance(error, int | float) else {})
+def _entry(spec: Spec, sha256: str) -> dict[str, object]:
+    return {"dtype": spec.dtype, "shape": spec.shape, "sha256": sha256}
 
 
 def _read_entry(path: Path, name: str, entry: object) -> Entry:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "sha256": str(sha256), **rest} if dtype in DTYPES and all(
+        case {"dtype": str(dtype), "shape": list(shape), "sha256": str(sha256)} if dtype in DTYPES and all(
             type(n) is int and n >= 0 for n in shape
         ):
-            error = rest.get("relative_error")
-            return Entry(Spec(dtype, tuple(shape)), sha256, float(error) if isinstance(error, int | float) else None)
+            return Entry(Spec(dtype, tuple(shape)), sha256)
     raise _damaged(path, f"the entry of {shown(name)} is no dtype, shape and sha256")
+
+
+def _errors(path: Path, body: Mapping[str, object]) -> dict[str, float]:
+    table = body.get("relative_error")
+    if not isinstance(table, dict) or not all(isinstance(error, int | float) for error in table.values()):
+        raise _damaged(path, "`relative_error` is no table of numbers")
+    return {str(module): float(error) for module, error in table.items()}
 
 
 def _id(path: Path, body: Mapping[str, object], key: str) -> str:

@@ -26,21 +26,24 @@ def made(tmp_path):
 
 @pytest.fixture
 def written(made, tmp_path):
-    report = Report("verify", (Check("names", "passed", "2"),), facts={"relative_error": {"a": 0.125}})
+    report = Report(
+        "verify", (Check("names", "passed", "2"),), facts={"relative_error": {"m.up": 0.1234567, "m.gate": 0.125}}
+    )
     checks = (Check("reference", "passed", "2 tensors"),)
     raw = manifest.write(made, weights_of(made.steps), {"a": DIGEST, "b": DIGEST}, checks, report)
     (tmp_path / manifest.FILE).write_bytes(raw)
     return tmp_path
 
 
-def test_every_tensor_comes_back_with_dtype_shape_digest_and_error(written, made):
+def test_every_tensor_comes_back_with_dtype_shape_and_digest(written, made):
     found = manifest.read(written)
     assert found.tensors == {
-        "a": manifest.Entry(Spec("F32", (3,)), DIGEST, 0.125),
-        "b": manifest.Entry(Spec("F32", (2, 2)), DIGEST, None),
+        "a": manifest.Entry(Spec("F32", (3,)), DIGEST),
+        "b": manifest.Entry(Spec("F32", (2, 2)), DIGEST),
     }
     assert (found.source, found.target, found.plan) == (made.source.identity, "org/target@0123", made.digest)
     assert (found.layer, found.n_experts) == (3, 12)
+    assert found.relative_error == {"m.gate": 0.125, "m.up": 0.123457}
 
 
 def test_file_is_sorted_and_names_no_path_of_this_machine(written, made):
@@ -68,6 +71,7 @@ BAD = [
     ({"tensors": []}, "`tensors` is no table"),
     ({"plan": 3}, "`plan` is no text"),
     ({"layer": True}, "`layer` is no whole number"),
+    ({"relative_error": {"m": "small"}}, "`relative_error` is no table of numbers"),
     ({"source": None}, "`source` is no table"),
     ({"tensors": {"a\n": {"dtype": "F7", "shape": [1], "sha256": ""}}}, "the entry of a\\n is no dtype"),
     ({"tensors": {"a": {"dtype": "F32", "shape": [-1], "sha256": ""}}}, "the entry of a is no dtype"),

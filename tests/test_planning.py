@@ -14,7 +14,12 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.planning import plan
 
 PAIRS = [
-    ("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso", "target-awq-int4-ignore-to-77", "int4-g32-asym-cosmicraisins"),
+    (
+        "nvfp4-experts-lukealonso",
+        "target-nvfp4-lukealonso",
+        "target-awq-int4-ignore-to-77",
+        "int4-g32-asym-cosmicraisins",
+    ),
     ("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso", "target-awq-int4-mtp-ignored", "bf16-zai-org"),
     ("fp8-zai-org", "target-fp8", "target-awq-int4-ignore-to-77", "int4-g32-asym-cosmicraisins"),
     ("fp8-zai-org", "target-fp8", "target-awq-int4-mtp-ignored", "bf16-zai-org"),
@@ -27,7 +32,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("stored", "source_config", "target_config", "expected"), PAIRS)
-def test_writes_are_the_published_layer(census_folder, config_folder, census, stored, source_config, target_config, expected):
+def test_writes_are_the_published_layer(
+    census_folder, config_folder, census, stored, source_config, target_config, expected
+):
     source = open_checkpoint(str(census_folder(stored, source_config)))
     target = open_checkpoint(str(config_folder(target_config)))
     made = plan(source, target)

@@ -10,6 +10,7 @@ import torch
 from drafts import changed, failed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mtpforge import formats
 from mtpforge.building import build
@@ -20,6 +21,7 @@ from mtpforge.formats import FORMATS
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
 from mtpforge.verifying import bounds, verify
+from mtpforge.verifying.bands import read
 
 P = "model.layers.3."
 ENCODED = (
@@ -116,6 +118,30 @@ def test_the_last_line_names_what_only_an_engine_can_tell(pruned):
     draft, target, _ = pruned
     last = verify(draft, target).checks[-1]
     assert (last.name, last.verdict, last.fix) == ("loader", "not checked", "run `mtpforge validate`")
+
+
+def test_codes_that_were_made_anew_because_gate_and_up_differed_are_not_held_to_be_copies(tinyglm, tmp_path):
+    """A calibrated scale leaves 4 as the largest code of a block; encoding it anew rounds another way."""
+
+    def calibrated(tensors):
+        tensors[f"{P}mlp.experts.0.gate_proj.weight"][0, :8] = 0x66
+        tensors[f"{P}mlp.experts.0.gate_proj.weight_scale"][0, 0] = 1.0
+        tensors[f"{P}mlp.experts.0.up_proj.weight_scale_2"] *= 0.5
+
+    whole = open_checkpoint(str(tinyglm("nvfp4")))
+    names = sorted(name for name in whole.names if name.startswith(P))
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(whole.config)))
+    tensors = {name: read(whole, ref) for name, ref in whole.locate(names).items()}
+    calibrated(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    source = open_checkpoint(str(folder))
+    build(plan(source, whole), {"source": source, "target": whole}, tmp_path / "draft", check="off", workers=1)
+    report = verify(tmp_path / "draft", whole, source)
+    assert failed(report) == {}
+    assert report.facts["relative_error"]["mlp.experts.0.gate_proj"] > 0
+    assert report.facts["relative_error"]["mlp.experts.1.gate_proj"] == 0
 
 
 def test_a_path_that_the_engine_would_misread(pruned):

@@ -35,12 +35,12 @@ _NAMED: Final = 5  # failed checks that an error spells out; the report has them
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A finished draft: its folder, its config, its manifest's bytes, and the report of what judged it."""
+    """A finished draft: folder, config, manifest, and the report: the reference check, then what the judge found."""
 
     path: Path
     config: dict[str, object]
     manifest: manifest.Manifest
-    report: Report | None
+    report: Report
 
 
 def build(
@@ -111,23 +111,28 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_pr
 
     with ReferenceCheck(drawn.samples, files) as reference:
         crew.run(lambda: Executor(Reader(job.checkpoints), folder, samples, advance))
-        return _compared(drawn, reference.finish(samples.digests))
+        if on_progress and drawn.samples:
+            on_progress(Progress("check", 0, len(drawn.samples), "items"))  # its libraries may still be loading
+        result = reference.finish(samples.digests)
+        if on_progress and drawn.samples:
+            on_progress(Progress("check", len(drawn.samples), len(drawn.samples), "items"))
+    return _compared(drawn, result)
 
 
 def _compared(drawn: Selection, result: CheckResult) -> Check:
     """The reference check in the manifest's words; a difference never comes so far."""
-    left_out = [f"{n} weights not compared: {reason}" for reason, n in sorted(drawn.uncompared.items())]
+    left_out = [f"{n:,} weights not compared: {reason}" for reason, n in sorted(drawn.uncompared.items())]
     if not result.n_tensors:
         reason = "switched off" if drawn.mode == "off" else "; ".join(left_out) or "no weight to compare"
         return Check("reference", "not checked", reason)
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(result.libraries.items()))
-    found = f"{result.n_elements} values of {result.n_tensors} weights equal as BF16 in {libraries} ({drawn.mode})"
+    found = f"{result.n_elements:,} values of {result.n_tensors:,} weights equal as BF16 in {libraries} ({drawn.mode})"
     return Check("reference", "passed", "; ".join([found, *left_out]))
 
 
 def _rest(
     job: _Job, folder: DraftFolder, layouts: tuple[ShardLayout, ...], checked: Check, judge: Judge | None
-) -> Report | None:
+) -> Report:
     """The small files, then the judge's word on the whole, which the manifest keeps."""
     folder.flush()
     digests = {name: digest for step in folder.finished.values() for name, digest in step.items()}
@@ -138,13 +143,13 @@ def _rest(
         folder.write_file(name, data)
     folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked]))
     if judge is None:
-        return None
+        return Report("build", (checked,))
     report = judge(folder.path)
     if not report.ok:
         raise _refused(report)
     told = replace(report, checks=tuple(_without_paths(check, job, folder) for check in report.checks))
     folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked], told))
-    return report
+    return replace(report, checks=(checked, *report.checks))
 
 
 def _without_paths(check: Check, job: _Job, folder: DraftFolder) -> Check:

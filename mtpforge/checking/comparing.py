@@ -173,7 +173,9 @@ class _Child:
     def _dead(self, last: Mapping[str, str]) -> MtpforgeError:
         self._err.seek(0)
         words = self._err.read().decode(errors="replace").strip()[-_TAIL:]
-        detail = last.get("detail") or (words.splitlines()[-1] if words else f"exit status {self._process.returncode}")
+        status = self._process.returncode
+        ended = f"killed by signal {-status}" if status < 0 else words.rpartition("\n")[2] or f"exit status {status}"
+        detail = last.get("detail") or ended
         self.kill()
         if last.get("error") == "import":
             return MtpforgeError(

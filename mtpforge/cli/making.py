@@ -134,9 +134,9 @@ def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
     screen.report(draft.report)
     n_bytes = sum(file.stat().st_size for file in draft.path.iterdir())
     screen.line()
-    screen.line(f"wrote   {draft.path}   {file_size(n_bytes)}", "green")
-    screen.answer(str(draft.path))
-    document = {"draft": draft.path, "plan_digest": plan.digest, "report": draft.report, "traps": plan.traps}
+    screen.line(f"wrote   {out}   {file_size(n_bytes)}", "green")
+    screen.answer(str(out))
+    document = {"draft": out, "plan_digest": plan.digest, "report": draft.report, "traps": plan.traps}
     return Ending({**document, "manifest": draft.manifest.body}, draft.report.exit_code)
 
 

@@ -1,4 +1,7 @@
-"""plan(): everything about a draft, decided from headers and configs alone. No tensor is loaded, torch is not imported."""
+"""plan(): everything about a draft, decided from headers and configs alone.
+
+No tensor is loaded, torch is not imported.
+"""
 
 from __future__ import annotations
 

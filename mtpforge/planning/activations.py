@@ -128,7 +128,7 @@ def _names(place: ScaleSource, module: Module, kept: Mapping[int, int]) -> list[
 
 
 def _experts_of(place: ScaleSource, template: str) -> list[str]:
-    head = template.split("*")[0]
+    head = template.split("*", maxsplit=1)[0]
     numbers = {
         rest.split(".", 1)[0]
         for name in place.checkpoint.names

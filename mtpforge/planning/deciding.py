@@ -122,9 +122,7 @@ def _scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Sc
     return replace(demanded, name=asked.name)
 
 
-def _n_experts(
-    family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None
-) -> int:
+def _n_experts(family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None) -> int:
     """Experts of the draft. More than the target's cannot load, fewer can."""
     n_stored = stored.n_experts if kept is None else len(kept)
     n_target = n_stored if target is None else family.n_experts(target.config)
@@ -213,7 +211,9 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
     )
     if not copied and form.encode is None:
         raise MtpforgeError(
-            f"mtpforge reads {wanted} and does not write it", where=module.name, fix="`mtpforge schemes` lists what it writes"
+            f"mtpforge reads {wanted} and does not write it",
+            where=module.name,
+            fix="`mtpforge schemes` lists what it writes",
         )
     needed = codes if copied else _decoded_parts(stored)
     return Move(
@@ -231,7 +231,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
 
 def _widens(stored: Spec, wanted: Spec) -> bool:
     """Whether the stored part is the wanted one, but for a BF16 scale that F32 holds without loss."""
-    return stored == wanted or (stored.dtype, wanted.dtype) == ("BF16", "F32") and stored.shape == wanted.shape
+    return stored == wanted or ((stored.dtype, wanted.dtype) == ("BF16", "F32") and stored.shape == wanted.shape)
 
 
 def _decoded_parts(stored: StoredModule) -> frozenset[str]:
@@ -247,9 +247,7 @@ def _global_suffix(move: Move) -> str:
     return alone[0] if alone else ""
 
 
-def _input_scale(
-    draft: _Draft, partners: Iterable[Module], module: Module, wanted: Quantization
-) -> InputScaleMove:
+def _input_scale(draft: _Draft, partners: Iterable[Module], module: Module, wanted: Quantization) -> InputScaleMove:
     form = FORMATS[wanted.format]
     assert form.input_scale is not None  # noqa: S101 -- static schemes name formats that have one
     suffix = form.input_scale.suffix

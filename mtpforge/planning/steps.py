@@ -41,9 +41,9 @@ class Move:
     """One weight on its way from source to draft.
 
     module: local name in the source. shape: [out, in]. reads: suffix -> part. stored, wanted: how it is stored, and how
-    the draft must store it. action "copy": every write is the read of the same suffix, byte for byte (a static input
-    scale has an InputScaleMove of its own), but for a scale that is widened without loss (BF16 to F32). action "encode": decode,
-    then encode.
+    the draft must store it. action "copy": every write is the read of the same suffix, byte for byte, but for a scale
+    that is widened without loss (BF16 to F32); a static input scale has an InputScaleMove of its own. action "encode":
+    decode, then encode.
     """
 
     module: str
@@ -75,8 +75,8 @@ class Carry:
 class InputScaleMove:
     """One static activation scale: max over `reads` of the amax that each states, written by the target's convention.
 
-    amax = stored * read_divisor, or read_divisor / stored where read_reciprocal. Where both conventions are the same the
-    largest amax is picked, not computed: its stored bytes are written as they are.
+    amax = stored * read_divisor, or read_divisor / stored where read_reciprocal. Where both conventions are the same
+    the largest amax is picked, not computed: its stored bytes are written as they are.
     """
 
     reads: tuple[TensorRef, ...]
@@ -175,6 +175,8 @@ class Plan:
     def digest(self) -> str:
         """sha256 of everything that decides a byte of the draft; where the files lie does not."""
         sides = [None if side is None else side.identity for side in (self.source, self.target)]
-        body = asdict(replace(self, facts={}, traps=(), target=None, source=replace(self.source, label="", location="")))
+        body = asdict(
+            replace(self, facts={}, traps=(), target=None, source=replace(self.source, label="", location=""))
+        )
         text = json.dumps([sides, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()

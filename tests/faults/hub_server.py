@@ -79,8 +79,7 @@ def commit_of(text: str) -> str:
 
 
 class Hub(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
+    daemon_threads = False  # closing waits for all connections: no test inherits a socket from another
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -92,6 +91,20 @@ class Hub(ThreadingHTTPServer):
         self.link = 1
         self.is_hanging, self.release = threading.Event(), threading.Event()
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
+
+    def get_request(self):
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
+    def end(self) -> None:
+        """Stop serving, and end every connection that is still open."""
+        self.release.set()
+        self.shutdown()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:
@@ -310,8 +323,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[Hub]:
         try:
             yield hub  # the session stays: a new one loads the certificates of the world, 0.15 s each time
         finally:
-            hub.release.set()
-            hub.shutdown()
+            hub.end()
 
 
 def environment(hub: Hub, home: Path) -> dict[str, str]:

@@ -1,10 +1,15 @@
 """Encoders write the bytes that the formats' own libraries write, fed the same float32 weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mtpforge import formats
 from mtpforge.tensors import Quantization
+
+VECTORS = Path(__file__).parents[1] / "data" / "vectors"
 
 WEIGHTS = (
     "base",
@@ -182,3 +187,35 @@ def test_weights_that_modelopt_turns_into_nan_decode_to_zero(modelopt, weights, 
 def test_dense_numbers_are_rounded_to_nearest(sources, dtype):
     expected = sources["base"].to({"BF16": BF16, "F16": torch.float16, "F32": torch.float32}[dtype])
     same(formats.encode([sources["base"]], Quantization("dense", dtype=dtype))[0], {"weight": expected})
+
+
+def test_the_stored_vector_of_the_way_to_write_is_what_we_write(sources):
+    """ct-int4-g32-asym-f32-scalebf16: written by compressed-tensors 0.20.0, whatever version is installed here."""
+    theirs = load_file(VECTORS / "ct-int4-g32-asym-f32-scalebf16.safetensors")
+    disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
+    q = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
+    same(formats.encode([sources["base"]], q)[0], disk)
+
+
+@pytest.mark.parametrize("stem", ["ct-nvfp4-f32", "modelopt-nvfp4-f32", "ct-fp8-channel-f32", "ct-fp8-tensor-f32"])
+def test_the_stored_vectors_of_float_formats_are_what_we_write(sources, stem):
+    theirs = load_file(VECTORS / f"{stem}.safetensors")
+    disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
+    q = {
+        "ct-nvfp4-f32": formats.nvfp4.quantization(static=False),
+        "modelopt-nvfp4-f32": formats.modelopt_nvfp4.quantization(static=False),
+        "ct-fp8-channel-f32": Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32"),
+        "ct-fp8-tensor-f32": Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32"),
+    }[stem]
+    same(formats.encode([sources["base"]], q)[0], disk)
+
+
+def test_modelopt_fp8_differs_in_the_sign_of_zero_alone(modelopt, sources):
+    q = Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32")
+    ours = formats.encode([sources["base"]], q)[0]
+    theirs, scale = modelopt.FP8QTensor.quantize(sources["base"].clone())
+    assert torch.equal(scale.reshape(1), ours["weight_scale"])
+    assert torch.equal(theirs._quantized_data.float(), ours["weight"].float())
+    differ = theirs._quantized_data.view(torch.uint8) != ours["weight"].view(torch.uint8)
+    assert differ.any()
+    assert (sources["base"][differ] == 0).all()

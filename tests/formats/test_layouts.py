@@ -59,7 +59,7 @@ def shrunk(quantization, columns):
     return quantization
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(quantizations, st.integers(1, 300), columns)
 def test_encoders_make_what_layout_says(quantization, rows, columns):
     q = shrunk(quantization, columns)
@@ -69,7 +69,7 @@ def test_encoders_make_what_layout_says(quantization, rows, columns):
     assert formats.recognise(expected, (rows, columns), {"config_groups": {"g": {"weights": {"num_bits": q.bits}}}})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(quantizations, st.integers(129, 300), columns, st.integers(0, 99))
 def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed):
     q = shrunk(quantization, columns)
@@ -102,7 +102,7 @@ def bound(weight, parts, q):
     return torch.maximum(weight.abs() / 16, least.expand_as(weight)) * (1 + 2 * U)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(quantizations, st.integers(1, 140), columns, st.integers(0, 99), st.integers(-20, 20))
 def test_a_round_trip_stays_within_the_bound_of_its_format(quantization, rows, columns, seed, exponent):
     q = shrunk(quantization, columns)
