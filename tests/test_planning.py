@@ -94,3 +94,17 @@ def test_planning_imports_no_torch(tinyglm):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_asymmetric_source_is_encoded_anew_for_a_symmetric_target(
+    census_folder, config_folder, release_config, tmp_path
+):
+    source = open_checkpoint(str(census_folder("int4-g32-asym-cosmicraisins", "draft-int4-cosmicraisins")))
+    config = release_config("target-awq-int4-ignore-to-77")
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    moves = [m for s in plan(source, open_checkpoint(str(tmp_path))).steps for m in s.moves]
+    assert {m.action for m in moves} == {"encode"}
+    assert all("weight_zero_point" in m.reads for m in moves)
+    same = plan(source, open_checkpoint(str(config_folder("target-awq-int4-ignore-to-77"))))
+    assert {m.action for s in same.steps for m in s.moves} == {"copy"}

@@ -14,6 +14,7 @@ from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
 
 _OUT: Final = Path("out") / "demo"
+_CHECK: Final[making.Check] = "full"  # the layer is tiny
 
 
 @click.command(
@@ -36,7 +37,7 @@ def command(screen: Screen) -> Ending:  # noqa: D103 -- the help text above
     screen.line(f"target  {title(target)}   {summary(target)}")
     screen.line(f"source  {title(source)}   {summary(source)}")
     # a second run replaces the first one's folder; --force never replaces a folder that is no draft
-    job = making.Job(source, target, _OUT, Serving(), limits=making.Limits(check="full", force=True))
+    job = making.Job(source, target, _OUT, Serving(), limits=making.Limits(check=_CHECK, force=True))
     plan, out = making.decide(screen, job)
     ending = making.carry_out(screen, job, plan, out)
     argv = making.show_serve(screen, job, str(out.absolute()))

@@ -206,8 +206,11 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
     specs = form.layout(module.shape, wanted)
     scale = form.input_scale.suffix if form.input_scale and wanted.input_scale == "static" else None
     codes = {suffix: spec for suffix, spec in specs.items() if suffix != scale}
-    copied = stored.quantization.format == wanted.format and all(
-        suffix in stored.parts and _widens(stored.parts[suffix].spec, spec) for suffix, spec in codes.items()
+    held = _decoded_parts(stored)
+    copied = (
+        (stored.quantization.format, stored.quantization.bits) == (wanted.format, wanted.bits)
+        and held == codes.keys()
+        and all(_widens(stored.parts[suffix].spec, spec) for suffix, spec in codes.items())
     )
     if not copied and form.encode is None:
         raise MtpforgeError(
@@ -215,12 +218,11 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
             where=module.name,
             fix="`mtpforge schemes` lists what it writes",
         )
-    needed = codes if copied else _decoded_parts(stored)
     return Move(
         module=_source_name(draft, module),
         kind=module.kind,
         shape=module.shape,
-        reads={suffix: ref for suffix, ref in stored.parts.items() if suffix in needed},
+        reads={suffix: ref for suffix, ref in stored.parts.items() if suffix in held},
         stored=stored.quantization,
         wanted=wanted,
         action="copy" if copied else "encode",

@@ -134,6 +134,7 @@ def test_demo_leaves_a_verified_draft(demo):
 
 def test_demo_runs_twice(run, demo, monkeypatch):
     monkeypatch.chdir(demo)
+    monkeypatch.setattr("mtpforge.cli.demo._CHECK", "off")  # the first run had it
     ran = run("demo")
     assert ran.code == 0
     assert "wrote   out/demo" in ran.out
@@ -150,7 +151,7 @@ def test_demo_replaces_no_folder_that_is_no_draft(run, in_folder):
 
 
 def test_build_as_json_names_draft_report_and_command(run, in_folder, pair):
-    document = run("build", *pair, "--json", "-o", "draft").document
+    document = run("build", *pair, "--json", "-o", "draft", "--check", "off").document
     assert document["draft"] == "draft"
     assert document["report"]["command"] == "verify"
     assert document["serve"][:2] == ["vllm", "serve"]
@@ -158,11 +159,11 @@ def test_build_as_json_names_draft_report_and_command(run, in_folder, pair):
 
 
 def test_build_quiet_is_the_path(run, in_folder, pair):
-    assert run("build", *pair, "-q", "-o", "draft").out == "draft\n"
+    assert run("build", *pair, "-q", "-o", "draft", "--check", "off").out == "draft\n"
 
 
 def test_extract_writes_the_layer_as_bf16(run, in_folder, tinyglm):
-    ran = run("extract", "--source", str(tinyglm("nvfp4")), "--out", "layer")
+    ran = run("extract", "--source", str(tinyglm("nvfp4")), "--out", "layer", "--check", "off")
     assert ran.code == 0
     assert "quantization_config" not in json.loads((in_folder / "layer" / "config.json").read_text())
 

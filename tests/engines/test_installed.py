@@ -112,12 +112,14 @@ def test_request_says_how_the_draft_will_be_served(interpreter, tmp_path):
     assert request["overrides"] == {"num_nextn_predict_layers": 1}
 
 
-def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, tmp_path):
+def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     kept = tmp_path / "kept.txt"
     body = f'echo "$PYTHONPATH:$CUDA_VISIBLE_DEVICES:$2" > {kept}; ls -d "${{PYTHONPATH%%:*}}"/$2/check.py >> {kept}; '
     installed.check(tmp_path, tmp_path, python=interpreter(body + answering(REPORT, tmp_path)))
     first, found = kept.read_text().splitlines()
-    assert first.endswith(":mtpforge_loader")
+    assert first.endswith("::mtpforge_loader")
     assert found.endswith("mtpforge_loader/check.py")
     assert not first.startswith(str(Path(installed.__file__).parents[2]))
 

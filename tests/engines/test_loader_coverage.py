@@ -40,6 +40,12 @@ def test_what_is_no_block_is_not_called_one(view):
     assert box_of(view, BASE) is None
 
 
+def test_view_between_the_elements_of_a_strided_tensor_is_no_block_of_it():
+    base = torch.empty(4, 8)[:, ::2]
+    assert box_of(base[1], base) == ((1, 2), (0, 4))
+    assert box_of(base.as_strided((4,), (2,), 1), base) is None
+
+
 def test_view_on_the_meta_device_has_a_box():
     base = torch.empty(8, 4, device="meta")
     assert box_of(base[2:4], base) == ((2, 4), (0, 4))
