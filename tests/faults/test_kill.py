@@ -106,8 +106,7 @@ def files(path):
     return {p.name: p.read_bytes() for p in path.iterdir()}
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(("old", "exchange"), [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_any_effect_leaves_all_or_nothing_and_resumes(*, job, tmp_path, monkeypatch, after, old, exchange):
     if not exchange:
