@@ -136,12 +136,12 @@ def test_offline_with_a_snapshot_that_the_hub_tools_downloaded(hub, tinyglm):
 
 @pytest.mark.parametrize("by_hub_tools", [True, False])
 def test_offline_takes_the_branch_as_it_was_last_seen(hub, tinyglm, by_hub_tools):
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
 
     def see(folder, *, with_hub_tools):
         commit = hub.add(REPO, folder)
         if with_hub_tools:
-            snapshot_download(REPO, allow_patterns="config.json")
+            hf_hub_download(REPO, "config.json")
         else:
             open_hub(REPO, None, offline=False)
         return commit
