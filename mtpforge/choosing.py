@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mtpforge import errors
+from mtpforge import errors, traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
@@ -122,7 +122,8 @@ def _loads(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engin
             expected |= {prefix + suffix: spec for suffix, spec in specs.items()}
     if any(not _fits(held.get(name), spec) for name, spec in expected.items()):
         return False
-    return not any(trap.silent or trap.severity == "error" for trap in engine.target_traps(target, family))
+    found = (*engine.target_traps(target, family), *traps.found(target, target, family, engine))
+    return not any(trap.silent or trap.severity == "error" for trap in found)
 
 
 def _fits(held: Spec | None, expected: Spec) -> bool:
