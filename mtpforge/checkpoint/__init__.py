@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from mtpforge.errors import MtpforgeError, shown
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
 
+_SCALES: Final = ".safetensors"
 # huggingface_hub.utils.validate_repo_id: letters, digits, `-`, `_`, `.`; at most 96 characters; no `--` and no `..`.
 _HUB_NAME: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 _FILES: Final = (".json", ".safetensors", ".gguf", ".bin", ".git")  # somebody means a file
@@ -38,6 +40,19 @@ def open_checkpoint(text: str, *, offline: bool = False) -> Checkpoint:
     from mtpforge.checkpoint import hub
 
     return hub.open_hub(match["name"], match["revision"], offline=offline)
+
+
+def open_scales(text: str, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:
+    """The checkpoint that holds activation scales: as `open_checkpoint`, or one *.safetensors file of scales alone.
+
+    config: of the model that the file is about, as it has none of its own.
+    """
+    from mtpforge.checkpoint import folder
+
+    path = Path(text).expanduser()
+    if text.endswith(_SCALES) and path.is_file():
+        return folder.open_file(path, config, label=text)
+    return open_checkpoint(text, offline=offline)
 
 
 def _exists(path: Path) -> bool:

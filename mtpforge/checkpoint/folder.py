@@ -39,15 +39,25 @@ def open_folder(path: Path, *, label: str = "") -> Folder:
     return Folder(folder, label or str(path))
 
 
+def open_file(path: Path, config: Mapping[str, object], *, label: str = "") -> Folder:
+    """One *.safetensors file as a checkpoint of its own, described by the config of another."""
+    return Folder(path.parent, label or str(path), only=path.name, config=config)
+
+
 class Folder:
     """A checkpoint in a local folder; see `Checkpoint`. Safe to read from several threads."""
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, path: Path, label: str, *, only: str = "", config: Mapping[str, object] | None = None) -> None:
+        """Open a folder. only: the one weight file that counts. config: in place of the folder's own config.json."""
+        self._only = only
         self._path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would lose the name that the user knows
         self._label = label
         self._files = Files(self._path)
         self._headers: dict[str, dict[str, TensorRef]] = {}
         self._lock = threading.Lock()
+        if config is not None:
+            self._config = config
+            return
         raw = self._files.whole(documents.CONFIG)
         if raw is None:
             raise MtpforgeError(
@@ -170,6 +180,8 @@ class Folder:
 
     @cached_property
     def _weights(self) -> tuple[str, ...]:
+        if self._only:
+            return (self._only,)
         return tuple(name for name in self._files.names() if name.endswith(documents.SUFFIX))
 
     @cached_property
@@ -179,7 +191,7 @@ class Folder:
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
-        raw = self._files.whole(documents.INDEX)
+        raw = None if self._only else self._files.whole(documents.INDEX)
         return None if raw is None else documents.index(raw)
 
     def _header(self, file: str) -> dict[str, TensorRef]:

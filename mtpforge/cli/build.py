@@ -69,7 +69,7 @@ def command(  # noqa: D103 -- the help text above
     ep: bool,
 ) -> Ending:
     from mtpforge import scheme as schemes
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint import open_checkpoint, open_scales
     from mtpforge.engines.engine import Serving
 
     served = open_checkpoint(target, offline=screen.offline)
@@ -81,7 +81,7 @@ def command(  # noqa: D103 -- the help text above
         out=out,
         engine=engine,
         scheme=schemes.load(scheme) if scheme else None,
-        input_scales=open_checkpoint(input_scales, offline=screen.offline) if input_scales else None,
+        input_scales=open_scales(input_scales, served.config, offline=screen.offline) if input_scales else None,
         serving=Serving(tp, ep),
         limits=making.Limits(workers or 0, memory, check, force, max_shard_size),
     )

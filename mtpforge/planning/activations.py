@@ -39,7 +39,7 @@ def sources(
     """The layers to look into, in order."""
     found: list[ScaleSource] = []
     if given is not None:
-        found += _layers(family, given, "scales", "`--input-scales`")
+        found += _layers(family, given, "scales", "the `--input-scales` checkpoint's")
     layer = family.prefix(family.layer(source.config))
     found.append(ScaleSource(source, "source", layer, own_layer=True, description="the source's own MTP layer"))
     if target is not None and target.has_headers:
@@ -80,7 +80,7 @@ def move(
     for place in places:
         refs = _scales(place, modules, n_kept or {})
         if refs:
-            read = _convention(place, refs[0])
+            read = _convention(place, refs[0], convention)
             return InputScaleMove(
                 reads=tuple(replace(ref, origin=place.origin) for ref in refs),
                 read_divisor=read.divisor,
@@ -94,7 +94,7 @@ def move(
         f"no input scale for `{modules[0].name}`",
         why="the target quantizes activations with stored scales, and neither the source's MTP layer nor the target's"
         " tensors hold one that fits",
-        fix="name a checkpoint that was calibrated: `--input-scales ORG/NAME`",
+        fix="name a checkpoint that was calibrated: `--input-scales ORG/NAME`, or a safetensors file of such scales",
     )
 
 
@@ -138,10 +138,15 @@ def _experts_of(place: ScaleSource, template: str) -> list[str]:
     return [template.replace("*", number) for number in sorted((n for n in numbers if n.isdigit()), key=int)]
 
 
-def _convention(place: ScaleSource, ref: TensorRef) -> InputScale:
-    """What the stored number means: told by the suffix and by the codes beside it."""
+def _convention(place: ScaleSource, ref: TensorRef, wanted: InputScale) -> InputScale:
+    """What the stored number means: told by the suffix and by the codes beside it.
+
+    A file of scales alone has no codes; it is taken to be written for the draft that it is given to.
+    """
     module, _, suffix = ref.name.rpartition(".")
     beside = [n for n in (f"{module}.weight", f"{module}.weight_packed") if n in place.checkpoint.names]
+    if not beside and place.origin == "scales" and suffix == wanted.suffix:
+        return wanted
     dtype = place.checkpoint.locate(beside)[beside[0]].spec.dtype if beside else ""
     for form in FORMATS.values():
         scale = form.input_scale
