@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -18,14 +18,13 @@ from mtpforge.building.reading import Reader
 from mtpforge.building.samples import Samples
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.choosing import Mode
-from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Plan
 from mtpforge.report import Check, OnProgress, Progress, Report
-from mtpforge.tensors import Spec, TensorRef
-from mtpforge.writing import layout
-from mtpforge.writing.folder import DraftFolder, room
+from mtpforge.tensors import Spec
+from mtpforge.writing import layout, preflight
+from mtpforge.writing.folder import DraftFolder
 from mtpforge.writing.layout import ShardLayout
 
 Judge: TypeAlias = Callable[[Path], Report]
@@ -65,11 +64,10 @@ def build(
 
     The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
     """
-    out = out.absolute()
-    job = _Job(plan, checkpoints, out, {w.name: w.spec for step in plan.steps for w in step.writes})
+    job = _Job(plan, checkpoints, out.absolute(), plan.specs)
     layouts = layout.place(job.specs.items(), max_shard_bytes)
-    _refuse_small_disk(job, layouts)
-    folder = DraftFolder(out, _key(plan, layouts), layouts, force=force)
+    preflight.refuse_small_disk(plan, checkpoints, job.out)
+    folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
     try:
         _fetch(job, on_progress)
         checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, workers, memory), on_progress)
@@ -86,7 +84,7 @@ def build(
     except BaseException:
         folder.abandon(keep=folder.has_progress)
         raise
-    return Draft(out, plan.config, manifest.read(out), report)
+    return Draft(job.out, plan.config, manifest.read(job.out), report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,34 +162,8 @@ def _without_paths(check: Check, job: _Job, folder: DraftFolder) -> Check:
 
 def _fetch(job: _Job, on_progress: OnProgress | None) -> None:
     """Bytes of hub repositories into the cache, in one go: ranges that touch are one request."""
-    for checkpoint, refs in _reads(job):
+    for checkpoint, refs in preflight.reads(job.plan, job.checkpoints):
         checkpoint.fetch(refs, on_progress)
-
-
-def _reads(job: _Job) -> Iterator[tuple[Checkpoint, list[TensorRef]]]:
-    """Each checkpoint that is read, and what of it."""
-    reads = [ref for step in job.plan.steps for ref in step.reads]
-    for origin in dict.fromkeys(ref.origin for ref in reads):
-        yield job.checkpoints[origin], [ref for ref in reads if ref.origin == origin]
-
-
-def _refuse_small_disk(job: _Job, layouts: tuple[ShardLayout, ...]) -> None:
-    """Refuse before a byte is fetched or written; downloads count where their cache is on the same disk."""
-    needed = sum(shard.n_bytes for shard in layouts)
-    if _device(cache.home()) == _device(job.out):
-        needed += sum(checkpoint.missing_bytes(refs) for checkpoint, refs in _reads(job))
-    free = room(job.out)
-    if free < needed:
-        raise MtpforgeError(
-            f"not enough disk: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
-            where=shown(job.out),
-            fix="free some, or choose another disk with `--out`",
-            code=errors.MACHINE,
-        )
-
-
-def _device(path: Path) -> int:
-    return next(folder for folder in (path, *path.parents) if folder.exists()).stat().st_dev
 
 
 def _key(plan: Plan, layouts: tuple[ShardLayout, ...]) -> str:

@@ -33,6 +33,7 @@ from huggingface_hub import constants
 from mtpforge import errors
 from mtpforge.checkpoint.ranges import Range, coalesce, subtract
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.units import file_size
 
 _LINE: Final = re.compile(rb"(\d{1,19}) (\d{1,19})\n")
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -89,7 +90,7 @@ def refuse_full(folder: Path, n_bytes: int) -> None:
         raise MtpforgeError(
             "the disk of the download cache is too small",
             where=shown(folder),
-            why=f"{n_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            why=f"{file_size(n_bytes)} are needed, {file_size(free)} are free",
             fix="free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept",
             code=errors.MACHINE,
         )

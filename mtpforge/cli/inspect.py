@@ -11,7 +11,7 @@ from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import title
-from mtpforge.cli.units import file_size
+from mtpforge.units import file_size
 
 Facts = Mapping[str, object]
 

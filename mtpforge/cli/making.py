@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from mtpforge import errors
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import show_plan, without
-from mtpforge.cli.units import file_size
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.units import file_size
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -89,24 +86,12 @@ def default_out(target: Checkpoint, scheme: str) -> Path:
 
 def end_dry_run(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
     """The plan as the result; fails as the build would where the output exists or the disk is too small."""
-    _refuse(job, plan, out)
+    from mtpforge.writing.preflight import preflight
+
+    preflight(plan, job.checkpoints, out, force=job.limits.force)
     screen.answer(str(out))
     screen.next("mtpforge", *without(screen.argv, "--dry-run"))
     return Ending({"plan": plan, "digest": plan.digest, "draft": out})
-
-
-def _refuse(job: Job, plan: Plan, out: Path) -> None:
-    """What would end the build before its first byte: an existing output, a disk that is too small."""
-    from mtpforge.writing.folder import room
-
-    if os.path.lexists(out) and not job.limits.force:
-        fix = "`--force` replaces it, `--out` chooses another"
-        raise MtpforgeError("the output exists already", where=shown(out), fix=fix, code=errors.MACHINE)
-    needed, free = sum(w.spec.n_bytes for step in plan.steps for w in step.writes), room(out)
-    if free < needed:
-        what = f"not enough disk: {file_size(needed)} are needed, {file_size(free)} are free"
-        fix = "free some, or choose another disk with `--out`"
-        raise MtpforgeError(what, where=shown(out), fix=fix, code=errors.MACHINE)
 
 
 def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from mtpforge.cli import units
+from mtpforge import units
 from mtpforge.report import Progress
 
 if TYPE_CHECKING:

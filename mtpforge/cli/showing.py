@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from mtpforge.cli.units import file_size, memory_size
+from mtpforge.units import file_size, memory_size
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint

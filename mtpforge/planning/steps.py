@@ -172,6 +172,11 @@ class Plan:
     facts: dict[str, object] = field(default_factory=dict)
 
     @property
+    def specs(self) -> dict[str, Spec]:
+        """Every tensor of the draft, in plan order."""
+        return {w.name: w.spec for step in self.steps for w in step.writes}
+
+    @property
     def digest(self) -> str:
         """sha256 of everything that decides a byte of the draft; where the files lie does not."""
         sides = [None if side is None else side.identity for side in (self.source, self.target)]

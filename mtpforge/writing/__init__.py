@@ -1,5 +1,6 @@
 """The draft on disk: placed before a byte is written, written at known offsets, visible only when it is whole.
 
+preflight refuses what could not be written
 layout    where every byte of the weight files lies
 effects   the five functions that change the disk
 claim     the hidden folder beside the destination, and its lock

@@ -56,7 +56,7 @@ class DraftFolder:
         try:
             with claims.on_disk(out):
                 self._recover()
-                _refuse_existing(out, force=force)
+                refuse_existing(out, force=force)
                 self._open(key)
         except BaseException:
             self.abandon(keep=self._claim.journal.exists() and self._claim.draft.is_dir())
@@ -127,11 +127,11 @@ class DraftFolder:
             for fd in self._files.values():
                 effects.sync(fd)
             _sync_folder(self.path)
-            _refuse_existing(out, force=self._force)
+            refuse_existing(out, force=self._force)
             try:
                 effects.publish(self.path, out, self._claim.replaced if self._force else None)
             except FileExistsError:
-                _refuse_existing(out, force=False)
+                refuse_existing(out, force=False)
                 raise
             _sync_folder(out.parent)
             self.abandon(keep=False)
@@ -195,7 +195,8 @@ def room(out: Path) -> int:
     return disk.f_bavail * disk.f_frsize + reserved
 
 
-def _refuse_existing(out: Path, *, force: bool) -> None:
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there."""
     if not os.path.lexists(out):
         return
     if not force:

@@ -63,8 +63,8 @@ def test_word_of_the_judge_is_in_the_manifest(dense, tmp_path):
 
 def test_not_enough_disk_is_said_before_anything_is_written(dense, tmp_path, monkeypatch):
     source, made, _ = dense
-    monkeypatch.setattr("mtpforge.building.building.room", lambda _: 1000)
-    with pytest.raises(MtpforgeError, match=r"not enough disk: 0\.00 GB are needed, 0\.00 GB are free"):
+    monkeypatch.setattr("mtpforge.writing.preflight.room", lambda _: 1000)
+    with pytest.raises(MtpforgeError, match=r"not enough disk: 24\.6 kB are needed, 1\.00 kB are free"):
         build(made, {"source": source}, tmp_path / "draft", check="off")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 

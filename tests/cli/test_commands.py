@@ -88,7 +88,7 @@ def test_dry_run_ends_like_the_build_where_the_output_exists(run, in_folder, pai
 
 
 def test_dry_run_ends_like_the_build_where_the_disk_is_too_small(run, in_folder, pair, monkeypatch):
-    monkeypatch.setattr("mtpforge.writing.folder.room", lambda out: 1000)
+    monkeypatch.setattr("mtpforge.writing.preflight.room", lambda out: 1000)
     ran = run("build", *pair, "--dry-run")
     assert ran.code == 5
     assert "error: not enough disk: 661 kB are needed, 1.00 kB are free\n" in ran.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtpforge.cli import units
+from mtpforge import units
 from mtpforge.cli.progress import Lines
 from mtpforge.report import Progress
 

@@ -214,7 +214,7 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(hub, tinyglm, monke
     assert refusal(remote.fetch, refs.values(), code=5) == (
         "error: the disk of the download cache is too small\n"
         f"where: {file.parent}\n"
-        f"cause: {n_bytes / 1e9:.2f} GB are needed, 0.00 GB are free\n"
+        f"cause: {n_bytes / 1e6:.2f} MB are needed, 1.00 MB are free\n"
         " hint: free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept"
     )
     assert hub.sent["range"] == 0
