@@ -47,7 +47,7 @@ def block(
     for method in sorted(_METHODS, key=lambda name: name != target.method):
         can, state = _METHODS[method]
         if can(kinds):
-            return state(_Layer(prefix, modules, stored))
+            return state(_Layer(prefix, modules, stored)) | {"packed_modules_mapping": PACKED}
     raise MtpforgeError(
         "no quantization method stores all formats of the scheme in one checkpoint",
         where=f"scheme {scheme.name}",
@@ -124,7 +124,6 @@ def _compressed_tensors(layer: _Layer) -> dict[str, object]:
             layer.pattern(layer.dense),
         ],
         "kv_cache_scheme": None,
-        "packed_modules_mapping": PACKED,
     }
 
 

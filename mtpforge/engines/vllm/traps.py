@@ -38,7 +38,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
                 "warning",
                 f"the target carries an MTP layer, but its config has no `{_ROUTER}`: vLLM would run the layer's router"
                 " in BF16, and no override reaches it",
-                "serve with a draft of the same bytes: `mtpforge build --target TARGET`",
+                f"serve with a draft of the same bytes: `mtpforge build --target {target.label}`",
                 where=f"{_TARGET}, {_ROUTER}",
                 silent=True,
             )
@@ -50,7 +50,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
                 "warning",
                 "`mtp_quantization_config` is read by patched builds only: vLLM quantizes the layer as the rest of the"
                 " config says, and the target's own layer ends in a KeyError",
-                "serve with a draft: `mtpforge build --target TARGET`",
+                f"serve with a draft: `mtpforge build --target {target.label}`",
                 where=f"{_TARGET}, mtp_quantization_config",
             )
         )
