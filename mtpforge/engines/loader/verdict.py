@@ -23,6 +23,7 @@ _DEFAULTED = re.compile(
 )
 # compressed-tensors' record of the unpacked shape: vLLM has a place for it and never reads it.
 _UNREAD = re.compile(r"weight_shape$")
+_INPUT_SCALES = ("input_global_scale", "input_scale")
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 _TOP = re.compile(r"(lm_head\.|model\.norm\.|model\.embed_tokens\.)")
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
@@ -106,7 +107,7 @@ def _judge_parameter(rank: Rank, name: str, cover: Coverage, findings: Findings)
     elif _SHARED.search(name):
         if rank.first:
             findings.notes.append(f"{name}: not in the draft; vLLM puts the target's in its place")
-    elif _DEFAULTED.search(name) or (name.endswith("input_global_scale") and _is_weight_only(rank.model, name)):
+    elif _DEFAULTED.search(name) or (name.endswith(_INPUT_SCALES) and _is_weight_only(rank.model, name)):
         findings.defaulted.append(name)
     elif _UNREAD.search(name):
         findings.notes.append(f"{_not_loaded(name, cover.shape, blocks)} (vLLM does not read it){at}")

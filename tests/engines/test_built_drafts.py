@@ -1,0 +1,47 @@
+"""Drafts as mtpforge builds them, through the loader of the real vLLM: every source beside every target."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+
+import pytest
+
+from mtpforge.building import build
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import installed
+from mtpforge.planning import plan
+
+PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM"),
+]
+SOURCES = ("bf16", "fp8", "nvfp4", "int4-int8mix")
+TARGETS = (*SOURCES, "awq-int4")
+
+
+def accepted(source, target, folder):
+    stored, served = open_checkpoint(str(source)), open_checkpoint(str(target))
+    build(plan(stored, served), {"source": stored, "target": served}, folder, check="off")
+    report = installed.check(folder, served, python=PYTHON)
+    assert report.ok, report.facts["errors"]
+    return report
+
+
+@pytest.mark.parametrize(("source", "target"), [*itertools.product(SOURCES, TARGETS)])
+def test_draft_from_every_source_is_accepted_beside_every_target(tinyglm, tmp_path, source, target):
+    report = accepted(tinyglm(source), tinyglm(target), tmp_path / "draft")
+    assert report.facts["tensors"] >= 71
+
+
+def test_weight_only_nvfp4_is_accepted_without_input_scales(tinyglm, tmp_path):
+    config = json.loads((tinyglm("nvfp4") / "config.json").read_text())
+    config["quantization_config"]["quant_algo"] = "W4A16_NVFP4"
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = None
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config))
+    assert accepted(tinyglm("nvfp4"), target, tmp_path / "draft").facts["tensors"] == 167
