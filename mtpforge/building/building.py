@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from mtpforge import errors, manifest
 from mtpforge.building import attribution
+from mtpforge.building.compiled import Kernels, is_worthwhile
 from mtpforge.building.crew import Crew
 from mtpforge.building.executing import Executor
 from mtpforge.building.reading import Reader
@@ -53,6 +54,7 @@ def build(
     force: bool = False,
     max_shard_bytes: int | None = None,
     judge: Judge | None = None,
+    kernels: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Draft:
     """The draft that the plan decides, at `out`; whole, or not there.
@@ -61,10 +63,11 @@ def build(
     number changes no byte. memory: bytes for this process and the reference check's. check: how much of what is decoded
     an independent library decodes again. force: replace an existing draft, at the very end. max_shard_bytes: split the
     weights. judge: is shown the finished folder before it appears; a report that is not ok is an error with code 1.
+    kernels: compiled row kernels, which change no byte; None where they save time.
 
     The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
     """
-    job = _Job(plan, checkpoints, out.absolute(), plan.specs)
+    job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels)
     layouts = layout.place(job.specs.items(), max_shard_bytes)
     preflight.refuse_small_disk(plan, checkpoints, job.out)
     folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
@@ -95,6 +98,7 @@ class _Job:
     checkpoints: Mapping[str, Checkpoint]
     out: Path
     specs: Mapping[str, Spec]
+    kernels: bool | None
 
 
 def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_progress: OnProgress | None) -> Check:
@@ -107,8 +111,9 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_pr
         crew.leave_if_stopped()
         counter.add(n_bytes)
 
+    compiled = job.kernels if job.kernels is not None else is_worthwhile(job.plan.steps)
     with ReferenceCheck(drawn.samples, files) as reference:
-        crew.run(lambda: Executor(Reader(job.checkpoints), folder, samples, advance))
+        crew.run(lambda: Executor(Reader(job.checkpoints), folder, samples, advance, Kernels() if compiled else None))
         if on_progress and drawn.samples:
             on_progress(Progress("check", 0, len(drawn.samples), "items"))  # its libraries may still be loading
         result = reference.finish(samples.digests)

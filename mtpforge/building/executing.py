@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtpforge.building import plain, sound
+from mtpforge.building.compiled import Kernels
 from mtpforge.building.output import Output, raw
 from mtpforge.building.reading import Band, Reader
 from mtpforge.building.samples import Samples
@@ -21,8 +22,16 @@ from mtpforge.writing.folder import DraftFolder
 class Executor:
     """Executes steps for one thread. `advance` is called between bands: it may stop the step."""
 
-    def __init__(self, reader: Reader, folder: DraftFolder, samples: Samples, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        folder: DraftFolder,
+        samples: Samples,
+        advance: Callable[[int], None],
+        kernels: Kernels | None = None,
+    ) -> None:
         self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
+        self._kernels = kernels
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
@@ -87,32 +96,53 @@ class Executor:
         matrix = wanted.matrix_parts(move.shape, move.wanted, amax)
         for suffix, tensor in matrix.items():
             named[suffix].add(tensor)
-        for band, values in self._decoded(move):
-            sound.refuse_values(move, band, values)
-            self._samples.observe(move, band, values)
+        for band in self._bands(move):
             with sound.named(move):
-                parts = wanted.encode(values, move.wanted, matrix)
+                parts = self._compiled(move, band, matrix) or self._plain(move, band, matrix)
             for suffix, rows in parts.items():
                 named[suffix].add(rows)
 
+    def _compiled(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        if self._kernels is None:
+            return None
+        if self._samples.wants(move, band) and (values := self._kernels.decode(move, band)) is not None:
+            self._samples.observe(move, band, values)
+        return self._kernels.encode(move, band, matrix)
+
+    def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        encode = FORMATS[move.wanted.format].encode
+        assert encode is not None  # noqa: S101 -- _encode looked
+        values = _decoded(move, band)
+        sound.refuse_values(move, band, values)
+        self._samples.observe(move, band, values)
+        return encode(values, move.wanted, matrix)
+
     def _largest(self, move: Move) -> Tensor:
         """Largest magnitude of the whole weight, float32 scalar."""
-        return torch.stack([sound.refuse_values(move, band, values) for band, values in self._decoded(move)]).amax()
+        return torch.stack([self._largest_of(move, band) for band in self._bands(move)]).amax()
 
-    def _decoded(self, move: Move) -> Iterator[tuple[Band, Tensor]]:
-        """The weight as float32 [rows, in], band by band."""
-        decode = FORMATS[move.stored.format].decode
+    def _largest_of(self, move: Move, band: Band) -> Tensor:
+        if self._kernels is not None and (found := self._kernels.largest(move, band)) is not None:
+            return found
+        return sound.refuse_values(move, band, _decoded(move, band))
+
+    def _bands(self, move: Move) -> Iterator[Band]:
+        """The weight as it is stored, band by band, its scales looked at."""
         for band in self._reader.bands(move, band_rows(move.shape)):
             self._advance(0)
             sound.refuse_scales(move, band)
-            yield band, decode(band.parts, band.shape, move.stored)
+            yield band
 
     def _observe_rest(self, move: Move) -> None:
         """Decode the sampled bands of a weight that was copied, or finished by an earlier run."""
-        decode = FORMATS[move.stored.format].decode
         for first, last in self._samples.missing(move):
             band = self._reader.band(move, self._reader.matrix_parts(move), first, last)
-            self._samples.observe(move, band, decode(band.parts, band.shape, move.stored))
+            self._samples.observe(move, band, _decoded(move, band))
+
+
+def _decoded(move: Move, band: Band) -> Tensor:
+    """Float32 [rows, in]."""
+    return FORMATS[move.stored.format].decode(band.parts, band.shape, move.stored)
 
 
 def _copy_rows(move: Move) -> int:

@@ -20,9 +20,13 @@ class Samples:
         self._drawn = drawn
         self.digests: dict[tuple[str, int, int], str] = {}
 
+    def wants(self, move: Move, band: Band) -> bool:
+        """Whether the band was drawn."""
+        return (band.first, band.last) in self._drawn.get(move.module, ())
+
     def observe(self, move: Move, band: Band, values: Tensor) -> None:
         """Note the digest of decoded values, float32 [rows, in], if the band was drawn."""
-        if (band.first, band.last) in self._drawn.get(move.module, ()):
+        if self.wants(move, band):
             self.digests[move.module, band.first, band.last] = hashlib.sha256(bf16_bytes(values)).hexdigest()
 
     def missing(self, move: Move) -> list[tuple[int, int]]:

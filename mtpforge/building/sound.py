@@ -89,7 +89,7 @@ def refuse_scales(move: Move, band: Band) -> None:
     """Refuse bad scales of a band. A group or block whose scale is zero passes if all its codes are zero."""
     suspects = []
     for suffix, tensor in band.parts.items():
-        if not is_scale(suffix):
+        if not is_scale(suffix) or (suffix not in band.refs and band.first) or _is_sound(move.reads[suffix], tensor):
             continue
         ref, first_row = move.reads[suffix], _start_row(band, move, suffix)
         if suffix in band.refs and move.stored.strategy in {"group", "block"}:
@@ -100,6 +100,15 @@ def refuse_scales(move: Move, band: Band) -> None:
             refuse_scale(ref, tensor, first_row)
     for suffix in suspects:
         _refuse_erased(move, band, suffix)
+
+
+def _is_sound(ref: TensorRef, scales: Tensor) -> bool:
+    """Whether no scale is NaN, Inf or zero: one pass over the bits, as nearly every band is."""
+    if ref.spec.dtype not in _NO_NUMBER or not scales.numel():
+        return False
+    view, mask, limit = _NO_NUMBER[ref.spec.dtype]
+    low, high = (scales.view(view) & mask).aminmax()
+    return int(low) > 0 and int(high) < limit
 
 
 def _refuse_erased(move: Move, band: Band, suffix: str) -> None:

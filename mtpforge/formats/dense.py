@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Format, Specs
+from mtpforge.formats.format import Format, PackedRows, RowPacking, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -58,6 +58,29 @@ def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
     return {"weight": weight}
 
 
+def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> PackedRows | None:
+    """For the compiled decoder, which knows BF16 and F32."""
+    import torch
+
+    if quantization.dtype not in {"BF16", "F32"}:
+        return None
+    weight = parts["weight"]
+    return PackedRows(quantization.dtype.lower(), weight.view(torch.uint8), torch.empty(len(weight), 0))
+
+
+def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking | None:
+    """For the compiled encoder, which knows BF16."""
+    import torch
+
+    if quantization.dtype != "BF16":
+        return None
+
+    def parts(codes: Tensor, _scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
+        return {"weight": codes.view(torch.bfloat16)}
+
+    return RowPacking("bf16", (), columns, (2 * columns, 0, 0), parts)
+
+
 FORMAT = Format(
     "dense",
     recognise,
@@ -65,5 +88,7 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    packed_rows=packed_rows,
+    row_packing=row_packing,
     reference="plain cast, no library needed",
 )

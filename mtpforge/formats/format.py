@@ -35,6 +35,36 @@ class InputScale:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedRows:
+    """A band as a compiled decoder takes it.
+
+    kernel: name in arithmetic.rows.DECODERS. codes: uint8 [rows, bytes of a row]. factors: float32 [ceil(rows /
+    rows_per_factor), factors of a row], what the numbers of the codes are multiplied by; [.., 0] for plain floats.
+    """
+
+    kernel: str
+    codes: Tensor
+    factors: Tensor
+    rows_per_factor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RowPacking:
+    """How a compiled encoder packs rows.
+
+    kernel: name in arithmetic.rows.ENCODERS, and the numbers that it wants. size: columns that share a scale. widths:
+    bytes of a row of codes, of scales, of zero points (one each, not yet packed along the rows). parts(codes, scales,
+    zeros): the row parts of the format, from uint8 [rows, width] each.
+    """
+
+    kernel: str
+    numbers: tuple[float, ...]
+    size: int
+    widths: tuple[int, int, int]
+    parts: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One way to store a weight.
 
@@ -49,6 +79,8 @@ class Format:
         scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
         given when `needs_amax(quantization)`. None where the format is only read.
     encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
+    packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
+        compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
     reference: library and function that decodes the same bytes, for messages.
     """
 
@@ -60,6 +92,8 @@ class Format:
     needs_amax: Callable[[Quantization], bool] = lambda _: False
     matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
     encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    packed_rows: Callable[[Mapping[str, Tensor], Shape, Quantization], PackedRows | None] | None = None
+    row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None
 
 

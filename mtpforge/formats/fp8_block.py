@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Format, Specs
+from mtpforge.formats.format import Format, PackedRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -63,6 +63,16 @@ def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
     return {"weight": weight, "weight_scale_inv": scale}
 
 
+def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> PackedRows | None:
+    """For the compiled decoder, which knows blocks of 128 columns, none of them cut."""
+    import torch
+
+    rows, columns = quantization.block or blocks.USUAL
+    if columns != blocks.USUAL[1] or parts["weight"].shape[1] % columns:
+        return None
+    return PackedRows("e4m3", parts["weight"].view(torch.uint8), parts["weight_scale_inv"].float(), rows)
+
+
 FORMAT = Format(
     "fp8_block",
     recognise,
@@ -70,5 +80,6 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    packed_rows=packed_rows,
     reference="compressed-tensors FP8BlockDequantizer",
 )

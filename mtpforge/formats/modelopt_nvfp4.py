@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import nvfp4
-from mtpforge.formats.format import Format, InputScale, Specs
+from mtpforge.formats.format import Format, InputScale, PackedRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -90,6 +90,24 @@ def encode(rows: Tensor, _quantization: Quantization, matrix: Mapping[str, Tenso
     }
 
 
+def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> PackedRows:
+    """For the compiled decoder."""
+    from mtpforge.arithmetic import float8
+
+    return PackedRows("e2m1", parts["weight"], float8.to_float32(parts["weight_scale"]) * parts["weight_scale_2"])
+
+
+def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking:
+    """For the compiled encoder."""
+    import torch
+
+    def parts(codes: Tensor, scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
+        return {"weight": codes, "weight_scale": scales.view(torch.float8_e4m3fn)}
+
+    factor = float(matrix["weight_scale_2"])
+    return RowPacking("e2m1_modelopt", (factor,), nvfp4.BLOCK, (columns // 2, columns // nvfp4.BLOCK, 0), parts)
+
+
 FORMAT = Format(
     "modelopt_nvfp4",
     recognise,
@@ -98,6 +116,8 @@ FORMAT = Format(
     needs_amax=lambda _: True,
     matrix_parts=matrix_parts,
     encode=encode,
+    packed_rows=packed_rows,
+    row_packing=row_packing,
     input_scale=InputScale(_INPUT, 2688.0),
     reference="nvidia-modelopt NVFP4QTensor.dequantize",
 )

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Format, InputScale, Specs
+from mtpforge.formats.format import Format, InputScale, PackedRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -101,6 +101,25 @@ def encode(rows: Tensor, _quantization: Quantization, matrix: Mapping[str, Tenso
     }
 
 
+def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> PackedRows:
+    """For the compiled decoder."""
+    from mtpforge.arithmetic import float8
+
+    factors = float8.to_float32(parts["weight_scale"]) / parts["weight_global_scale"]
+    return PackedRows("e2m1_signed", parts["weight_packed"], factors)
+
+
+def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking:
+    """For the compiled encoder."""
+    import torch
+
+    def parts(codes: Tensor, scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
+        return {"weight_packed": codes, "weight_scale": scales.view(torch.float8_e4m3fn)}
+
+    factor = float(matrix["weight_global_scale"])
+    return RowPacking("e2m1", (factor,), BLOCK, (columns // 2, columns // BLOCK, 0), parts)
+
+
 FORMAT = Format(
     "nvfp4",
     recognise,
@@ -109,6 +128,8 @@ FORMAT = Format(
     needs_amax=lambda _: True,
     matrix_parts=matrix_parts,
     encode=encode,
+    packed_rows=packed_rows,
+    row_packing=row_packing,
     input_scale=InputScale(_INPUT, 2688.0, reciprocal=True),
     reference="compressed-tensors nvfp4-pack-quantized decompress",
 )

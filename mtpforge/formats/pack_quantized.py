@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import BAND_ROWS, Format, Specs, declared_weights
+from mtpforge.formats.format import BAND_ROWS, Format, RowPacking, Specs, declared_weights
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SCALES: Final = frozenset({"BF16", "F16", "F32"})
 _BITS: Final = (4, 8, 2, 3, 5, 6, 7)  # most usual first: on a few columns several have the same width
 _ZERO: Final = "weight_zero_point"
+_KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _ORDER: Final = "weight_g_idx"
 
 
@@ -150,6 +151,27 @@ def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
     return parts
 
 
+def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking | None:
+    """For the compiled encoder, which knows 4 and 8 bits in groups of 32 n under BF16 scales."""
+    import torch
+
+    from mtpforge.arithmetic import bits
+
+    size = quantization.group_size or columns
+    if quantization.bits not in {4, 8} or quantization.scale_dtype not in {None, "BF16"} or size % _KERNEL_COLUMNS:
+        return None
+
+    def parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+        packed = {"weight_packed": codes.view(torch.int32), "weight_scale": scales.view(torch.bfloat16)}
+        if quantization.symmetric:
+            return packed
+        return packed | {_ZERO: bits.compact(bits.pack(zeros.t(), quantization.bits).t())}
+
+    groups = columns // size
+    widths = (columns * quantization.bits // 8, 2 * groups, 0 if quantization.symmetric else groups)
+    return RowPacking("affine", (quantization.bits,), size, widths, parts)
+
+
 FORMAT = Format(
     "pack_quantized",
     recognise,
@@ -157,5 +179,6 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    row_packing=row_packing,
     reference="compressed-tensors pack-quantized decompress",
 )

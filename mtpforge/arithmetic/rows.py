@@ -1,0 +1,129 @@
+"""Rows of a weight from one format into another by compiled kernels, a row of 24 KB staying in the first caches.
+
+A decoder makes float32 of one packed row, an encoder packs one float32 row (row_kernels.py), and a driver runs one of
+each over the rows of a band through function pointers: one kernel a format, none for pairs. numba compiles a kernel
+when it is first wanted, about a second, and keeps it in the user's cache. All of it runs without the
+interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from mtpforge.arithmetic.row_kernels import DECODERS, ENCODERS
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Band = tuple[Bytes, Floats, int, int]
+
+_MAGNITUDE: Final = np.int32(0x7FFFFFFF)
+_lock = threading.Lock()
+_ready: dict[Callable[..., Any], Any] = {}
+
+
+def _run(
+    decode: Callable[..., np.int32],
+    encode: Callable[..., None],
+    codes: Bytes,
+    factors: Floats,
+    rows_per_factor: int,
+    columns: int,
+    numbers: Floats,
+    size: int,
+    out_codes: Bytes,
+    out_scales: Bytes,
+    out_zeros: Bytes,
+    work: Floats,
+) -> np.int32:
+    """Decode and encode every row; the bits of a bound of the magnitudes."""
+    row, largest = work[2][:columns], np.int32(0)
+    for r in range(len(codes)):
+        largest = max(largest, decode(codes[r], factors[r // rows_per_factor], row))
+        encode(row, numbers, size, out_codes[r], out_scales[r], out_zeros[r], work)
+    return largest
+
+
+def _largest(
+    decode: Callable[..., np.int32], codes: Bytes, factors: Floats, rows_per_factor: int, columns: int, work: Floats
+) -> np.int32:
+    """Bits of the largest magnitude, without encoding."""
+    row, largest = work[2][:columns], np.int32(0)
+    bits = row.view(np.int32)
+    for r in range(len(codes)):
+        decode(codes[r], factors[r // rows_per_factor], row)
+        for j in range(len(bits)):
+            largest = max(largest, bits[j] & _MAGNITUDE)
+    return largest
+
+
+_U8, _F32, _F32S, _U8S = types.uint8[::1], types.float32[::1], types.float32[:, ::1], types.uint8[:, ::1]
+_DECODER: Final = types.int32(_U8, _F32, _F32)
+_ENCODER: Final = types.void(_F32, _F32, types.intp, _U8, _U8, _U8, _F32S)
+_BAND: Final = (_U8S, _F32S, types.intp, types.intp)
+_RUN: Final = types.int32(
+    types.FunctionType(_DECODER),
+    types.FunctionType(_ENCODER),
+    *_BAND,
+    _F32,
+    types.intp,
+    *(_U8S, _U8S, _U8S),
+    _F32S,
+)
+_LARGEST: Final = types.int32(types.FunctionType(_DECODER), *_BAND, _F32S)
+
+
+def keep_compiled_in(folder: Path) -> None:
+    """Where kernels are kept once they are compiled; the user's own NUMBA_CACHE_DIR goes before."""
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+
+
+def encode_rows(
+    decoder: str,
+    encoder: str,
+    band: Band,
+    numbers: Floats,
+    size: int,
+    out: tuple[Bytes, Bytes, Bytes],
+    work: Floats,
+) -> int:
+    """Run one decoder and one encoder over a band; the bits of a bound of the magnitudes, as float32.
+
+    band: codes [rows, bytes], factors, rows that share factors, columns. out: codes, scales, zeros, [rows, width] each.
+    work: float32 [3, columns or more]. From 0x7F800000 on a number may be NaN or Inf, and the output nonsense.
+    """
+    run = _compiled(_run, _RUN)
+    return int(run(_decoder(decoder), _compiled(ENCODERS[encoder], _ENCODER), *band, numbers, size, *out, work))
+
+
+def largest(decoder: str, band: Band, work: Floats) -> int:
+    """Bits of the largest magnitude of a band, 0x7F800000 and more where a number is NaN or Inf."""
+    return int(_compiled(_largest, _LARGEST)(_decoder(decoder), *band, work))
+
+
+def _decoder(name: str) -> Any:
+    return _compiled(DECODERS[name], _DECODER)
+
+
+def _compiled(function: Callable[..., Any], signature: Any) -> Any:
+    """The kernel, compiled once a process, by whichever thread wants it first."""
+    with _lock:
+        if function not in _ready:
+            _ready[function] = _compile(function, signature)
+        return _ready[function]
+
+
+def _compile(function: Callable[..., Any], signature: Any) -> Any:
+    try:
+        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # numba finds no folder that it may write to: compile again in every process
+        return numba.njit(signature, nogil=True, error_model="numpy")(function)

@@ -1,0 +1,154 @@
+"""Compiled row kernels write what the formats' own libraries write, and read what they read."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_encoding import BF16, WEIGHTS, same
+from test_vectors import FILES, matrices, specs
+
+from mtpforge import formats
+from mtpforge.building.compiled import Kernels
+from mtpforge.formats import FORMATS
+from mtpforge.tensors import Quantization
+
+DENSE = Quantization("dense", 32, dtype="F32")
+# Scales so far from 1 that factors may be subnormal are left to the plain path.
+EXTREME = {"zero", "subnormal", "least", "huge"}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return Kernels()
+
+
+def encode(kernels, weight, wanted, matrix):
+    move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE, wanted=wanted)
+    band = SimpleNamespace(shape=tuple(weight.shape), parts={"weight": weight})
+    made = kernels.encode(move, band, matrix)
+    return (
+        None
+        if made is None
+        else {**matrix, **{suffix: t.clone(memory_format=torch.contiguous_format) for suffix, t in made.items()}}
+    )
+
+
+def decode(kernels, parts, shape, stored):
+    move = SimpleNamespace(shape=shape, stored=stored)
+    decoded = kernels.decode(move, SimpleNamespace(shape=shape, parts=parts))
+    return None if decoded is None else decoded.clone()
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("strategy", "size"), [("group", 32), ("group", 64), ("channel", None)])
+def test_packed_integers_equal_the_library(compressed_tensors, kernels, weights, strategy, size, bits, symmetric, name):
+    weight = weights[name]
+    wanted = Quantization("pack_quantized", bits, "", strategy, size, symmetric=symmetric, scale_dtype="BF16")
+    matrix = FORMATS["pack_quantized"].matrix_parts(tuple(weight.shape), wanted, None)
+    theirs = compressed_tensors.encode(
+        weight,
+        "pack-quantized",
+        num_bits=bits,
+        type="int",
+        symmetric=symmetric,
+        strategy=strategy,
+        group_size=size,
+        scale_dtype=BF16,
+    )
+    same(encode(kernels, weight, wanted, matrix), theirs)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_nvfp4_equals_compressed_tensors(compressed_tensors, kernels, weights, name):
+    weight = weights[name]
+    wanted = Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="none")
+    matrix = FORMATS["nvfp4"].matrix_parts(tuple(weight.shape), wanted, weight.abs().amax())
+    made = encode(kernels, weight, wanted, matrix)
+    if made is None:
+        assert name in EXTREME
+        return
+    theirs = compressed_tensors.encode(
+        weight,
+        "nvfp4-pack-quantized",
+        global_scale=compressed_tensors.global_scale(weight),
+        num_bits=4,
+        type="float",
+        strategy="tensor_group",
+        group_size=16,
+        scale_dtype=torch.float8_e4m3fn,
+    )
+    same(made, theirs)
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTS if name not in {"zero", "subnormal", "least"}])
+def test_nvfp4_equals_modelopt(modelopt, kernels, weights, name):
+    weight = weights[name]
+    wanted = Quantization("modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3")
+    matrix = FORMATS["modelopt_nvfp4"].matrix_parts(tuple(weight.shape), wanted, weight.abs().amax())
+    made = encode(kernels, weight, wanted, matrix)
+    if made is None:
+        assert name in EXTREME
+        return
+    quantized, scale, scale_2 = modelopt.NVFP4QTensor.quantize(weight.clone(), 16)
+    theirs = {"weight": quantized._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
+    same(made, theirs)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_bf16_is_torch_s_own_cast(kernels, weights, name):
+    wanted = Quantization("dense", 16, dtype="BF16")
+    same(encode(kernels, weights[name], wanted, {}), {"weight": weights[name].to(torch.bfloat16)})
+
+
+def test_what_bf16_cannot_hold_is_left_to_the_plain_path(kernels):
+    weight = torch.full((2, 128), 3.4e38)
+    assert encode(kernels, weight, Quantization("dense", 16, dtype="BF16"), {}) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_none_are_left_to_the_plain_path(kernels, bad, dtype):
+    weight = torch.ones(3, 64, dtype=dtype)
+    stored = Quantization("dense", 32, dtype="F32" if dtype == torch.float32 else "BF16")
+    assert decode(kernels, {"weight": weight}, (3, 64), stored) is not None
+    weight[2, 63] = bad
+    assert decode(kernels, {"weight": weight}, (3, 64), stored) is None
+
+
+def test_nan_code_of_fp8_is_left_to_the_plain_path(kernels):
+    stored = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32")
+    codes = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+    good = torch.where((codes & 0x7F) == 0x7F, 0x80, codes)
+    parts = {"weight": good.view(torch.float8_e4m3fn), "weight_scale_inv": torch.tensor([[-0.3]])}
+    values = decode(kernels, parts, (2, 128), stored)
+    assert torch.equal(values.view(torch.int32), (parts["weight"].float() * torch.tensor(-0.3)).view(torch.int32))
+    assert decode(kernels, {**parts, "weight": codes.view(torch.float8_e4m3fn)}, (2, 128), stored) is None
+
+
+@pytest.mark.parametrize("stem", FILES)
+def test_decoding_gives_the_library_s_own_values(kernels, stem):
+    for parts, values, block in matrices(stem):
+        shape = tuple(values.shape)
+        form, quantization = formats.recognise(specs(parts), shape, block)
+        decoded = decode(kernels, parts, shape, quantization)
+        if form.packed_rows is None or shape[1] % 32 or (form.name == "fp8_block" and stem != "fp8-block128"):
+            assert decoded is None
+            continue
+        assert torch.equal(decoded.to(values.dtype), values)
+
+
+def test_largest_magnitude_is_exact(kernels, weights):
+    for weight in weights.values():
+        move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE)
+        band = SimpleNamespace(shape=tuple(weight.shape), parts={"weight": weight})
+        assert kernels.largest(move, band) == weight.abs().amax()
+
+
+def test_rows_are_independent_of_the_band_that_holds_them(kernels, weights):
+    wanted = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
+    whole = encode(kernels, weights["random"], wanted, {})
+    part = encode(kernels, weights["random"][128:].contiguous(), wanted, {})
+    assert torch.equal(whole["weight_packed"][128:], part["weight_packed"])
+    assert torch.equal(whole["weight_zero_point"][16:], part["weight_zero_point"])
