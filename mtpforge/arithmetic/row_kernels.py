@@ -49,6 +49,14 @@ def _e4m3_table() -> npt.NDArray[np.float32]:
 
 _inner: Any = numba.njit(nogil=True, error_model="numpy")
 
+
+def _nibble_table() -> npt.NDArray[np.uint64]:
+    """Two float32 in 64 bits for every byte of two 4-bit codes, the low nibble first."""
+    every = np.arange(256)
+    return np.stack([every & 15, every >> 4], axis=1).astype(F32).view(np.uint64).reshape(256)
+
+
+_NIBBLES = _nibble_table()
 _E2M1_SIGNED = _e2m1_table(signed_zero=True)
 _E2M1_PLAIN = _e2m1_table(signed_zero=False)
 _E4M3 = _e4m3_table()
@@ -114,6 +122,28 @@ def decode_bf16(codes: Bytes, factors: Row, row: Row) -> np.int32:
     for j in range(len(halves)):
         most = max(most, halves[j] & np.uint16(0x7FFF))
     return np.int32(most) << np.int32(16)
+
+
+def decode_affine(codes: Bytes, factors: Row, row: Row) -> np.int32:
+    """Integers of 4 or 8 bits; factors: the scales of the groups, then their zero points, groups a multiple of 32."""
+    if len(codes) == len(row):
+        for j in range(len(codes)):
+            row[j] = F32(codes[j])
+    else:
+        pairs = row.view(np.uint64)
+        for j in range(len(codes)):
+            pairs[j] = _NIBBLES[codes[j]]
+    n = len(factors) // 2
+    blocks, each = row.reshape(len(row) // 32, 32), len(row) // n // 32
+    for g in range(n):
+        scale, zero = factors[g], factors[n + g]
+        for k in range(g * each, g * each + each):
+            for j in range(32):
+                blocks[k, j] = (blocks[k, j] - zero) * scale
+    bits, most = factors.view(np.int32), np.int32(0)
+    for g in range(n):
+        most = max(most, bits[g] & _MAGNITUDE)
+    return most + np.int32(8 << 23)  # code - zero point < 2^8
 
 
 def decode_f32(codes: Bytes, factors: Row, row: Row) -> np.int32:
@@ -218,6 +248,30 @@ def round_quotients(values: Row, size: int, scale: Row, zero: Row, half: float) 
                 blocks[k, j] = value + _ROUND
 
 
+@numba.njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract"})
+def compare(ours: Row, theirs: Row, absolute: Row, relative: float) -> tuple[np.float32, np.float32, np.float32]:
+    """Sums of the squared differences and of their squares, and how far the worst number is beyond its limit.
+
+    absolute: one for every len(row) / len(absolute) columns, a multiple of 16. The limit is that, or `relative` of
+    their number, whichever is more. Sums may be taken in any order: their last digits are no one's concern.
+    """
+    each = len(ours) // len(absolute) // 16
+    mine, other = ours.reshape(len(ours) // 16, 16), theirs.reshape(len(ours) // 16, 16)
+    squares, reference, worst = F32(0), F32(0), F32(-1)
+    for g in range(len(absolute)):
+        least = absolute[g]
+        for k in range(g * each, g * each + each):
+            for j in range(16):
+                a, b = mine[k, j], other[k, j]
+                difference, size = abs(a - b), abs(b) * relative
+                limit = size if size > least else least
+                excess = difference - limit
+                worst = excess if excess > worst else worst
+                squares += difference * difference
+                reference += b * b
+    return squares, reference, worst
+
+
 @_inner
 def pack_rounded(rounded: Row, bits: float, codes: Bytes) -> None:
     """Signed integers in the low bits of `rounded` -> unsigned codes, two or one a byte."""
@@ -312,6 +366,7 @@ DECODERS: Final = {
     "e2m1": decode_e2m1,
     "e2m1_signed": decode_e2m1_signed,
     "e4m3": decode_e4m3,
+    "affine": decode_affine,
     "bf16": decode_bf16,
     "f32": decode_f32,
 }

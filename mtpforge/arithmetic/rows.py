@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from mtpforge.arithmetic.row_kernels import DECODERS, ENCODERS
+from mtpforge.arithmetic.row_kernels import DECODERS, ENCODERS, compare
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -65,6 +65,33 @@ def _largest(
     return largest
 
 
+def _compare(
+    decode: Callable[..., np.int32],
+    decode_theirs: Callable[..., np.int32],
+    codes: Bytes,
+    factors: Floats,
+    rows_per_factor: int,
+    columns: int,
+    their_codes: Bytes,
+    their_factors: Floats,
+    their_rows_per_factor: int,
+    absolute: Floats,
+    relative: float,
+    work: Floats,
+    totals: npt.NDArray[np.float64],
+) -> np.int32:
+    """Decode and compare every row; `totals` gets both sums of `compare`, and how many rows are beyond limits."""
+    ours, theirs, largest = work[1][:columns], work[2][:columns], np.int32(0)
+    for r in range(len(codes)):
+        largest = max(largest, decode(codes[r], factors[r // rows_per_factor], ours))
+        largest = max(largest, decode_theirs(their_codes[r], their_factors[r // their_rows_per_factor], theirs))
+        squares, reference, worst = compare(ours, theirs, absolute[r], relative)
+        totals[0] += squares
+        totals[1] += reference
+        totals[2] += worst > 0
+    return largest
+
+
 _U8, _F32, _F32S, _U8S = types.uint8[::1], types.float32[::1], types.float32[:, ::1], types.uint8[:, ::1]
 _DECODER: Final = types.int32(_U8, _F32, _F32)
 _ENCODER: Final = types.void(_F32, _F32, types.intp, _U8, _U8, _U8, _F32S)
@@ -77,6 +104,16 @@ _RUN: Final = types.int32(
     types.intp,
     *(_U8S, _U8S, _U8S),
     _F32S,
+)
+_COMPARE: Final = types.int32(
+    types.FunctionType(_DECODER),
+    types.FunctionType(_DECODER),
+    *_BAND,
+    *_BAND[:3],
+    _F32S,
+    types.float32,
+    _F32S,
+    types.float64[::1],
 )
 _LARGEST: Final = types.int32(types.FunctionType(_DECODER), *_BAND, _F32S)
 
@@ -108,6 +145,22 @@ def encode_rows(
 def largest(decoder: str, band: Band, work: Floats) -> int:
     """Bits of the largest magnitude of a band, 0x7F800000 and more where a number is NaN or Inf."""
     return int(_compiled(_largest, _LARGEST)(_decoder(decoder), *band, work))
+
+
+def compare_rows(
+    decoders: tuple[str, str], ours: Band, theirs: Band, limits: tuple[Floats, float], work: Floats
+) -> tuple[int, list[float]]:
+    """Hold one band against another of the same shape.
+
+    limits: float32 [rows, groups], groups of a multiple of 16 columns, and how far a number may be off by its own size;
+    the larger counts. Returns the bits of a bound of the magnitudes, as `encode_rows` does, and three totals: squared
+    differences, their squares, and how many rows hold a number that is too far off. NaN and Inf show in the bits alone.
+    """
+    totals = np.zeros(3)
+    run = _compiled(_compare, _COMPARE)
+    first, second = (_decoder(name) for name in decoders)
+    bits = run(first, second, *ours, *theirs[:3], limits[0], np.float32(limits[1]), work, totals)
+    return int(bits), totals.tolist()
 
 
 def _decoder(name: str) -> Any:

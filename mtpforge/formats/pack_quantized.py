@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import BAND_ROWS, Format, RowPacking, Specs, declared_weights
+from mtpforge.formats.format import BAND_ROWS, Format, PackedRows, RowPacking, Specs, declared_weights
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -151,6 +151,23 @@ def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
     return parts
 
 
+def packed_rows(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> PackedRows | None:
+    """For the compiled decoder, which knows 4 and 8 bits in groups of 32 n, densely packed."""
+    import torch
+
+    from mtpforge.arithmetic import bits
+
+    width, scale, packed = quantization.bits, parts["weight_scale"], parts["weight_packed"]
+    is_odd = width not in {4, 8} or _ORDER in parts or packed.shape[1] * 32 != shape[1] * width
+    if is_odd or shape[1] // scale.shape[1] % _KERNEL_COLUMNS:
+        return None
+    if quantization.symmetric:
+        zero = torch.full_like(scale, 2 ** (width - 1), dtype=torch.float32)
+    else:
+        zero = bits.unpack(bits.compact(parts[_ZERO].t()), width, shape[0]).t().float()
+    return PackedRows("affine", packed.contiguous().view(torch.uint8), torch.cat([scale.float(), zero], 1))
+
+
 def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking | None:
     """For the compiled encoder, which knows 4 and 8 bits in groups of 32 n under BF16 scales."""
     import torch
@@ -179,6 +196,7 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    packed_rows=packed_rows,
     row_packing=row_packing,
     reference="compressed-tensors pack-quantized decompress",
 )

@@ -13,15 +13,16 @@ compressed-tensors 0.20.0 and nvidia-modelopt 0.47.0 on edge cases and heavy tai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mtpforge.tensors import Quantization
+from mtpforge.tensors import Quantization, Shape
 
 Parts: TypeAlias = Mapping[str, Tensor]
-Bound: TypeAlias = Callable[[Parts, Quantization, Tensor], Tensor]
+Bound: TypeAlias = Callable[[Parts, Quantization, Shape], "Limit"]
 
 _SLACK: Final = 1e-4
 _TINY_BLOCK: Final = 6 * 2.0**-10  # 6 times half a step of a subnormal E4M3 scale: its block is cut off by that much
@@ -32,63 +33,79 @@ _STEP: Final = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32:
 MOST_RELATIVE: Final = 0.7
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How far a weight may be off: by `relative` of its own size or by `absolute`, whichever is more.
+
+    absolute: float32 [rows or 1, groups], for groups of equally many columns.
+    """
+
+    relative: float
+    absolute: Tensor
+
+
+def limit(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
+    """The limit for a band of weights of `shape` [rows, in] with these parts."""
+    return BOUNDS[quantization.format](parts, quantization, shape)
+
+
 def beyond(parts: Parts, quantization: Quantization, weight: Tensor, difference: Tensor) -> Tensor:
     """Where a difference (not negative, float32 [rows, in]) is more than allowed: bool, as many elements; NaN is."""
-    limit = BOUNDS[quantization.format](parts, quantization, weight)
-    return ~(difference.view(weight.shape[0], limit.shape[1], -1) <= limit)
+    allowed = limit(parts, quantization, (weight.shape[0], weight.shape[1]))
+    groups = (weight.shape[0], allowed.absolute.shape[1], -1)
+    most = torch.maximum(weight.abs().mul_(allowed.relative).view(groups), allowed.absolute.unsqueeze(-1))
+    return ~(difference.view(groups) <= most)
 
 
-def _dense(parts: Parts, _: Quantization, weight: Tensor) -> Tensor:
-    step = _STEP[parts["weight"].dtype]
-    return weight.abs().mul_(step * (1 + _SLACK)).add_(_LEAST)[:, None]
+def _dense(parts: Parts, _quantization: Quantization, _shape: Shape) -> Limit:
+    return Limit(_STEP[parts["weight"].dtype] * (1 + _SLACK), torch.full((1, 1), _LEAST))
 
 
-def _integers(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
+def _integers(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
     scale = parts["weight_scale"]
     codes = 2**quantization.bits - 1
     rounding = codes * _STEP[scale.dtype] * (0.5 if quantization.symmetric else 1.0)
-    return _spread(scale.float() * (0.5 + rounding + _SLACK), quantization, weight)
+    return Limit(0.0, _spread(scale.float() * (0.5 + rounding + _SLACK), quantization, shape))
 
 
-def _fp8_block(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
-    return _fp8(parts["weight_scale_inv"], quantization, weight)
+def _fp8_block(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
+    return _fp8(parts["weight_scale_inv"], quantization, shape)
 
 
-def _fp8_scaled(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
-    return _fp8(parts["weight_scale"], quantization, weight)
+def _fp8_scaled(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
+    return _fp8(parts["weight_scale"], quantization, shape)
 
 
-def _fp8(scale: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
-    least = _spread(scale.float() * 2.0**-10, quantization, weight)
-    return torch.maximum(weight.abs().mul_(1 / 16)[:, None], least).mul_(1 + _SLACK)
+def _fp8(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
+    least = _spread(scale.float() * (2.0**-10 * (1 + _SLACK)), quantization, shape)
+    return Limit((1 + _SLACK) / 16, least)
 
 
-def _nvfp4(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
-    return _e2m1(parts["weight_scale"].float(), 1 / parts["weight_global_scale"], quantization, weight)
+def _nvfp4(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
+    return _e2m1(parts["weight_scale"].float(), 1 / parts["weight_global_scale"], quantization, shape)
 
 
-def _modelopt_nvfp4(parts: Parts, quantization: Quantization, weight: Tensor) -> Tensor:
-    return _e2m1(parts["weight_scale"].float(), parts["weight_scale_2"], quantization, weight)
+def _modelopt_nvfp4(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
+    return _e2m1(parts["weight_scale"].float(), parts["weight_scale_2"], quantization, shape)
 
 
-def _e2m1(scale: Tensor, unit: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
+def _e2m1(scale: Tensor, unit: Tensor, quantization: Quantization, shape: Shape) -> Limit:
     """`unit`: float32 value of a block scale of 1."""
-    return _spread(scale.clamp_min(_TINY_BLOCK) * (unit * (1 + _SLACK)), quantization, weight)
+    return Limit(0.0, _spread(scale.clamp_min(_TINY_BLOCK) * (unit * (1 + _SLACK)), quantization, shape))
 
 
-def _spread(scale: Tensor, quantization: Quantization, weight: Tensor) -> Tensor:
-    """Scales of groups, channels or the tensor as [rows, groups, 1]; those of blocks over every weight."""
-    rows, columns = weight.shape
+def _spread(scale: Tensor, quantization: Quantization, shape: Shape) -> Tensor:
+    """Scales of groups, channels, blocks or the tensor as [rows or 1, groups]; cut blocks as [rows, in]."""
+    rows, columns = shape
     if quantization.strategy == "block" and quantization.block:
         tall, wide = quantization.block
-        scale = scale.reshape(-(-rows // tall), -(-columns // wide))
-        return scale.repeat_interleave(tall, 0)[:rows].repeat_interleave(wide, 1)[:, None, :columns]
+        scale = scale.reshape(-(-rows // tall), -(-columns // wide)).repeat_interleave(tall, 0)[:rows]
+        return scale if columns % wide == 0 else scale.repeat_interleave(wide, 1)[:, :columns]
     if quantization.strategy == "tensor":
-        return scale.reshape(1, 1, 1)
-    return scale.reshape(rows, -1, 1)
+        return scale.reshape(1, 1)
+    return scale.reshape(rows, -1)
 
 
-# Each answers float32 [rows or 1, groups, columns of a group or 1], to be held against weights [rows, groups, columns].
 BOUNDS: Final[dict[str, Bound]] = {
     "dense": _dense,
     "fp8_block": _fp8_block,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import Tensor
 
+from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
@@ -22,6 +26,10 @@ from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
 from mtpforge.verifying.subject import Subject, Weight
 
+if TYPE_CHECKING:
+    from mtpforge.formats.compiled import RowKernels
+
+_WORTH_COMPILING: Final = 64 << 20  # weights; importing numba takes as long as the plain functions for so many
 _WORKERS: Final = 8  # each holds about ten copies of a band: 130 MB
 _DIAGNOSED: Final = 8  # modules whose failure is explained; each may decode a band of every expert
 
@@ -46,7 +54,7 @@ class Source:
         """Its parts, ready to read."""
         scale = FORMATS[module.quantization.format].input_scale
         parts = {s: ref for s, ref in module.parts.items() if scale is None or s != scale.suffix}
-        return Stored(self.checkpoint, parts, module.module.shape, module.quantization)
+        return Stored(self.checkpoint, parts, module.module.shape, module.quantization, side="source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +90,12 @@ def _weights(
 ) -> list[Examined]:
     """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
     anew = frozenset() if origin is None else _untied(subject, origin)
+    kernels = _kernels(fitting)
 
     def examine(weight: Weight) -> tuple[Examined, dict[str, str]]:
         draft = _stored(subject, weight)
         theirs = _counterpart(weight, origin)
-        result = examining.weight(weight.module.name, draft, theirs, anew=weight.module.name in anew)
+        result = examining.weight(weight.module.name, draft, theirs, anew=weight.module.name in anew, kernels=kernels())
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
 
@@ -95,7 +104,7 @@ def _weights(
     results: dict[int, Examined] = {}
     before = torch.get_num_threads()
     workers = min(os.cpu_count() or 1, _WORKERS)
-    with ThreadPoolExecutor(workers, "mtpforge-verify", torch.set_num_threads, (1,)) as pool:
+    with _crew(workers) as pool:
         futures = {pool.submit(examine, weight): number for number, weight in enumerate(fitting)}
         for future in as_completed(futures):
             number = futures[future]
@@ -106,6 +115,32 @@ def _weights(
                 on_progress(Progress("verify", done, total))
     torch.set_num_threads(before)
     return [results[number] for number in range(len(fitting))]
+
+
+@contextmanager
+def _crew(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that after an interrupt finish what they hold, and begin nothing more."""
+    pool = ThreadPoolExecutor(workers, "mtpforge-verify", torch.set_num_threads, (1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _kernels(weights: list[Weight]) -> Callable[[], RowKernels | None]:
+    """What gives each thread its compiled kernels, where there are so many weights that they save time."""
+    if sum(math.prod(weight.module.shape) for weight in weights) < _WORTH_COMPILING:
+        return lambda: None
+    from mtpforge.formats.compiled import RowKernels
+
+    held = threading.local()
+
+    def own() -> RowKernels:
+        if not hasattr(held, "kernels"):
+            held.kernels = RowKernels(cache.home() / "kernels")
+        return cast("RowKernels", held.kernels)
+
+    return own
 
 
 def _stored(subject: Subject, weight: Weight) -> Stored:

@@ -11,7 +11,7 @@ from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.planning import plan
 from mtpforge.report import Report
-from mtpforge.verifying import verify
+from mtpforge.verifying import values, verify
 
 NVFP4_BLOCK = {
     "quant_method": "compressed-tensors",
@@ -45,6 +45,12 @@ class Pair:
     def verify(self, draft: Path, *, with_source: bool = True) -> Report:
         source = open_checkpoint(str(self.source)) if with_source else None
         return verify(draft, open_checkpoint(str(self.target)), source)
+
+
+@pytest.fixture(autouse=True, params=["plain", "compiled"])
+def _both_ways(request, monkeypatch):
+    """Every trap is caught by the plain comparison, and by the compiled one that large drafts go through."""
+    monkeypatch.setattr(values, "_WORTH_COMPILING", 0 if request.param == "compiled" else 1 << 60)
 
 
 @pytest.fixture(scope="module")

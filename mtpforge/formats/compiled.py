@@ -1,0 +1,100 @@
+"""Compiled row kernels on bands of stored weights, where their formats have some; in buffers used again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mtpforge.arithmetic import rows
+from mtpforge.formats import FORMATS
+from mtpforge.formats.format import PackedRows, RowPacking
+from mtpforge.tensors import Quantization, Shape
+
+Array = npt.NDArray[np.uint8]
+
+_WIDTH: Final = 32  # columns of the kernels' inner loops
+_LARGEST_BITS: Final = 0x7F7F7FFF  # of float32; what is larger may be Inf as BF16, or is Inf or NaN
+_PADDING: Final = 80  # rows of scratch at a multiple of 4096 bytes would evict each other from the first cache
+# A global scale outside may make a factor subnormal, or a quotient Inf or NaN: no loop for usual numbers.
+_USUAL: Final = (2.0**-100, 2.0**100)
+
+
+def packed(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> PackedRows | None:
+    """A band [rows, in] as a compiled decoder takes it; None where there is none for it."""
+    packed_rows = FORMATS[quantization.format].packed_rows
+    return None if packed_rows is None or shape[1] % _WIDTH else packed_rows(parts, shape, quantization)
+
+
+class RowKernels:
+    """Runs kernels for one thread. None means: not this band; the plain functions take it, and explain what is wrong.
+
+    What is returned is valid until the next call.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` keeps the kernels once they are compiled."""
+        rows.keep_compiled_in(folder)
+        self._work = np.empty((3, 0), np.float32)
+        self._out = np.empty(0, np.uint8)
+
+    def encode(self, band: PackedRows, shape: Shape, packing: RowPacking) -> dict[str, Tensor] | None:
+        """The row parts of a band [rows, in] in another format."""
+        if packing.kernel.startswith("e2m1") and not _USUAL[0] <= packing.numbers[0] <= _USUAL[1]:
+            return None
+        numbers = np.zeros(4, np.float32)
+        numbers[: len(packing.numbers)] = packing.numbers
+        out = self._outputs(shape[0], packing.widths)
+        arrays, work = _arrays(band, shape), self._scratch(shape)
+        bits = rows.encode_rows(band.kernel, packing.kernel, arrays, numbers, packing.size, out, work)
+        codes, scales, zeros = (torch.from_numpy(array) for array in out)
+        return packing.parts(codes, scales, zeros) if bits <= _LARGEST_BITS else None
+
+    def decode(self, band: PackedRows, shape: Shape) -> Tensor | None:
+        """Float32 [rows, in]."""
+        as_f32 = RowPacking("f32", (), shape[1], (4 * shape[1], 0, 0), lambda codes, _s, _z: {"": codes})
+        made = self.encode(band, shape, as_f32)
+        return None if made is None else made[""].view(torch.float32)
+
+    def largest(self, band: PackedRows, shape: Shape) -> Tensor | None:
+        """Largest magnitude, float32 scalar."""
+        bits = rows.largest(band.kernel, _arrays(band, shape), self._scratch(shape))
+        return torch.tensor(bits, dtype=torch.int32).view(torch.float32) if bits <= _LARGEST_BITS else None
+
+    def compare(
+        self, ours: PackedRows, theirs: PackedRows, shape: Shape, absolute: Tensor, relative: float
+    ) -> tuple[float, float] | None:
+        """Sums of squares: of the differences, and of theirs. None where any difference is too large.
+
+        absolute: float32 [rows, groups], groups of a multiple of 16 columns, what a number may be off; or by `relative`
+        of its size, whichever is more.
+        """
+        kernels, limits = (ours.kernel, theirs.kernel), (absolute.contiguous().numpy(), relative)
+        arrays = (_arrays(ours, shape), _arrays(theirs, shape))
+        bits, (difference, reference, n_beyond) = rows.compare_rows(kernels, *arrays, limits, self._scratch(shape))
+        return None if n_beyond or bits > _LARGEST_BITS else (difference, reference)
+
+    def _outputs(self, n_rows: int, widths: tuple[int, int, int]) -> tuple[Array, Array, Array]:
+        """Three arrays [rows, width] in the one buffer, each aligned for any dtype."""
+        starts = np.cumsum([0, *(-(-n_rows * width // 64) * 64 for width in widths)])
+        if len(self._out) < starts[-1]:
+            self._out = np.empty(starts[-1], np.uint8)
+        first, second, third = (
+            self._out[start : start + n_rows * width].reshape(n_rows, width)
+            for start, width in zip(starts, widths, strict=False)
+        )
+        return first, second, third
+
+    def _scratch(self, shape: Shape) -> npt.NDArray[np.float32]:
+        if self._work.shape[1] < shape[1] + _PADDING:
+            self._work = np.empty((3, shape[1] + _PADDING), np.float32)
+        return self._work
+
+
+def _arrays(band: PackedRows, shape: Shape) -> rows.Band:
+    return band.codes.contiguous().numpy(), band.factors.contiguous().numpy(), band.rows_per_factor, shape[1]
