@@ -44,7 +44,7 @@ lint: $(READY)
 	$(BIN)/python .ci/lengths.py $(CODE)
 
 bench: $(READY)
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/build.py
 
 test-engines: $(READY)
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/vllm-env $(ENGINE_VENV)
