@@ -25,6 +25,7 @@ from typing import Final
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.writing import effects
 
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -81,7 +82,7 @@ def take(out: Path) -> Claim:
     folder = hidden_folder(out)
     with on_disk(folder):
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             try:
                 fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:
@@ -112,6 +113,23 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder are on the medium."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        effects.sync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and what is missing above it, durably: what a lost folder holds is lost, synced or not."""
+    if not folder.parent.is_dir():
+        _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def _lock(fd: int, out: Path) -> bool:

@@ -48,6 +48,7 @@ class DraftFolder:
         self._homes = {name: (layout.file, start) for layout in layouts for name, start in layout.starts.items()}
         self._pending: journal.Finished = {}
         self._pending_bytes = 0
+        self._failure: OSError | None = None  # of a flush; see there
         self._pending_lock, self._flush_lock = threading.Lock(), threading.Lock()
         self._journal = -1
         self._is_open = True
@@ -95,16 +96,26 @@ class DraftFolder:
             self.flush()
 
     def flush(self) -> None:
-        """Make finished steps durable: the data first, then the lines that speak of it."""
+        """Make finished steps durable: the data first, then the lines that speak of it.
+
+        After a failure no later flush of this process succeeds: the system reports lost pages to one fsync only, so the
+        next one would vouch for them; and a line that was cut short would hide those behind it.
+        """
         with self._flush_lock, claims.on_disk(self.path):
+            if self._failure:
+                raise self._failure
             with self._pending_lock:
                 batch, self._pending, self._pending_bytes = self._pending, {}, 0
             if not batch:
                 return
-            for fd in self._files.values():
-                effects.sync(fd)
-            effects.append(self._journal, journal.lines(batch))
-            effects.sync(self._journal)
+            try:
+                for fd in self._files.values():
+                    effects.sync(fd)
+                effects.append(self._journal, journal.lines(batch))
+                effects.sync(self._journal)
+            except OSError as failure:
+                self._failure = failure
+                raise
             self.finished |= batch
 
     def write_file(self, name: str, data: bytes) -> None:
@@ -126,14 +137,14 @@ class DraftFolder:
         with claims.on_disk(out):
             for fd in self._files.values():
                 effects.sync(fd)
-            _sync_folder(self.path)
+            claims.sync_folder(self.path)
             refuse_existing(out, force=self._force)
             try:
                 effects.publish(self.path, out, self._claim.replaced if self._force else None)
             except FileExistsError:
                 refuse_existing(out, force=False)
                 raise
-            _sync_folder(out.parent)
+            claims.sync_folder(out.parent)
             self.abandon(keep=False)
 
     def abandon(self, *, keep: bool) -> None:
@@ -142,7 +153,7 @@ class DraftFolder:
             return
         self._is_open = False
         try:
-            if keep:
+            if keep and self._failure is None:
                 self.flush()
         finally:
             for fd in (*self._files.values(), self._journal):
@@ -169,14 +180,17 @@ class DraftFolder:
         for layout in self._layouts:
             fd = self._files[layout.file] = effects.allocate(claim.draft / layout.file, layout.n_bytes)
             effects.put(fd, memoryview(layout.header), 0)
-        _sync_folder(claim.draft)
+        claims.sync_folder(claim.draft)
         if earlier is None:
             self._journal = journal.start(claim.journal, key)
-            _sync_folder(claim.folder)
         else:
             self.finished, n_bytes = earlier
             self._journal = journal.resume(claim.journal, n_bytes)
+            effects.sync(
+                self._journal
+            )  # a process killed between line and sync leaves lines that a power cut takes back
             _log.debug("resuming in %s: %d steps", claim.folder, len(self.finished))
+        claims.sync_folder(claim.folder)  # also when resuming: the run before may have died between name and sync
 
     def _pieces(self, name: str, n_bytes: int) -> Iterator[bytes]:
         file, start = self._homes[name]
@@ -221,11 +235,3 @@ def _remove_strangers(folder: Path, files: frozenset[str]) -> None:
     for entry in folder.iterdir():
         if entry.name not in files or entry.is_symlink() or not entry.is_file() or entry.stat().st_nlink > 1:
             claims.remove(entry)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        effects.sync(fd)
-    finally:
-        os.close(fd)

@@ -37,11 +37,10 @@ def load(path: Path, key: str) -> tuple[Finished, int] | None:
 
 
 def start(path: Path, key: str) -> int:
-    """A descriptor of a new journal for this key."""
+    """A descriptor of a new journal for this key; not synced: a key without steps is worth nothing."""
     fd = _open(path)
     os.ftruncate(fd, 0)
     effects.append(fd, _line({"key": key}))
-    effects.sync(fd)
     return fd
 
 

@@ -1,9 +1,14 @@
-"""What would end a build before its first byte: an output that exists, a disk that is too small. Writes nothing."""
+"""What would end a build before its first byte: an output that must not be replaced, a disk that is too small.
+
+Writes nothing.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from mtpforge import errors
 from mtpforge.checkpoint import cache
@@ -12,13 +17,63 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
+from mtpforge.writing.claim import on_disk
 from mtpforge.writing.folder import refuse_existing, room
+
+_ROLES: Final = {"scales": "file of activation scales"}
+_WEIGHTS: Final = ".safetensors"
 
 
 def preflight(plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Path, *, force: bool = False) -> None:
     """Raise MtpforgeError, code 5, where a build of this plan to `out` could not start."""
+    refuse_output(checkpoints, out)
     refuse_existing(out, force=force)
     refuse_small_disk(plan, checkpoints, out)
+
+
+def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
+    """Refuse an output that not even --force may replace: an input, what holds one or lies in one, a link, no draft."""
+    with on_disk(out):
+        real = Path(os.path.realpath(out))  # resolve() raises RuntimeError where links lead round in a circle
+        for origin, checkpoint in checkpoints.items():
+            if place := _place(checkpoint):
+                _refuse_overlap(out, real, _ROLES.get(origin, origin), place.resolve())
+        if out.is_symlink():
+            raise MtpforgeError(
+                "the output is a link",
+                where=shown(out),
+                why=f"it leads to `{shown(out.readlink())}`; the draft would take the place of the link itself",
+                fix="name the folder that it leads to, or another output, with `--out`",
+                code=errors.MACHINE,
+            )
+        refuse_existing(out, force=True)
+
+
+def _refuse_overlap(out: Path, real: Path, role: str, place: Path) -> None:
+    if real == place:
+        how = f"the output is the {role}"
+    elif place.is_relative_to(real):
+        how = f"the output would replace a folder that holds the {role}"
+    elif place.is_dir() and real.is_relative_to(place):
+        how = f"the output lies in the folder of the {role}"
+    else:
+        return
+    raise MtpforgeError(
+        how,
+        where=shown(out),
+        why=f"the {role} is `{shown(place)}`",
+        fix="choose another output with `--out`",
+        code=errors.MACHINE,
+    )
+
+
+def _place(checkpoint: Checkpoint) -> Path | None:
+    """Where an input lies on this machine: its folder, or the one file that was named; None for a hub repository."""
+    file = Path(checkpoint.label).expanduser()
+    if file.suffix == _WEIGHTS and file.is_file():
+        return file
+    folder = Path(checkpoint.location)
+    return folder if folder.is_absolute() and folder.is_dir() else None
 
 
 def refuse_small_disk(plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
