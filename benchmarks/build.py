@@ -171,7 +171,7 @@ def main() -> None:
     cases = given.case or list(CASES)
     console = Console(width=150)
     console.print(
-        f"{measuring.machine()}; {options.experts} experts, cache {'cold' if options.cold else 'warm'}, {options.runs} runs"
+        f"{measuring.machine()}; {options.experts} experts, {'cold' if options.cold else 'warm'}, {options.runs} runs"
     )
     names = ("case", "wall s", "floor s", "ratio", "CPU s", "check CPU s", "CPU s unchecked", "floor CPU s")
     console.print(_table((*names, "peak MiB", "peak unchecked", "load"), [case_rows(options, case) for case in cases]))
