@@ -2,6 +2,7 @@
 # make test         the default tests
 # make lint         style, types, layers, lengths
 # make test-engines the drafts through vLLM's own loader (no GPU needed; first time 2 minutes, 2.5 GB)
+# make fuzz         the long run of the hostile-input tests: eleven times the cases of make test, a quarter of an hour
 # make bench        the benchmarks
 # make clean        removes what make made
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mtpforge
 CODE := mtpforge tests .ci $(wildcard benchmarks)
 
-.PHONY: help setup demo test lint bench test-engines clean
+.PHONY: help setup demo test lint fuzz bench test-engines clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -42,6 +43,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/lengths.py $(CODE)
+
+fuzz: $(READY)
+	MTPFORGE_LONG=1 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 bench: $(READY)
 	$(BIN)/python benchmarks/build.py

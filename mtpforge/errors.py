@@ -38,8 +38,10 @@ _MAX_NAME = 300
 
 def shown(name: object) -> str:
     """A name from a checkpoint or a command line, safe to print: control characters escaped, length bounded."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
-    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}... ({len(text)} characters)"
+    whole = str(name)
+    start = whole[: _MAX_NAME + 1]  # cut first: what a hostile file holds may be 100 MB long
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in start)
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}... ({len(whole)} characters)"
 
 
 class MtpforgeError(Exception):

@@ -14,6 +14,7 @@ from typing import Final
 
 from mtpforge import formats
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.whose import whose
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
@@ -64,6 +65,11 @@ def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     Raises MtpforgeError where there is none, where an expert, scale or norm is missing, a tensor is stored twice, a
     shape contradicts the config, or a tensor is covered by no rule.
     """
+    with whose(checkpoint):
+        return _stored_layer(checkpoint, family)
+
+
+def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     layer = family.layer(checkpoint.config)
     prefix = family.prefix(layer)
     local = frozenset(name.removeprefix(prefix) for name in checkpoint.names if name.startswith(prefix))
@@ -149,8 +155,8 @@ def _count_experts(checkpoint: Checkpoint, family: Family, refs: Mapping[str, Te
     config = checkpoint.config
     numbers = expert_numbers(family, refs)
     n_experts = max(numbers, default=-1) + 1
-    rows = [refs[p.name].spec.shape[0] for p in family.plain(config, 1) if p.per_expert and p.name in refs]
-    n_rows = rows[0] if rows else n_experts
+    biases = [refs[p.name].spec.shape for p in family.plain(config, 1) if p.per_expert and p.name in refs]
+    n_rows = biases[0][0] if biases and biases[0] else n_experts  # one without rows is refused with its shape
     gaps = [number for number in range(n_experts) if number not in numbers]
     gaps += range(n_experts, min(n_rows, n_experts + _SHOWN + 1))
     if gaps:

@@ -5,11 +5,13 @@ Folders and hub repositories read these files in their own way and understand th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Final
 
-from mtpforge.checkpoint import fields
+from mtpforge.checkpoint import fields, header
 from mtpforge.checkpoint.fields import Fields
 from mtpforge.errors import MtpforgeError, shown
 
@@ -18,6 +20,9 @@ INDEX: Final = "model.safetensors.index.json"
 CARD: Final = "README.md"
 SUFFIX: Final = ".safetensors"
 SIDE_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+MAX_BASE_MODELS: Final = 8  # of a card; each is asked for on the hub
+_BASE: Final = "base_model:"
+_HUB_ID: Final = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MAX_DOCUMENT_BYTES: Final = 1_000_000  # of a licence or a model card; the longest licences have 50,000
 
 
@@ -32,6 +37,8 @@ def index(raw: bytes, file: str = INDEX) -> dict[str, str]:
     weight_map = whole.within("weight_map") or whole.refuse("weight_map", "an object")
     files: dict[str, str] = {}
     for name in weight_map.values:
+        if why := header.odd_name(name):
+            raise _bad_name(name, file, why)
         files[name] = weight_map.text(name)
     for target in sorted(set(files.values())):
         _refuse_escape(target, file)
@@ -42,6 +49,15 @@ def is_below(path: str) -> bool:
     """Whether a path, taken from a folder, stays below it as written: relative, no `..`, nothing unprintable."""
     parts = PurePosixPath(path).parts
     return bool(parts) and path.isprintable() and "\\" not in path and path[0] != "/" and ".." not in parts
+
+
+def _bad_name(name: str, file: str, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        f"`{shown(file)}` lists a tensor that no weight file can hold",
+        where=f"{shown(file)}, weight_map, {shown(name)}",
+        why=why,
+        fix="fetch the index again from where it was published",
+    )
 
 
 def _refuse_escape(target: str, file: str) -> None:
@@ -86,18 +102,26 @@ def _with_layers(block: Mapping[str, object], side_file: Callable[[str], bytes |
 
 
 def base_models(card: bytes | None) -> tuple[str, ...]:
-    """`base_model` of a model card, hub ids in its order; () for no card, no front matter, or one that is broken."""
-    if not card or not card.lstrip().startswith(b"---") or len(card) > MAX_DOCUMENT_BYTES:
-        return ()
-    from huggingface_hub.repocard import ModelCard
+    """`base_model` of a model card, hub ids in its order; () for no card, no front matter, or one that is broken.
 
-    try:
-        data = ModelCard(card.decode("utf-8", "replace"), ignore_metadata_errors=True).data
-    except Exception:  # noqa: BLE001  # YAML fails in many ways, and a card is a hint: one that cannot be read says nothing
+    Only the lines of that key are looked at, and only for hub ids: a path of this machine is none, and YAML as a whole
+    has merge keys that fill the memory from a few lines.
+    """
+    if not card or len(card) > MAX_DOCUMENT_BYTES:
         return ()
-    named: object = getattr(data, "base_model", None)
-    listed = named if isinstance(named, list) else [named]
-    return tuple(model for model in listed if isinstance(model, str) and model)
+    lines = card.decode("utf-8", "replace").strip().splitlines()
+    if lines[0:1] != ["---"] or "---" not in lines[1:]:
+        return ()
+    matter = lines[1 : lines.index("---", 1)]
+    begin = next((n for n, line in enumerate(matter) if line.startswith(_BASE)), len(matter))
+    rest = takewhile(lambda line: line.startswith((" ", "-")), matter[begin + 1 :])
+    stated = "\n".join((*(line.removeprefix(_BASE) for line in matter[begin : begin + 1]), *rest))
+    words = re.split(r"[\s,\[\]\"']+", re.sub(r"(?m)(^|\s)#.*", "", stated))
+    return tuple(dict.fromkeys(filter(_is_hub_id, words)))[:MAX_BASE_MODELS]
+
+
+def _is_hub_id(word: str) -> bool:
+    return _HUB_ID.fullmatch(word) is not None and "--" not in word and ".." not in word
 
 
 def document_names(names: Iterable[str]) -> tuple[str, ...]:

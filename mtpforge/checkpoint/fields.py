@@ -16,6 +16,14 @@ from mtpforge.errors import MtpforgeError, shown
 
 MAX_JSON_BYTES: Final = 100_000_000  # as safetensors' own header limit; an index of 250,000 tensors takes 30 MB
 
+MAX_VALUES: Final = (
+    2_000_000  # of one file: an index of 250,000 tensors has as many; each takes up to 100 bytes of memory
+)
+MAX_DEPTH: Final = 64  # published configs have 6 levels; what prints, compares and copies values calls itself a level
+MAX_DIGITS: Final = 64  # of a whole number: products of several can still be printed
+_POINTER: Final = b"version "  # https://git-lfs.github.com/spec/v1
+_SIGNS: Final = (b",", b"[", b"{")
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -94,10 +102,13 @@ class Fields:
 
 def load(raw: bytes, file: str) -> Fields:
     """The object that a JSON file holds. Not JSON, no object, a key twice, too large or too deep: errors."""
+    refuse_pointer(raw, file)
     if len(raw) > MAX_JSON_BYTES:
         raise _refused(file, f"it has {len(raw):,} bytes, more than {MAX_JSON_BYTES:,}")
+    if (n := sum(raw.count(sign) for sign in _SIGNS)) > MAX_VALUES:
+        raise _refused(file, f"it has more than {n:,} values, at most {MAX_VALUES:,} are allowed")
     try:
-        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise _refused(file, f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except RecursionError:
@@ -106,7 +117,20 @@ def load(raw: bytes, file: str) -> Fields:
         raise _refused(file, shown(error)) from None
     if not isinstance(value, dict):
         raise _refused(file, "it holds no JSON object")
+    if _is_deeper(value, MAX_DEPTH):
+        raise _refused(file, f"it is nested too deeply: more than {MAX_DEPTH} levels")
     return Fields(value, file=file)
+
+
+def refuse_pointer(start: bytes, file: str) -> None:
+    """Refuse a file whose first bytes (at least eight) are those of a Git LFS pointer."""
+    if start.startswith(_POINTER):
+        raise MtpforgeError(
+            f"`{shown(file)}` is a Git LFS pointer, not the file itself",
+            where=shown(file),
+            why="the repository was cloned without Git LFS, which fetches the large files",
+            fix="`git lfs pull` in the folder of the checkpoint",
+        )
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -115,6 +139,25 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice!r} appears twice in one object")
     return values
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Whether containers lie in containers more than `most` times; no recursion, as the depth is what is in doubt."""
+    level = [value]
+    for _ in range(most):
+        items = (
+            item for v in level for item in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())
+        )
+        level = [item for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _refused(file: str, why: str) -> MtpforgeError:

@@ -7,6 +7,7 @@ from somewhere else could pull any file of this machine into a draft that is the
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -62,7 +63,8 @@ class Files:
     def names(self) -> tuple[str, ...]:
         """Names of the files at the top of the folder, sorted; a link that leads nowhere is none."""
         try:
-            return tuple(sorted(entry.name for entry in os.scandir(self.folder) if entry.is_file()))
+            with os.scandir(self.folder) as entries:
+                return tuple(sorted(entry.name for entry in entries if _is_file(entry)))
         except OSError as error:
             raise _unreadable(self.folder, error) from None
 
@@ -73,7 +75,7 @@ class Files:
             raise MtpforgeError(
                 f"`{shown(name)}` is no file below the checkpoint", where=shown(self.folder), fix="correct the name"
             )
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # resolve() raises RuntimeError where links lead round in a circle
         if not any(real.is_relative_to(root) for root in self._roots):
             raise MtpforgeError(
                 f"`{shown(name)}` is a link that leads out of the checkpoint",
@@ -85,13 +87,17 @@ class Files:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file; a link that leads nowhere is none."""
-        return self.inside(name).is_file()
+        path = self.inside(name)
+        try:
+            return _is_file(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def whole(self, name: str) -> bytes | None:
         """A small file, whole; None where there is none. Larger than any config or index is an error."""
         path = self.inside(name)
         try:
-            if not path.is_file():
+            if not _is_file(path):
                 return None
             if (size := path.stat().st_size) > fields.MAX_JSON_BYTES:
                 raise MtpforgeError(
@@ -157,6 +163,16 @@ class Files:
             why="since its header was read, " + (sizes if known.size != stamp.size else "it was written or replaced"),
             fix="wait until nothing writes to the folder, then run the command again",
         )
+
+
+def _is_file(place: Path | os.DirEntry[str]) -> bool:
+    """Whether there is a file; a link that leads round in a circle, or a name too long to exist, is none."""
+    try:
+        return place.is_file()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

@@ -18,6 +18,7 @@ from typing import Final
 from mtpforge.checkpoint import documents, header
 from mtpforge.checkpoint.checkpoint import Stray
 from mtpforge.checkpoint.files import Files
+from mtpforge.checkpoint.whose import whose
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
@@ -66,7 +67,8 @@ class Folder:
                 why="a checkpoint is read by its config",
                 fix=f"give a folder that holds {documents.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
             )
-        self._config = documents.config(raw)
+        with whose(self):
+            self._config = documents.config(raw)
 
     def __repr__(self) -> str:
         return f"Folder({str(self._path)!r})"
@@ -112,7 +114,8 @@ class Folder:
     @cached_property
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
-        return documents.quantization(self._config, self._files.whole)
+        with whose(self):
+            return documents.quantization(self._config, self._files.whole)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -192,11 +195,12 @@ class Folder:
     @cached_property
     def _index(self) -> dict[str, str] | None:
         raw = None if self._only else self._files.whole(documents.INDEX)
-        return None if raw is None else documents.index(raw)
+        with whose(self):
+            return None if raw is None else documents.index(raw)
 
     def _header(self, file: str) -> dict[str, TensorRef]:
         """The tensors of one file, remembered."""
-        with self._lock:
+        with self._lock, whose(self):
             if file not in self._headers:
                 self._headers[file] = header.parse(self._raw_header(file), file, self._files.size(file))
             return self._headers[file]
@@ -211,10 +215,11 @@ class Folder:
         A layer lies in a handful of hundreds of shards, and parsing them all would take seconds. A backslash could
         spell the same name in other letters.
         """
-        raw = self._raw_header(file)
-        if prefix.encode() not in raw and b"\\" not in raw:
-            return []
-        return [name for name in header.parse(raw, file, self._files.size(file)) if name.startswith(prefix)]
+        with whose(self):
+            raw = self._raw_header(file)
+            if prefix.encode() not in raw and b"\\" not in raw:
+                return []
+            return [name for name in header.parse(raw, file, self._files.size(file)) if name.startswith(prefix)]
 
     def _holder(self, name: str) -> str:
         """The one file that holds a tensor."""

@@ -14,18 +14,22 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable
+from reprlib import repr as brief  # of a value that may be as large and as deep as the file
 from typing import Final
 
+from mtpforge.checkpoint import fields
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import DTYPES, Shape, Spec, TensorRef
 
 LENGTH_BYTES: Final = 8
 MAX_HEADER_BYTES: Final = 100_000_000  # MAX_HEADER_SIZE of the library
-MAX_TENSORS: Final = 1_000_000  # GLM-5.2 in the most tensors per weight has 240,000
+MAX_TENSORS: Final = 500_000  # GLM-5.2 in the most tensors per weight has 240,000
 MAX_NAME_CHARACTERS: Final = 1_024  # names of published checkpoints stay below 150
 MAX_DIMENSIONS: Final = 64  # of a tensor in torch and of an array in numpy
 MAX_BITS: Final = 2**63  # beyond it, sizes overflow in every reader written in C or Rust
 _MAX_DIGITS: Final = 19
+# An object, two lists and about seven commas a tensor; some are left for names and metadata.
+_MOST_SIGNS: Final = {b"{": 2 * MAX_TENSORS, b"[": 3 * MAX_TENSORS, b",": 10 * MAX_TENSORS}
 _METADATA: Final = "__metadata__"
 
 
@@ -33,6 +37,7 @@ def length(first: bytes, file: str, file_bytes: int) -> int:
     """Length of the JSON header in bytes, from the first eight bytes of a file that has `file_bytes` in all."""
     if len(first) < LENGTH_BYTES or file_bytes < LENGTH_BYTES:
         raise _invalid(file, f"it has {file_bytes} bytes, a header needs at least {LENGTH_BYTES}")
+    fields.refuse_pointer(first, file)
     (n_bytes,) = struct.unpack_from("<Q", first)
     if n_bytes > MAX_HEADER_BYTES:
         raise _invalid(file, f"its header claims {n_bytes:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed")
@@ -60,6 +65,12 @@ def parse(raw: bytes, file: str, file_bytes: int) -> dict[str, TensorRef]:
 def _load(raw: bytes, file: str) -> dict[str, object]:
     if not raw.startswith(b"{"):
         raise _invalid(file, "its header does not begin with `{`")
+    for (
+        sign,
+        most,
+    ) in _MOST_SIGNS.items():  # counted before anything is made of them: an empty list takes 28 times its text
+        if (n := raw.count(sign)) > most:
+            raise _invalid(file, f"its header has {n:,} times `{sign.decode()}`, at most {most:,} are allowed")
     try:
         value: object = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_once, parse_int=_natural, parse_float=_no_number,
@@ -102,11 +113,16 @@ def _check_metadata(metadata: object, file: str) -> None:
         raise _invalid(file, f"`{_METADATA}` must map strings to strings")
 
 
-def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) -> TensorRef:
+def odd_name(name: str) -> str:
+    """Why a tensor may not be called so, "" where it may."""
     if not name or len(name) > MAX_NAME_CHARACTERS:
-        raise _invalid(file, f"a name has {len(name)} characters, 1 to {MAX_NAME_CHARACTERS} are allowed", name)
-    if not name.isprintable():
-        raise _invalid(file, "a name holds control characters", name)
+        return f"a name has {len(name)} characters, 1 to {MAX_NAME_CHARACTERS} are allowed"
+    return "" if name.isprintable() else "a name holds control characters"
+
+
+def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) -> TensorRef:
+    if why := odd_name(name):
+        raise _invalid(file, why, name)
     if not isinstance(entry, dict):
         raise _invalid(file, "its entry is no object", name)
     spec = _spec(entry.get("dtype"), entry.get("shape"), file, name)
@@ -114,7 +130,7 @@ def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) 
         case [int(start), int(stop)] if type(start) is int and type(stop) is int:
             pass
         case other:
-            raise _invalid(file, f"data_offsets must be two whole numbers, they are {shown(repr(other))}", name)
+            raise _invalid(file, f"data_offsets must be two whole numbers, they are {shown(brief(other))}", name)
     if start > stop:
         raise _invalid(file, f"its data begins at {start:,} and ends before, at {stop:,}", name)
     if data_start + stop > file_bytes:
@@ -127,11 +143,11 @@ def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) 
 
 def _spec(dtype: object, dimensions: object, file: str, name: str) -> Spec:
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _invalid(file, f"unknown dtype {shown(repr(dtype))}", name)
-    if not isinstance(dimensions, list) or not all(type(n) is int for n in dimensions):
-        raise _invalid(file, f"shape must be a list of whole numbers, it is {shown(repr(dimensions))}", name)
-    if len(dimensions) > MAX_DIMENSIONS:
+        raise _invalid(file, f"unknown dtype {shown(brief(dtype))}", name)
+    if isinstance(dimensions, list) and len(dimensions) > MAX_DIMENSIONS:
         raise _invalid(file, f"it has {len(dimensions)} dimensions, at most {MAX_DIMENSIONS} are allowed", name)
+    if not isinstance(dimensions, list) or not all(type(n) is int for n in dimensions):
+        raise _invalid(file, f"shape must be a list of whole numbers, it is {shown(brief(dimensions))}", name)
     shape: Shape = tuple(dimensions)
     bits = DTYPES[dtype].bits
     for n in shape:  # the product without zeros: readers that multiply in order overflow before they meet a zero

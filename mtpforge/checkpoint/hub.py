@@ -22,6 +22,7 @@ from mtpforge.checkpoint.cache import RangeFile
 from mtpforge.checkpoint.checkpoint import Stray
 from mtpforge.checkpoint.ranges import Range, coalesce
 from mtpforge.checkpoint.transfer import Info, Remote, Stat
+from mtpforge.checkpoint.whose import whose
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
@@ -52,7 +53,8 @@ class HubRepo:
         raw = self._small(documents.CONFIG)
         if raw is None:
             raise refusals.no_file(repo, self._commit, documents.CONFIG)
-        self._config = documents.config(raw)
+        with whose(self):
+            self._config = documents.config(raw)
 
     def __repr__(self) -> str:
         return f"HubRepo({self.identity!r})"
@@ -85,7 +87,8 @@ class HubRepo:
     @cached_property
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
-        return documents.quantization(self._config, self._small)
+        with whose(self):
+            return documents.quantization(self._config, self._small)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -196,7 +199,8 @@ class HubRepo:
     @cached_property
     def _index(self) -> dict[str, str] | None:
         raw = self._small(documents.INDEX)
-        return None if raw is None else documents.index(raw)
+        with whose(self):
+            return None if raw is None else documents.index(raw)
 
     @cached_property
     def _holders(self) -> dict[str, str]:
@@ -300,9 +304,10 @@ class HubRepo:
         """The tensors of one file, from exactly its header's bytes."""
         n_bytes = header.LENGTH_BYTES
         first, size = self._piece(file, Range(0, n_bytes))
-        length = header.length(first, file, size)
-        raw, size = self._piece(file, Range(n_bytes, n_bytes + length))
-        return header.parse(raw, file, size)
+        with whose(self):
+            length = header.length(first, file, size)
+            raw, size = self._piece(file, Range(n_bytes, n_bytes + length))
+            return header.parse(raw, file, size)
 
     def _piece(self, file: str, part: Range) -> tuple[bytes, int]:
         """Bytes of a file, fetched where they are not here; and the size of the whole file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from mtpforge.errors import MtpforgeError
 from mtpforge.formats.format import BAND_ROWS, declared_weights
 from mtpforge.tensors import Quantization, Shape
 
@@ -15,7 +16,13 @@ USUAL: Final = (128, 128)
 
 
 def grid(shape: Shape, block: tuple[int, int]) -> Shape:
-    """Shape of the scales of a weight [out, in]: one a block, cut blocks included."""
+    """Shape of the scales of a weight [out, in]: one a block, cut ones included. Blocks that a band cuts: an error."""
+    if BAND_ROWS % block[0]:
+        raise MtpforgeError(
+            f"FP8 blocks of {block[0]} rows can be neither read nor written",
+            why=f"weights pass in bands of {BAND_ROWS} rows, which such blocks would straddle",
+            fix="name a checkpoint with blocks of 128 x 128, as every published one has",
+        )
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 

@@ -336,7 +336,7 @@ def test_the_identity_says_the_folder_and_changes_with_its_content(folder, tmp_p
         ("[]", "it holds no JSON object"),
         ("[" * 100_000, "it is nested too deeply"),
         ('{"a": 1, "a": 2}', "the key 'a' appears twice in one object"),
-        ("1" * 5000, "Exceeds the limit"),
+        ("1" * 5000, "a number of 5000 digits"),
     ],
 )
 def test_a_config_that_cannot_be_read_says_why(folder, text, why):

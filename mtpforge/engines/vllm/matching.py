@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
 
+from mtpforge.engines.vllm import expressions
 from mtpforge.engines.vllm.asked import Asked
 from mtpforge.errors import MtpforgeError, shown
 
@@ -34,10 +35,10 @@ def exact_or_regex(name: str, entry: str) -> bool:
     if not entry.startswith("re:"):
         return entry == name
     try:
-        return re.match(entry[3:], name) is not None
+        return expressions.matches(entry[3:], name)
     except re.error as error:
         raise MtpforgeError(
-            f"`{shown(entry)}` is no regular expression",
+            f"`{shown(entry)}` is no regular expression that can be followed",
             where="config.json, quantization_config",
             why=shown(error),
             fix="correct the entry in the target's config.json",
