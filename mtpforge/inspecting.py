@@ -11,6 +11,7 @@ from typing import Final
 
 from mtpforge import traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.whose import whose
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError, shown
@@ -34,6 +35,11 @@ def inspect(
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target).
     MtpforgeError for a model that has no known MTP layer.
     """
+    with whose(checkpoint):
+        return _inspect(checkpoint, engine, scheme, serving)
+
+
+def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
     judge = ENGINES[engine]
     family = family_of(checkpoint.config)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
@@ -73,15 +79,17 @@ def _demanded(
 
 
 def _layer(checkpoint: Checkpoint, family: Family) -> tuple[StoredLayer | None, Check]:
-    """The layer as stored; absent is an answer, half of it a warning."""
+    """The layer as stored; absent is an answer, one that cannot be read a failure."""
     try:
         layer = stored_layer(checkpoint, family)
     except MtpforgeError as error:
-        verdict: Verdict = "warning" if has_layer(checkpoint, family) else "not checked"
+        verdict: Verdict = "failed" if has_layer(checkpoint, family) else "not checked"
         why = f": {error.why}" if error.why else ""
         return None, Check("MTP layer", verdict, f"{error.what}{why}", error.fix)
     tensors = sum(len(m.parts) for m in layer.modules.values()) + len(layer.plain) + len(layer.dropped)
-    return layer, Check("MTP layer", "passed", f"layer {layer.layer}, {layer.n_experts} experts, {tensors} tensors")
+    alone = ", and nothing else: a draft or a source, no target" if traps.only_layer(checkpoint, family) else ""
+    detail = f"layer {layer.layer}, {layer.n_experts} experts, {tensors} tensors{alone}"
+    return layer, Check("MTP layer", "passed", detail)
 
 
 def _as_it_is(checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme, layer: StoredLayer) -> Check:
@@ -97,6 +105,7 @@ def _traps(
     checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme | None, serving: Serving | None
 ) -> tuple[Trap, ...]:
     found = [*engine.target_traps(checkpoint, family), *traps.found(checkpoint, checkpoint, family, engine)]
+    found = [trap for trap in found if trap.id != traps.ONLY_LAYER]  # no fault of a source; the check says it
     if scheme is not None and serving is not None:
         found += engine.serving_traps(family, checkpoint.config, scheme, serving)
     return tuple(dict.fromkeys(found))

@@ -24,6 +24,8 @@ _VERSION_KEYS: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "rope_
 _VERSION: Final = re.compile(r"([A-Za-z]+)-(\d+(?:\.\d+)*)(?![\w.]*[bB]\b)")
 _SHOWN: Final = 3
 
+ONLY_LAYER: Final = "only-the-layer"  # id of a trap
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -49,11 +51,11 @@ class Row:
 
 
 def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine) -> tuple[Trap, ...]:
-    """Every trap that this pair falls into, in the order of TRAPS."""
+    """Every trap that this pair falls into: a target that is none, then in the order of TRAPS."""
     sides = (target,) if target.identity == source.identity else (target, source)
     strays = tuple((side, side.strays(_prefix(family, side))) for side in sides)
     pair = Pair(target, source, family, engine, strays)
-    return tuple(
+    return only_layer(target, family) + tuple(
         Trap(
             row.id,
             row.severity,
@@ -65,6 +67,15 @@ def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine
         for row in TRAPS
         for where, what in row.test(pair)
     )
+
+
+def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
+    """A target without a main layer cannot be served: somebody named a draft, or swapped two arguments."""
+    prefix = _prefix(family, target)
+    if not target.names or any(not name.startswith(prefix) for name in target.names):
+        return ()
+    message = "the target holds only the MTP layer: this is a draft"
+    return (Trap(ONLY_LAYER, "error", message, "name the checkpoint that is served: `--target CKPT`", target.label),)
 
 
 def _other_version(pair: Pair) -> Iterator[tuple[str, str]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from drafts import reconfigured
+from safetensors.torch import save_file
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
@@ -108,3 +111,32 @@ def test_it_imports_neither_torch_nor_the_quantization_libraries(tinyglm):
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_draft_is_said_to_be_none_for_a_target(tinyglm, tmp_path):
+    whole = open_checkpoint(str(tinyglm("bf16")))
+    folder = tmp_path / "layer"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(whole.config)))
+    layer = {
+        name: torch.zeros(ref.spec.shape, dtype=torch.float32 if ref.spec.dtype == "F32" else torch.bfloat16)
+        for name, ref in whole.locate(n for n in whole.names if n.startswith("model.layers.3.")).items()
+    }
+    save_file(layer, folder / "model.safetensors")
+    report = report_of(folder)
+    (check,) = [c for c in report.checks if c.name == "MTP layer"]
+    assert check.detail.endswith(", and nothing else: a draft or a source, no target")
+    assert report.exit_code == 0
+    (check,) = [c for c in report_of(tinyglm("bf16")).checks if c.name == "MTP layer"]
+    assert "nothing else" not in check.detail
+
+
+def test_half_a_layer_is_a_failure(tinyglm, tmp_path):
+    folder = shutil.copytree(tinyglm("nvfp4"), tmp_path / "half")
+    index = folder / "model.safetensors.index.json"
+    body = json.loads(index.read_text())
+    assert body["weight_map"].pop("model.layers.3.enorm.weight")
+    index.write_text(json.dumps(body))
+    report = report_of(folder)
+    assert verdicts(report)["MTP layer"] == "failed"
+    assert report.exit_code == 1

@@ -16,7 +16,8 @@ from mtpforge.tensors import Spec, TensorRef
 ENGINE = ENGINES["vllm"]
 P = "model.layers.78."
 BIAS = f"{P}mlp.gate.e_score_correction_bias"
-LAYER = frozenset({BIAS, *(f"{P}mlp.experts.{n}.gate_proj.weight" for n in range(256))})
+MAIN = "model.layers.77.input_layernorm.weight"
+LAYER = frozenset({MAIN, BIAS, *(f"{P}mlp.experts.{n}.gate_proj.weight" for n in range(256))})
 
 
 class Claimed:
@@ -115,3 +116,15 @@ def test_a_target_that_is_its_own_source_is_told_once(config):
 def test_every_trap_says_what_to_type(config):
     assert all(row.fix for row in traps.TRAPS)
     assert len({row.id for row in traps.TRAPS}) == len(traps.TRAPS)
+
+
+def test_a_target_without_a_main_layer_is_a_draft(config):
+    source = Claimed(config, "s")
+    trap = found(Claimed(config, "t", names=LAYER - {MAIN}), source)["only-the-layer"]
+    assert (trap.severity, trap.message) == ("error", "the target holds only the MTP layer: this is a draft")
+    assert "only-the-layer" not in found(Claimed(config, "t", names={MAIN}), source)
+    assert "only-the-layer" not in found(Claimed(config, "t", names=()), source)  # config.json alone
+
+
+def test_a_source_may_hold_the_layer_alone(config):
+    assert "only-the-layer" not in found(Claimed(config, "t"), Claimed(config, "s", names=LAYER - {MAIN}))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from drafts import changed, failed
+from drafts import changed, copy_without_manifest, failed, reconfigured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -20,7 +21,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
-from mtpforge.verifying import bounds, verify
+from mtpforge.verifying import bounds, glance, verify
 from mtpforge.verifying.bands import read
 
 P = "model.layers.3."
@@ -187,3 +188,120 @@ def test_no_draft_is_the_users_mistake(pruned, tmp_path):
     _, target, _ = pruned
     with pytest.raises(MtpforgeError, match="is no checkpoint"):
         verify(Path(tmp_path / "absent"), target)
+
+
+@pytest.fixture(scope="module")
+def plain_pair(tinyglm, tmp_path_factory):
+    """The layer as BF16, a copy of it for a target that is not quantized, and that target."""
+    target = open_checkpoint(str(tinyglm("bf16")))
+    draft = tmp_path_factory.mktemp("plain") / "draft"
+    build(plan(target, target), {"source": target, "target": target}, draft, check="off", workers=1)
+    return draft, target
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_a_proj", "enorm", "self_attn.indexer.k_norm"])
+def test_a_weight_that_is_zero_in_the_source_too_is_named(plain_pair, tmp_path, name):
+    draft, target = plain_pair
+
+    def clear(tensors):
+        tensors[f"{P}{name}.weight"].zero_()
+
+    zero = changed(draft, tmp_path / "draft", clear)
+    assert failed(verify(zero, target))["numbers"] == f"1 findings: {_module(name)}: every weight is zero"
+    against = verify(zero, target, open_checkpoint(str(zero)))
+    (check,) = [c for c in against.checks if c.name == "numbers"]
+    assert (check.verdict, against.exit_code) == ("warning", 0)
+    assert check.detail == f"1 weights are all zero, as in the source: {_module(name)}"
+    other = failed(verify(zero, target, open_checkpoint(str(draft))))
+    assert {"numbers", "values"} <= other.keys()
+
+
+def _module(name: str) -> str:
+    return name if name.endswith("_proj") else f"{name}.weight"
+
+
+def test_a_bias_may_be_zero(plain_pair, tmp_path):
+    draft, target = plain_pair
+
+    def clear(tensors):
+        tensors[f"{P}self_attn.indexer.k_norm.bias"].fill_(1)
+        tensors[f"{P}mlp.gate.e_score_correction_bias"].zero_()
+
+    assert "numbers" not in failed(verify(changed(draft, tmp_path / "draft", clear), target))
+
+
+def test_a_build_from_a_source_with_zero_weights_says_so(plain_pair, tinyglm, tmp_path):
+    """The draft is what was asked for; that it holds a dead projection must not go unsaid."""
+    draft, _ = plain_pair
+    source = changed(draft, tmp_path / "source", lambda tensors: tensors[f"{P}self_attn.q_a_proj.weight"].zero_())
+    sides = {"source": open_checkpoint(str(source)), "target": open_checkpoint(str(tinyglm("awq-int4")))}
+    made = build(
+        plan(sides["source"], sides["target"]),
+        sides,
+        tmp_path / "draft",
+        check="off",
+        workers=1,
+        judge=lambda folder: verify(folder, sides["target"], sides["source"]),
+    )
+    (check,) = [c for c in made.report.checks if c.name == "numbers"]
+    assert (check.verdict, "self_attn.q_a_proj" in check.detail) == ("warning", True)
+
+
+def test_a_draft_without_weights_is_judged(pruned, tmp_path):
+    draft, target, source = pruned
+    shutil.copytree(draft, tmp_path / "draft")
+    (tmp_path / "draft" / "model.safetensors").unlink()
+    report = verify(tmp_path / "draft", target, source)
+    verdicts = {check.name: check.verdict for check in report.checks}
+    assert (verdicts["names"], verdicts["numbers"], verdicts["values"]) == ("failed", "not checked", "not checked")
+    assert report.exit_code == 1
+
+
+def test_a_draft_is_no_target(pruned):
+    draft, _, source = pruned
+    report = verify(draft, open_checkpoint(str(draft)), source)
+    assert failed(report)["target"] == "the target holds only the MTP layer: this is a draft"
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "check"), [("enorm.weight", "names"), ("mlp.experts.3.up_proj.weight_scale", "experts")]
+)
+def test_a_glance_sees_what_headers_show(pruned, tmp_path, name, check):
+    draft, target, _ = pruned
+    assert failed(glance(draft, target)) == {}
+    less = changed(draft, tmp_path / "draft", lambda tensors: tensors.pop(P + name))
+    assert failed(glance(less, target))[check] == failed(verify(less, target))[check]
+
+
+def test_a_glance_reads_no_weight(pruned, monkeypatch):
+    draft, target, _ = pruned
+    held = open_checkpoint(str(draft))
+
+    def refuse(ref, into):
+        raise MtpforgeError("it is read")
+
+    held.read = refuse
+    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda _: held)
+    whole = verify(draft, target)
+    assert failed(whole) == {"numbers": "it is read"}
+    seen = glance(draft, target)
+    assert failed(seen) == {}
+    assert {c.name for c in whole.checks} - {c.name for c in seen.checks} == {"numbers", "loader"}
+
+
+def test_a_manifest_that_is_gone_was_not_checked(pruned, tmp_path):
+    draft, target, _ = pruned
+    (there,) = [c for c in verify(draft, target).checks if c.name == "manifest"]
+    copy_without_manifest(draft, tmp_path / "draft")
+    (gone,) = [c for c in verify(tmp_path / "draft", target).checks if c.name == "manifest"]
+    assert (there.verdict, gone.verdict) == ("passed", "not checked")
+
+
+def test_a_hint_names_the_target_itself(pruned, tmp_path):
+    draft, target, _ = pruned
+    report = verify(reconfigured(draft, tmp_path / "draft", lambda c: c.pop("moe_router_dtype")), target)
+    (check,) = [c for c in report.checks if c.verdict == "failed"]
+    (trap,) = [t for t in report.traps if t.severity == "error"]
+    assert check.fix == trap.fix
+    assert trap.fix.endswith(f"`mtpforge build --target {target.label} --force`")

@@ -69,6 +69,7 @@ def build(
     """
     job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels)
     layouts = layout.place(job.specs.items(), max_shard_bytes)
+    preflight.refuse_output(checkpoints, job.out)
     preflight.refuse_small_disk(plan, checkpoints, job.out)
     folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from torch import Tensor
@@ -34,6 +35,9 @@ class Kernels:
         """The row parts of a band in the wanted format; valid until the next call."""
         make = FORMATS[move.wanted.format].row_packing
         packing = make(move.shape[1], move.wanted, matrix) if make else None
+        if packing and move.scales != "rtn":
+            kernel = packing.searching.get(move.scales)
+            packing = replace(packing, kernel=kernel) if kernel else None
         packed = self._packed(band.parts, band.shape, move.stored) if packing else None
         return self._rows.encode(packed, band.shape, packing) if packed and packing else None
 

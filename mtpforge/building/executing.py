@@ -35,6 +35,10 @@ class Executor:
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
+        with self._reader.placing(step.reads):
+            self._execute(index, step)
+
+    def _execute(self, index: int, step: Step) -> None:
         n_bytes = sum(w.spec.n_bytes for w in step.writes)
         if not self._is_finished(index, step):
             outputs = {w.name: Output(self._folder, w) for w in step.writes}
@@ -110,12 +114,14 @@ class Executor:
         return self._kernels.encode(move, band, matrix)
 
     def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        encode = FORMATS[move.wanted.format].encode
-        assert encode is not None  # noqa: S101 -- _encode looked
+        wanted = FORMATS[move.wanted.format]
+        assert wanted.encode is not None  # noqa: S101 -- _encode looked
         values = _decoded(move, band)
         sound.refuse_values(move, band, values)
         self._samples.observe(move, band, values)
-        return encode(values, move.wanted, matrix)
+        if move.scales != "rtn" and wanted.search is not None:
+            return wanted.search(values, move.wanted, matrix, move.scales)
+        return wanted.encode(values, move.wanted, matrix)
 
     def _largest(self, move: Move) -> Tensor:
         """Largest magnitude of the whole weight, float32 scalar."""

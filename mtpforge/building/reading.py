@@ -5,13 +5,16 @@ Fresh buffers cost more than the arithmetic on them: the system has to clear the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mtpforge.checkpoint import whose
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import Specs, row_parts
 from mtpforge.planning.steps import Move
@@ -37,6 +40,18 @@ class Reader:
     def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
         self._checkpoints = checkpoints
         self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    @contextmanager
+    def placing(self, refs: Iterable[TensorRef]) -> Iterator[None]:
+        """Say in an error about one of these tensors which checkpoint holds it."""
+        try:
+            yield
+        except MtpforgeError as error:
+            for ref in refs:
+                if error.where == f"{shown(ref.file)}, tensor {shown(ref.name)}":
+                    error.where = whose.of(self._checkpoints[ref.origin], error.where)
+                    break
+            raise
 
     def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
         """These tensors, dtype and shape as stored, all in the one buffer."""

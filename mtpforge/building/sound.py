@@ -70,8 +70,10 @@ def refuse_values(move: Move, band: Band, values: Tensor) -> Tensor:
 
 
 def refuse_scale(ref: TensorRef, values: Tensor, first_row: int = 0) -> None:
-    """Refuse a scale that is NaN, Inf or zero."""
+    """Refuse a scale that is NaN, Inf or zero, and one below zero that turns the sign of a whole matrix."""
     refuse_no_numbers(ref, values, first_row)
+    if _turns_all(values):
+        raise _error(ref, "its value is a negative scale")
     zero = _zeros(values)
     if zero.any():
         raise _error(ref, f"{_place(zero, first_row)} is a zero scale")
@@ -103,12 +105,17 @@ def refuse_scales(move: Move, band: Band) -> None:
 
 
 def _is_sound(ref: TensorRef, scales: Tensor) -> bool:
-    """Whether no scale is NaN, Inf or zero: one pass over the bits, as nearly every band is."""
-    if ref.spec.dtype not in _NO_NUMBER or not scales.numel():
+    """Whether no scale is NaN, Inf, zero or turns all: one pass over the bits, as nearly every band is."""
+    if ref.spec.dtype not in _NO_NUMBER or not scales.numel() or _turns_all(scales):
         return False
     view, mask, limit = _NO_NUMBER[ref.spec.dtype]
     low, high = (scales.view(view) & mask).aminmax()
     return int(low) > 0 and int(high) < limit
+
+
+def _turns_all(scales: Tensor) -> bool:
+    """Whether the one scale of a matrix is negative; those of groups may be, where a quantizer chose them so."""
+    return scales.numel() == 1 and float(scales) < 0
 
 
 def _refuse_erased(move: Move, band: Band, suffix: str) -> None:

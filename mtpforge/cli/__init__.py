@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from typing import Final
 import click
 
 from mtpforge import errors
-from mtpforge.cli import failing
-from mtpforge.cli.grammar import Option, general_options, suggestion, write_options
+from mtpforge.cli import failing, streams
+from mtpforge.cli.grammar import Option, general_options, say, suggestion, write_options
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.errors import MtpforgeError, shown
 
@@ -24,7 +23,7 @@ _COMPLETE: Final = "_MTPFORGE_COMPLETE"  # set by the shell's completion script
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One command: its name, which is also its module in this folder, its heading in `--help`, and what it does."""
+    """One command: its name, which is also its module in this folder (`-` as `_`), its heading, and what it does."""
 
     name: str
     heading: str
@@ -36,6 +35,7 @@ COMMANDS: Final = (
     Entry("build", "Make a draft", "make a draft that fits the target; `--dry-run` is the plan"),
     Entry("extract", "Make a draft", "the layer as plain BF16"),
     Entry("schemes", "Make a draft", "list, explain, or derive a scheme"),
+    Entry("prune-plan", "Make a draft", "which experts would stay beside a smaller target, by which scores"),
     Entry("verify", "Prove it", "files, names, values, config; in seconds"),
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
@@ -56,7 +56,7 @@ class Commands(click.Group):
         """The command of that name, or None."""
         if not any(entry.name == cmd_name for entry in COMMANDS):
             return None
-        found = import_module(f"mtpforge.cli.{cmd_name}").command
+        found = import_module(f"mtpforge.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(found, click.Command)  # noqa: S101 -- ours
         return found
 
@@ -119,7 +119,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: object) -> None
     if value and not ctx.resilient_parsing:
         from mtpforge.cli.doctor import versions
 
-        click.echo("\n".join(f"{name} {version}" for name, version in versions().items() if version))
+        say(ctx, "\n".join(f"{name} {version}" for name, version in versions().items() if version))
         ctx.exit()
 
 
@@ -130,17 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(group(), {"auto_envvar_prefix": "MTPFORGE"}, "mtpforge", _COMPLETE, os.environ[_COMPLETE])
+    streams.open_closed()
     screen = Screen(argv=tuple(arguments))
-    previous = signal.signal(signal.SIGTERM, failing.terminate) if failing.in_main_thread() else None
-    try:
-        code = _run(screen, arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        screen.hang_up()
-        code = errors.PIPE_CLOSED
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+    with screen.stop.listening():
+        try:
+            code = _run(screen, arguments)
+            screen.flush()
+        except streams.HungUpError:
+            code = errors.PIPE_CLOSED
+        except MtpforgeError as error:  # the last lines found no room
+            code = screen.fail(error, "")
     return code
 
 
@@ -150,12 +149,13 @@ def _run(screen: Screen, arguments: list[str]) -> int:
         with group().make_context("mtpforge", list(arguments or ["--help"]), obj=screen) as ctx:
             ending = ctx.command.invoke(ctx)
             assert isinstance(ending, Ending)  # noqa: S101 -- every command returns one
+            screen.stop.leave_if_asked()
             return screen.end(ending)
     except click.exceptions.Exit as stop:  # --help, --version
         return stop.exit_code if arguments else errors.USAGE
-    except BrokenPipeError:
+    except streams.HungUpError:
         raise
     except BaseException as error:  # noqa: BLE001 -- the one place where everything ends as a message
         screen.json = screen.json or "--json" in arguments  # a line that did not parse still gets its document
         screen.debug = screen.debug or "--debug" in arguments
-        return screen.fail(*failing.explain(error, screen))
+        return screen.fail(*failing.explain(screen.stop.behind(error), screen))

@@ -6,34 +6,20 @@ import os
 import shlex
 import sys
 import tempfile
-import threading
 import traceback
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from mtpforge import errors
 from mtpforge.cli.grammar import suggestion
+from mtpforge.cli.stopping import TerminatedError
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
     from mtpforge.cli.output import Screen
 
 _ISSUES: Final = "report it with that file"
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def terminate(_signal: int, _frame: object) -> NoReturn:
-    """Signal handler of SIGTERM: unwinds like Ctrl-C does, so that everything is cleaned up."""
-    raise Terminated
-
-
-def in_main_thread() -> bool:
-    """Whether signal handlers may be set here."""
-    return threading.current_thread() is threading.main_thread()
 
 
 def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
@@ -48,7 +34,7 @@ def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
             return _usage(error, screen.command), story
         case KeyboardInterrupt() | click.Abort():
             return _stopped("interrupted", errors.INTERRUPTED, screen), story
-        case Terminated():
+        case TerminatedError():
             return _stopped("terminated", errors.TERMINATED, screen), story
         case MemoryError():
             fix = "a smaller budget: `--memory 1GiB --workers 1`"

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mtpforge import errors
+from mtpforge.cli.output import Screen
 from mtpforge.errors import MtpforgeError, shown
 
 HEADINGS: Final = ("Input", "Output", "Experts", "Compute", "General")
@@ -103,8 +104,15 @@ def _remember(ctx: click.Context, param: click.Parameter, value: object) -> None
 
 def _show_help(ctx: click.Context, _param: click.Parameter, value: object) -> None:
     if value and not ctx.resilient_parsing:
-        click.echo(ctx.get_help(), color=ctx.color)
+        say(ctx, ctx.get_help())
         ctx.exit()
+
+
+def say(ctx: click.Context, text: str) -> None:
+    """Print what `--help` and `--version` were asked for."""
+    screen = ctx.find_object(Screen)
+    assert screen is not None  # noqa: S101 -- set by main()
+    screen.text(text)
 
 
 class OneOf(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click

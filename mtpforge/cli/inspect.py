@@ -7,6 +7,7 @@ from typing import cast
 
 import click
 
+from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
@@ -35,7 +36,9 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge import scheme as schemes
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines.engine import Serving
+    from mtpforge.families import family_of
     from mtpforge.inspecting import inspect
+    from mtpforge.traps import only_layer
 
     opened = open_checkpoint(checkpoint, offline=screen.offline)
     asked = schemes.load(scheme) if scheme else None
@@ -45,9 +48,10 @@ def command(  # noqa: D103 -- the help text above
     screen.line()
     screen.report(report)
     screen.answer(str(report.facts["scheme"] or ""))
-    if report.facts["scheme"]:
+    failed = any(check.verdict == "failed" for check in report.checks)
+    if report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
         screen.next("mtpforge", "build", "--target", checkpoint)
-    return Ending({"report": report})
+    return Ending({"report": report}, errors.ANSWER_NO if failed else errors.DONE)
 
 
 def _model(facts: Facts) -> str:

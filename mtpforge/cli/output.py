@@ -12,15 +12,16 @@ import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, TextIO
 
 from mtpforge import errors
+from mtpforge.cli import streams
+from mtpforge.cli.stopping import Stop
 from mtpforge.errors import MtpforgeError
 from mtpforge.report import OnProgress, Progress, Report, Trap
 
@@ -60,7 +61,9 @@ class Screen:
     debug: bool = False
     command: str = ""
     kept: str = ""
+    stop: Stop = field(default_factory=Stop)
     _warned: set[tuple[str, str]] = field(default_factory=set)
+    _streams: tuple[TextIO, TextIO] = field(default_factory=streams.standard)
 
     # What people read
 
@@ -83,7 +86,11 @@ class Screen:
     def raw(self, text: str) -> None:
         """Text for another program, as it is."""
         if not self.json:
-            self._stdout.file.write(text if text.endswith("\n") else text + "\n")
+            self.text(text)
+
+    def text(self, text: str) -> None:
+        """The same, also where a document is asked for: help and versions have no other form."""
+        self._streams[0].write(text if text.endswith("\n") else text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], indent: int = 2) -> None:
         """Columns without boxes; numbers to the right. A heading of "" leaves that column without one."""
@@ -95,21 +102,37 @@ class Screen:
         for number, column in enumerate(columns):
             right = bool(rows) and all(isinstance(row[number], int) for row in rows)
             last = number == len(columns) - 1
-            table.add_column(column, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+            table.add_column(
+                column, justify="right" if right else "left", no_wrap=not last, overflow="fold" if last else "ellipsis"
+            )
         for row in rows:
             table.add_row(*(_marked(f"{c:,}" if isinstance(c, int) else str(c), _style(str(c))) for c in row))
         with self._stdout.capture() as captured:
             self._stdout.print(table)
         for text in captured.get().splitlines():
-            self._stdout.file.write(f"{' ' * indent}{text}".rstrip() + "\n")
+            self._streams[0].write(f"{' ' * indent}{text}".rstrip() + "\n")
 
     def report(self, report: Report) -> None:
         """Checks as a table, then what to do about those that failed, then the traps."""
+        if self.quiet and not self.json:
+            self._failures(report)
+            return
         self.table(("", "", ""), [(c.name, c.verdict, c.detail) for c in report.checks], indent=0)
         fixes = (check.fix for check in report.checks if check.fix and check.verdict in ("failed", "warning"))
+        told = {trap.fix for trap in report.traps if trap.severity != "note" or self.verbose}
         for fix in dict.fromkeys(fixes):
-            self._labelled((("hint", fix),))
+            if fix not in told:
+                self._labelled((("hint", fix),))
         self.traps(report.traps)
+
+    def _failures(self, report: Report) -> None:
+        """What `-q` must not hide: each failed check, and each error that no check tells."""
+        failed = [check for check in report.checks if check.verdict == "failed"]
+        for check in failed:
+            self._labelled((("error", f"{check.name}: {check.detail}"), ("hint", check.fix)), always=True)
+        for trap in report.traps:
+            if trap.severity == "error" and not any(trap.message in check.detail for check in failed):
+                self._labelled((("error", trap.message), ("where", trap.where), ("hint", trap.fix)), always=True)
 
     def traps(self, traps: Sequence[Trap]) -> None:
         """Warnings and errors, each once; notes with `-v`."""
@@ -127,7 +150,7 @@ class Screen:
     def next(self, *argv: str) -> None:
         """The next step, with the user's own arguments."""
         if self._talks:
-            self._stdout.file.flush()
+            self._streams[0].flush()
             _put(self._stderr, f"\nNext: {shlex.join(argv)}")
 
     @contextmanager
@@ -135,19 +158,19 @@ class Screen:
         """A callback for the library: bars on a terminal, now and then a line elsewhere, nothing where all is quiet."""
         from mtpforge.cli.progress import Bars, Lines
 
-        self._stdout.file.flush()
+        self._streams[0].flush()
         if not self._talks or os.environ.get("TERM") == "dumb":
-            yield _ignore
-        elif sys.stderr.isatty():
+            yield self._unless_stopped(_ignore)
+        elif self._streams[1].isatty():
             with Bars(self._stderr) as bars:
-                yield bars.advance
+                yield self._unless_stopped(bars.advance)
         else:
-            yield Lines(self.note).advance
+            yield self._unless_stopped(Lines(self.note).advance)
 
     def flush(self) -> None:
         """Hand everything over to the operating system."""
-        self._stdout.file.flush()
-        self._stderr.file.flush()
+        self._streams[0].flush()
+        self._streams[1].flush()
 
     # How it ends
 
@@ -159,9 +182,10 @@ class Screen:
 
     def fail(self, error: MtpforgeError, story: str) -> int:
         """Print an error in its form, and its traceback under `--debug`; the exit code."""
-        if self.json:
-            self._document(error.code, {"error": _form(error)})
-        self._stdout.file.flush()
+        with suppress(MtpforgeError, streams.HungUpError):  # the error that is told comes first
+            if self.json:
+                self._document(error.code, {"error": _form(error)})
+            self._streams[0].flush()
         if self.debug:
             self._stderr.print(story, markup=False, highlight=False, soft_wrap=True, end="")
         self._labelled(_labels(error), always=True)
@@ -172,11 +196,14 @@ class Screen:
         self._labelled(_labels(error), always=True)
         return Ending({**ending.document, "error": _form(error)}, ending.exit_code)
 
-    def hang_up(self) -> None:
-        """Nobody reads stdout any more: let the interpreter close it without a complaint."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
     # Inside
+
+    def _unless_stopped(self, show: OnProgress) -> OnProgress:
+        def advance(progress: Progress) -> None:
+            self.stop.leave_if_asked()
+            show(progress)
+
+        return advance
 
     @property
     def _talks(self) -> bool:
@@ -184,17 +211,15 @@ class Screen:
 
     @cached_property
     def _stdout(self) -> Console:
-        return self._console(sys.stdout)
+        return self._console(self._streams[0])
 
     @cached_property
     def _stderr(self) -> Console:
-        return self._console(sys.stderr)
+        return self._console(self._streams[1])
 
     def _console(self, stream: TextIO) -> Console:
         from rich.console import Console
 
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no crash
         always, never = self.color == "always", self.color == "never" or "NO_COLOR" in os.environ
         return Console(
             file=stream,
@@ -210,7 +235,7 @@ class Screen:
         """Right-aligned labels of the error form, on stderr."""
         if not (always or self._talks):
             return
-        self._stdout.file.flush()
+        self._streams[0].flush()
         width = max(len("error"), *(len(label) for label, text in labels if text))
         for label, text in labels:
             if text:
@@ -228,7 +253,7 @@ class Screen:
             "ok": exit_code == errors.DONE,
             "exit_code": exit_code,
         }
-        self._stdout.file.write(json.dumps(plain({**head, **document}), indent=2) + "\n")
+        self._streams[0].write(json.dumps(plain({**head, **document}), indent=2) + "\n")
 
 
 def _form(error: MtpforgeError) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,7 +14,12 @@ from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument, folder_of
 from mtpforge.errors import MtpforgeError
-from mtpforge.report import Trap
+
+if TYPE_CHECKING:
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.engines.engine import Serving
+
+_SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
 @click.command(
@@ -41,10 +47,10 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
 
-    served, judge = open_checkpoint(target, offline=screen.offline), ENGINES[engine]
-    path = str(folder_of(draft).absolute())
-    _refuse(judge.path_traps(path))
-    argv = judge.serve(served, path, Serving(tp, ep))
+    served, path = open_checkpoint(target, offline=screen.offline), str(folder_of(draft).absolute())
+    serving = Serving(tp, ep)
+    _refuse_misfit(path, served, engine, serving)
+    argv = ENGINES[engine].serve(served, path, serving)
     if only_print:
         screen.command_line(argv)
         return Ending({"serve": argv})
@@ -58,10 +64,29 @@ def command(  # noqa: D103 -- the help text above
     return _replace_process(screen, argv)
 
 
-def _refuse(traps: tuple[Trap, ...]) -> None:
-    for trap in traps:
-        if trap.severity == "error":
-            raise MtpforgeError(trap.message, where=trap.where, fix=trap.fix)
+def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
+    """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
+    from mtpforge.inspecting import inspect
+    from mtpforge.verifying import glance
+
+    if draft == target.location:  # the target's own layer, without a draft
+        report = inspect(target, engine=engine, serving=serving)
+        wrong = [check for check in report.checks if check.verdict != "passed"]
+    else:
+        report = glance(draft, target, engine=engine, serving=serving)
+        wrong = [check for check in report.checks if check.verdict == "failed"]
+    errors_found = [trap for trap in report.traps if trap.severity == "error"]
+    said = [f"{check.name}: {check.detail}" for check in wrong]
+    said += [trap.message for trap in errors_found if not any(trap.message in sentence for sentence in said)]
+    fixes = [*(check.fix for check in wrong), *(trap.fix for trap in errors_found)]
+    if said:
+        raise MtpforgeError(
+            "this draft cannot be served with this target",
+            where=draft,
+            why="; ".join(said[:_SAID]) + (f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""),
+            fix=next(filter(None, fixes), ""),
+            code=errors.ANSWER_NO,
+        )
 
 
 def _replace_process(screen: Screen, argv: list[str]) -> Ending:

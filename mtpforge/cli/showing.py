@@ -29,16 +29,19 @@ def title(checkpoint: Checkpoint) -> str:
 
 def summary(checkpoint: Checkpoint) -> str:
     """`glm_moe_dsa, compressed-tensors, 256 experts, no layer 78`."""
+    from mtpforge.checkpoint.whose import whose
     from mtpforge.families import family_of
     from mtpforge.sourcing import has_layer
 
-    family = family_of(checkpoint.config)
-    layer = family.layer(checkpoint.config)
+    with whose(checkpoint):
+        family = family_of(checkpoint.config)
+        layer = family.layer(checkpoint.config)
+        n_experts = family.n_experts(checkpoint.config)
     method = str(checkpoint.quantization.get("quant_method") or "unquantized")
     held = f"layer {layer}" if has_layer(checkpoint, family) else f"no layer {layer}"
     if not checkpoint.names:
         held = "config only"
-    return ", ".join((family.name, method, f"{family.n_experts(checkpoint.config)} experts", held))
+    return ", ".join((family.name, method, f"{n_experts} experts", held))
 
 
 def show_plan(screen: Screen, plan: Plan, out: Path, engine: Engine, serving: Serving) -> None:

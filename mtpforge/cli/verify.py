@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -70,11 +71,21 @@ def command(  # noqa: D103 -- the help text above
 
 def folder_of(draft: str) -> Path:
     """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
-    if Path(draft).is_dir():
-        return Path(draft)
+    path = Path(draft).expanduser()
+    if path.is_dir():
+        return path
+    name, _, revision = draft.partition("@")
+    if draft.startswith((".", "~", "/")) or name.count("/") != 1 or path.exists():
+        raise MtpforgeError(
+            f"`{shown(draft)}` is no folder",
+            where=shown(path.absolute()),
+            why="it is a file" if path.exists() else "there is no such folder",
+            fix="give the draft's folder, as `mtpforge build` printed it",
+        )
+    download = shlex.join(["hf", "download", name, *(["--revision", revision] if revision else [])])
     raise MtpforgeError(
         f"`{shown(draft)}` is no folder",
         why="the engine needs the draft's files on this machine",
-        fix=f"`hf download {shown(draft)} --local-dir out/draft`, then name `out/draft`",
+        fix=f"`{shown(download)} --local-dir out/draft`, then name `out/draft`",
         code=errors.MACHINE,
     )

@@ -35,7 +35,8 @@ class Engine:
     expected(scheme, family, config, layer, n_experts): every tensor that a draft must hold, full name -> Spec.
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
-    draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target.
+    draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
+        fix, `{target}` stands for the target's name.
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
     overrides(target): config overrides that this target needs on the command line.

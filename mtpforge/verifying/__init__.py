@@ -6,16 +6,18 @@ manifest that came with the draft is believed. Every byte is read from disk once
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.whose import whose
 from mtpforge.engines import ENGINES
-from mtpforge.engines.engine import Serving
+from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
-from mtpforge.report import Check, OnProgress, Report
+from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, stored_layer
 from mtpforge.verifying import names, settings
@@ -51,28 +53,66 @@ def verify(
     `relative_error` (module -> Frobenius error against the source), `sha256`, `n_experts`, `scheme`, `n_tensors`,
     `n_bytes`. MtpforgeError is for a draft that is no checkpoint, and for a target or source that cannot be used.
     """
-    judge = ENGINES[engine]
-    family = family_of(target.config)
-    wanted = scheme or judge.scheme(target, family)
-    held = open_checkpoint(str(draft))
+    with whose(target):
+        family = family_of(target.config)
     layer = None if source is None else (source, stored_layer(source, family))
+    looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), scheme, served_as)
+    if looked.judged is None:
+        return Report(_COMMAND, (*looked.headers, _LOADER))
+    beside, around = looked.beside, looked.around
     try:
-        files = names.files(held, family.prefix(family.layer(target.config)))
-        judged = subject(held, target, family, judge, wanted)
-    except MtpforgeError as error:  # a draft whose headers lie is a finding
-        return Report(_COMMAND, (Check("files", "failed", _said(error), error.fix), _LOADER))
-    headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
-    config, traps = settings.config(judged)
-    around, more = settings.surroundings(judged, serving or Serving(), served_as or held.location)
-    found = tuple(dict.fromkeys((*traps, *more)))
-    beside = (config, settings.block(judged))
-    try:
-        read = _read(judged, layer, on_progress)
+        read = _read(looked.judged, layer, on_progress)
     except MtpforgeError as error:
         cut = Check("numbers", "failed", _said(error), error.fix)
-        return Report(_COMMAND, (*headers, cut, *beside, *around, _LOADER), found)
-    written = settings.fingerprints(judged, read.sha256)
-    return Report(_COMMAND, (*headers, *read.checks, *beside, written, *around, _LOADER), found, _facts(judged, read))
+        return Report(_COMMAND, (*looked.headers, cut, *beside, *around, _LOADER), looked.traps)
+    written = settings.fingerprints(looked.judged, read.sha256)
+    checks = (*looked.headers, *read.checks, *beside, written, *around, _LOADER)
+    return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read))
+
+
+def glance(
+    draft: str | Path,
+    target: Checkpoint,
+    *,
+    engine: str = "vllm",
+    serving: Serving | None = None,
+) -> Report:
+    """What `verify` finds without reading a weight: path, target, way of serving, then names, dtypes, shapes, config.
+
+    A target that is none explains what follows, so it comes first.
+    """
+    looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), None, None)
+    return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What is known from configs and headers. judged: None where the draft's headers lie."""
+
+    judged: Subject | None
+    headers: tuple[Check, ...]
+    beside: tuple[Check, ...] = ()
+    around: tuple[Check, ...] = ()
+    traps: tuple[Trap, ...] = ()
+
+
+def _look(
+    held: Checkpoint, target: Checkpoint, judge: Engine, serving: Serving, scheme: Scheme | None, served_as: str | None
+) -> _Looked:
+    with whose(target):
+        family = family_of(target.config)
+        prefix = family.prefix(family.layer(target.config))
+    wanted = scheme or judge.scheme(target, family)
+    try:
+        files = names.files(held, prefix)
+        judged = subject(held, target, family, judge, wanted)
+    except MtpforgeError as error:  # a draft whose headers lie is a finding
+        return _Looked(None, (Check("files", "failed", _said(error), error.fix),))
+    headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
+    config, traps = settings.config(judged)
+    around, more = settings.surroundings(judged, serving, served_as or held.location)
+    found = tuple(dict.fromkeys((*traps, *more)))
+    return _Looked(judged, headers, (config, settings.block(judged)), tuple(around), found)
 
 
 def _read(judged: Subject, layer: tuple[Checkpoint, StoredLayer] | None, on_progress: OnProgress | None) -> Values:
@@ -80,10 +120,6 @@ def _read(judged: Subject, layer: tuple[Checkpoint, StoredLayer] | None, on_prog
     from mtpforge.verifying import values
 
     judged.draft.fetch(judged.refs.values(), on_progress)
-    if layer is not None:
-        source, stored = layer
-        refs = [ref for module in stored.modules.values() for ref in module.parts.values()]
-        source.fetch([*refs, *stored.plain.values()], on_progress)
     return values.checked(judged, layer, on_progress)
 
 
@@ -95,6 +131,7 @@ def _facts(judged: Subject, read: Values) -> dict[str, object]:
         "n_tensors": len(judged.refs),
         "n_bytes": sum(ref.stop - ref.start for ref in judged.refs.values()),
         "relative_error": read.relative_error,
+        "rtn_relative_error": read.rtn_relative_error,
         "sha256": read.sha256,
     }
 

@@ -24,7 +24,7 @@ from mtpforge.tensors import Quantization, Shape
 Parts: TypeAlias = Mapping[str, Tensor]
 Bound: TypeAlias = Callable[[Parts, Quantization, Shape], "Limit"]
 
-_SLACK: Final = 1e-4
+SLACK: Final = 1e-4
 _TINY_BLOCK: Final = 6 * 2.0**-10  # 6 times half a step of a subnormal E4M3 scale: its block is cut off by that much
 _LEAST: Final = 1e-37  # below it float32 and BF16 lose their own precision
 _STEP: Final = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 0.0}
@@ -58,14 +58,14 @@ def beyond(parts: Parts, quantization: Quantization, weight: Tensor, difference:
 
 
 def _dense(parts: Parts, _quantization: Quantization, _shape: Shape) -> Limit:
-    return Limit(_STEP[parts["weight"].dtype] * (1 + _SLACK), torch.full((1, 1), _LEAST))
+    return Limit(_STEP[parts["weight"].dtype] * (1 + SLACK), torch.full((1, 1), _LEAST))
 
 
 def _integers(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
     scale = parts["weight_scale"]
     codes = 2**quantization.bits - 1
     rounding = codes * _STEP[scale.dtype] * (0.5 if quantization.symmetric else 1.0)
-    return Limit(0.0, _spread(scale.float() * (0.5 + rounding + _SLACK), quantization, shape))
+    return Limit(0.0, _spread(scale.float() * (0.5 + rounding + SLACK), quantization, shape))
 
 
 def _fp8_block(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
@@ -77,8 +77,8 @@ def _fp8_scaled(parts: Parts, quantization: Quantization, shape: Shape) -> Limit
 
 
 def _fp8(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
-    least = _spread(scale.float() * (2.0**-10 * (1 + _SLACK)), quantization, shape)
-    return Limit((1 + _SLACK) / 16, least)
+    least = _spread(scale.float() * (2.0**-10 * (1 + SLACK)), quantization, shape)
+    return Limit((1 + SLACK) / 16, least)
 
 
 def _nvfp4(parts: Parts, quantization: Quantization, shape: Shape) -> Limit:
@@ -91,7 +91,7 @@ def _modelopt_nvfp4(parts: Parts, quantization: Quantization, shape: Shape) -> L
 
 def _e2m1(scale: Tensor, unit: Tensor, quantization: Quantization, shape: Shape) -> Limit:
     """`unit`: float32 value of a block scale of 1."""
-    return Limit(0.0, _spread(scale.clamp_min(_TINY_BLOCK) * (unit * (1 + _SLACK)), quantization, shape))
+    return Limit(0.0, _spread(scale.clamp_min(_TINY_BLOCK) * (unit * (1 + SLACK)), quantization, shape))
 
 
 def _spread(scale: Tensor, quantization: Quantization, shape: Shape) -> Tensor:

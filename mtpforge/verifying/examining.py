@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from mtpforge.verifying import bounds
+from mtpforge.tensors import ScaleMethod, Shape
+from mtpforge.verifying import bounds, searched
 from mtpforge.verifying.bands import Stored, bands
 
 if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
+    from mtpforge.formats.format import PackedRows
 
 _LANES: Final = 16  # columns that the kernels compare at a time
 # dtype of a scale -> signed integers of its size, and the bits of the first positive that is no number
@@ -32,6 +34,8 @@ class Examined:
 
     numbers, values: sentences about what is wrong, empty where nothing is. relative_error: Frobenius, against the
     source, None where there is none. scales: suffix -> value of every scale of the whole matrix. n_compared: weights.
+    is_zero: every weight is zero, and so is the source's. rtn_error: relative error that round-to-nearest would leave,
+    where the scales were searched.
     """
 
     module: str
@@ -40,19 +44,28 @@ class Examined:
     relative_error: float | None = None
     scales: dict[str, float] = field(default_factory=dict)
     n_compared: int = 0
+    is_zero: bool = False
+    rtn_error: float | None = None
 
 
 def weight(
-    module: str, draft: Stored, source: Stored | None, *, anew: bool = False, kernels: RowKernels | None = None
+    module: str,
+    draft: Stored,
+    source: Stored | None,
+    *,
+    anew: bool = False,
+    scales: ScaleMethod = "rtn",
+    kernels: RowKernels | None = None,
 ) -> Examined:
     """A matrix, band by band; every part of the draft is read once, in order.
 
     anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
+    scales: how the draft's are said to be found.
     """
     matrix = draft.matrix()
     numbers = _Numbers(draft)
     numbers.matrix(matrix)
-    tally = None if source is None else _Tally(draft, source, matrix, anew=anew)
+    tally = None if source is None else _Tally(draft, source, matrix, scales, anew=anew)
     for first, last in bands(draft.shape):
         parts = draft.band(first, last)
         own = None if tally is None else tally.source.band(first, last)
@@ -63,23 +76,28 @@ def weight(
         numbers.band(parts, matrix, values)
         if tally is not None and own is not None:
             tally.compare(first, parts, own, values)
-    scales = {suffix: float(part) for suffix, part in matrix.items() if _is_scale(suffix, part) and part.numel() == 1}
+    totals = {suffix: float(part) for suffix, part in matrix.items() if _is_scale(suffix, part) and part.numel() == 1}
     found = numbers.findings(source_is_zero=tally is not None and tally.is_zero)
     if tally is None:
-        return Examined(module, found, scales=scales)
-    return Examined(module, found, tally.findings(), tally.relative_error, scales, math.prod(draft.shape))
+        return Examined(module, found, scales=totals)
+    n_weights, both_zero = math.prod(draft.shape), numbers.is_zero and tally.is_zero
+    own_error, rtn_error = tally.relative_error, tally.rtn_error
+    return Examined(module, found, tally.findings(), own_error, totals, n_weights, both_zero, rtn_error)
 
 
 def plain(name: str, held: Tensor, reference: Tensor | None) -> Examined:
-    """A norm or a bias: finite, and equal to the source's, cast to the dtype that the engine keeps."""
+    """A norm or a bias: finite, and equal to the source's, cast to the dtype that the engine keeps. A bias may be 0."""
     numbers = () if bool(torch.isfinite(held).all()) else ("NaN or Inf",)
+    is_zero = name.endswith(".weight") and not bool(held.any())
+    if is_zero and (reference is None or bool(reference.any())):
+        numbers = ("every weight is zero",)
     if reference is None:
         return Examined(name, numbers)
     wanted = reference.to(held.dtype)
     differing = int((held != wanted).sum())
     values = (f"{differing} of {held.numel()} differ from the source",) if differing else ()
     error = float((held.float() - reference.float()).norm() / reference.float().norm().clamp_min(1e-30))
-    return Examined(name, numbers, values, error, n_compared=held.numel())
+    return Examined(name, numbers, values, error, n_compared=held.numel(), is_zero=is_zero and not numbers)
 
 
 def _are_usual(parts: Mapping[str, Tensor]) -> bool:
@@ -148,11 +166,14 @@ class _Numbers:
 class _Tally:
     """The difference between a draft's matrix and the source's, gathered over bands."""
 
-    def __init__(self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], *, anew: bool) -> None:
+    def __init__(
+        self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], scales: ScaleMethod, *, anew: bool
+    ) -> None:
         self.draft, self.source = draft, source
         self.matrix, self.source_matrix = matrix, source.matrix()
         self.same = not anew and _same_form(draft, source) and _equal(matrix, self.source_matrix)
-        self.difference = self.reference = 0.0
+        self.scales: ScaleMethod = scales if searched.applies(scales, draft.quantization) else "rtn"
+        self.difference = self.reference = self.rtn = 0.0
         self.n_beyond = 0
         self.first = ""
         self.is_zero = True
@@ -161,19 +182,22 @@ class _Tally:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
         from mtpforge.formats import compiled
 
-        if self.same:
+        if self.same or self.scales == "hqq":
             return False
         shape, held = (rows, self.draft.shape[1]), {**parts, **self.matrix}
         ours = compiled.packed(held, shape, self.draft.quantization)
         theirs = compiled.packed({**own, **self.source_matrix}, shape, self.source.quantization)
-        allowed = bounds.limit(held, self.draft.quantization, shape)
-        if ours is None or theirs is None or shape[1] // allowed.absolute.shape[1] % _LANES:
+        if ours is None or theirs is None:
             return False
-        sums = kernels.compare(ours, theirs, shape, allowed.absolute.expand(rows, -1), allowed.relative)
+        if self.scales == "mse":
+            sums = kernels.judge(ours, theirs, shape, self.draft.quantization, searched.LIMITS)
+        else:
+            sums = _compared(kernels, ours, theirs, shape, bounds.limit(held, self.draft.quantization, shape))
         # Weights that are all zero are off by all that the source's are; squares may underflow to 0, or overflow.
         if sums is None or not sums[0] < sums[1] < math.inf:
             return False
         self.difference, self.reference = self.difference + sums[0], self.reference + sums[1]
+        self.rtn += sums[2]
         self.is_zero = False
         return True
 
@@ -191,6 +215,10 @@ class _Tally:
         self.is_zero = self.is_zero and self.reference == 0
         if self.same:
             beyond = ~(difference <= 0)
+        elif self.scales != "rtn":
+            held = {**parts, **self.matrix}
+            judged = searched.judge(held, self.draft.quantization, reference, values, self.scales)
+            self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
         else:
             beyond = bounds.beyond({**parts, **self.matrix}, self.draft.quantization, reference, difference)
         if not bool(beyond.any()):
@@ -209,14 +237,31 @@ class _Tally:
         """Frobenius norm of the difference over that of the source."""
         return math.sqrt(self.difference / self.reference) if self.reference else math.sqrt(self.difference)
 
+    @property
+    def rtn_error(self) -> float | None:
+        """The relative error that round-to-nearest would leave; None where nothing was searched."""
+        searched_here = self.scales != "rtn" and not self.same and self.reference
+        return math.sqrt(self.rtn / self.reference) if searched_here else None
+
     def findings(self) -> tuple[str, ...]:
         """Why these are not the source's weights, empty where they are."""
         if self.n_beyond:
             allowed = "equal" if self.same else "within the rounding of its format"
+            allowed = allowed if self.scales == "rtn" else f"what a search by {self.scales} could leave"
             return (f"{self.n_beyond} of {math.prod(self.draft.shape)} weights are not {allowed}: {self.first}",)
         if not self.relative_error <= bounds.MOST_RELATIVE and not self.is_zero:
             return (f"relative error {self.relative_error:.3g}: its scales allow it, the source does not",)
         return ()
+
+
+def _compared(
+    kernels: RowKernels, ours: PackedRows, theirs: PackedRows, shape: Shape, allowed: bounds.Limit
+) -> tuple[float, float, float] | None:
+    """Sums of squares: of the differences, of theirs, and 0; None where a weight is too far off."""
+    if shape[1] // allowed.absolute.shape[1] % _LANES:
+        return None
+    sums = kernels.compare(ours, theirs, shape, allowed.absolute.expand(shape[0], -1), allowed.relative)
+    return None if sums is None else (*sums, 0.0)
 
 
 def _same_form(draft: Stored, source: Stored) -> bool:

@@ -26,6 +26,7 @@ def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tu
     router = routers[0]
     held = read(subject.draft, subject.parts(router)["weight"])
     stored = layer.modules[router.module.name]
+    source.fetch(stored.parts.values())
     rows = _whole(Stored(source, stored.parts, stored.module.shape, stored.quantization)).to(held.dtype)
     found = _match(held, rows)
     lost = [expert for expert, number in enumerate(found) if number is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from mtpforge import manifest
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Trap, Verdict
+from mtpforge.traps import only_layer
 from mtpforge.verifying.names import rebuild, some
 from mtpforge.verifying.subject import Subject
 
@@ -20,7 +22,8 @@ _MAPPED: Final = frozenset({"compressed-tensors"})  # methods whose forks resolv
 def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     """The draft's config.json beside the target's: every field that the engine reads from the draft, the counts."""
     target, draft = subject.target.config, subject.draft.config
-    traps = subject.engine.draft_traps(target, draft, subject.family, subject.scheme)
+    found = subject.engine.draft_traps(target, draft, subject.family, subject.scheme)
+    traps = tuple(replace(trap, fix=trap.fix.format(target=shown(subject.target.label))) for trap in found)
     text = subject.family.text(draft)
     counts = {key: text[key] for key in subject.family.expert_keys if key in text}
     wrong = [
@@ -59,7 +62,8 @@ def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
     """The sha256 that the manifest gives for each tensor, against the bytes on disk."""
     folder = Path(subject.draft.location)
     if not (folder / manifest.FILE).is_file():
-        return Check("manifest", "passed", f"no {manifest.FILE}: the draft was made by something else")
+        detail = f"no {manifest.FILE}: the draft was made by something else, or the file is lost"
+        return Check("manifest", "not checked", detail)
     try:
         told = manifest.read(folder)
     except MtpforgeError as error:
@@ -82,7 +86,7 @@ def surroundings(subject: Subject, serving: Serving, path: str) -> tuple[list[Ch
     engine = subject.engine
     asked = (
         ("path", engine.path_traps(path), f"nothing in `{shown(path)}` misleads {engine.name}"),
-        ("target", engine.target_traps(subject.target, subject.family), "nothing stands in the way of a draft"),
+        ("target", _of_target(subject), "nothing stands in the way of a draft"),
         (
             "serving",
             engine.serving_traps(subject.family, subject.draft.config, subject.scheme, serving),
@@ -90,6 +94,12 @@ def surroundings(subject: Subject, serving: Serving, path: str) -> tuple[list[Ch
         ),
     )
     return [_of_traps(name, traps, good) for name, traps, good in asked], [t for _, traps, _ in asked for t in traps]
+
+
+def _of_target(subject: Subject) -> tuple[Trap, ...]:
+    """A target that is a draft itself is told alone: what its config lacks as a target is beside the point."""
+    target, family = subject.target, subject.family
+    return only_layer(target, family) or subject.engine.target_traps(target, family)
 
 
 def _of_traps(name: str, traps: Iterable[Trap], good: str, fix: str = "") -> Check:

@@ -20,7 +20,7 @@ from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
-from mtpforge.verifying import diagnosing, examining, kept
+from mtpforge.verifying import diagnosing, examining, kept, searched
 from mtpforge.verifying.bands import Stored, read, sha256_of
 from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
@@ -50,6 +50,12 @@ class Source:
             return None
         return self.layer.modules.get(module.template.replace("*", str(self.kept[module.expert])))
 
+    def fetch(self, modules: Iterable[Module], on_progress: OnProgress | None) -> None:
+        """Make local what these modules were made from, and what is no matrix. Experts that were dropped stay away."""
+        stored = [found for module in modules if (found := self.of(module))]
+        refs = [ref for module in stored for ref in module.parts.values()]
+        self.checkpoint.fetch([*refs, *self.layer.plain.values()], on_progress)
+
     def stored(self, module: StoredModule) -> Stored:
         """Its parts, ready to read."""
         scale = FORMATS[module.quantization.format].input_scale
@@ -59,10 +65,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Checks, relative error per module, and sha256 per tensor (full name), of everything that could be read."""
+    """Checks, relative error per module, and sha256 per tensor (full name), of everything that could be read.
+
+    rtn_relative_error: what round-to-nearest would leave, of modules whose scales were searched.
+    """
 
     checks: tuple[Check, ...]
     relative_error: dict[str, float] = field(default_factory=dict)
+    rtn_relative_error: dict[str, float] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 
 
@@ -73,12 +83,15 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
     if source is not None:
         numbers, check = kept.kept_experts(subject, *source)
         origin, router = Source(*source, numbers), (check,)
+        origin.fetch((weight.module for weight in subject.weights), on_progress)
     fitting = [w for w in subject.weights if subject.fits(w)]
     hashes: dict[str, str] = {}
     found = [*_weights(subject, fitting, origin, hashes, on_progress), *_plain(subject, origin, hashes)]
-    checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *_values(subject, origin, found))
+    values = (*_values(subject, origin, found), *_searched(found))
+    checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)
     errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
-    return Values(checks, errors, hashes)
+    by_rtn = {e.module: e.rtn_error for e in found if e.rtn_error is not None}
+    return Values(checks, errors, by_rtn, hashes)
 
 
 def _weights(
@@ -90,12 +103,13 @@ def _weights(
 ) -> list[Examined]:
     """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
     anew = frozenset() if origin is None else _untied(subject, origin)
-    kernels = _kernels(fitting)
+    kernels, scales = _kernels(fitting), searched.claimed(subject.draft.location)
 
     def examine(weight: Weight) -> tuple[Examined, dict[str, str]]:
         draft = _stored(subject, weight)
         theirs = _counterpart(weight, origin)
-        result = examining.weight(weight.module.name, draft, theirs, anew=weight.module.name in anew, kernels=kernels())
+        name = weight.module.name
+        result = examining.weight(name, draft, theirs, anew=name in anew, scales=scales, kernels=kernels())
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
 
@@ -187,10 +201,15 @@ def _plain(subject: Subject, origin: Source | None, hashes: dict[str, str]) -> I
         yield examining.plain(plain.name, held, reference)
 
 
-def _numbers(found: Iterable[Examined], subject: Subject) -> Check:
+def _numbers(found: list[Examined], subject: Subject) -> Check:
     wrong = [f"{e.module}: {sentence}" for e in found for sentence in e.numbers]
     if wrong:
         return Check("numbers", "failed", f"{len(wrong)} findings: {some(wrong)}", rebuild(subject))
+    if not found:
+        return Check("numbers", "not checked", "no tensor is as the engine expects it, so none was read")
+    if zero := [e.module for e in found if e.is_zero]:
+        fix = "if they are not meant to be, build from another source: `--source ORG/NAME`"
+        return Check("numbers", "warning", f"{len(zero)} weights are all zero, as in the source: {some(zero)}", fix)
     return Check("numbers", "passed", "no NaN, no Inf, no zero scale, no weight that is all zero")
 
 
@@ -223,6 +242,8 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> t
             ),
         )
     wrong = [e for e in found if e.values]
+    if all(e.relative_error is None for e in found):
+        return (Check("values", "not checked", "no tensor is as the engine expects it, so none was compared"),)
     if not wrong:
         n_compared = sum(e.n_compared for e in found)
         worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
@@ -232,6 +253,17 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> t
     told = [_told(subject, origin, weights.get(e.module), e) for e in wrong[:_DIAGNOSED]]
     detail = f"{len(wrong)} modules are not the source's: {some([*told, *(e.module for e in wrong[_DIAGNOSED:])])}"
     return (Check("values", "failed", detail, rebuild(subject)),)
+
+
+def _searched(found: list[Examined]) -> tuple[Check, ...]:
+    """What the search of scales gained."""
+    both = [(e.relative_error, e.rtn_error) for e in found if e.relative_error is not None and e.rtn_error is not None]
+    if not both:
+        return ()
+    ours, rtn = (sum(column) / len(both) for column in zip(*both, strict=True))
+    less = f"{1 - ours / rtn:.1%} less" if rtn else "no less"
+    detail = f"searched in {len(both)} weights: mean relative error {ours:.4g}, {less} than {rtn:.4g} by rtn"
+    return (Check("scales", "passed", detail),)
 
 
 def _told(subject: Subject, origin: Source, weight: Weight | None, examined: Examined) -> str:
@@ -262,4 +294,8 @@ def _candidates(origin: Source, module: Module, subject: Subject) -> Iterator[di
 
 
 def _band(origin: Source, module: StoredModule) -> Callable[[], Tensor]:
-    return lambda: diagnosing.first_band(origin.stored(module))
+    def first() -> Tensor:
+        origin.checkpoint.fetch(module.parts.values())
+        return diagnosing.first_band(origin.stored(module))
+
+    return first

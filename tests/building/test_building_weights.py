@@ -177,7 +177,7 @@ def test_weight_that_is_no_number_is_refused_by_name(tmp_path, bad, place, wante
     action = "copy" if wanted == DENSE else "encode"
     error = refused(source, [Step(moves=(move(source, "m", SHAPE, DENSE, wanted, action=action),))], tmp_path / "draft")
     assert error.what == "the source holds a number that no weight may hold"
-    assert error.where == "model.safetensors, tensor m.weight"
+    assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.weight"
     assert f"value {place}" in error.why
     assert error.code == 3
 
@@ -189,6 +189,7 @@ def test_carried_tensor_that_is_no_number_is_refused_by_name(tmp_path):
     assert refused(source, [carry(source, "norm")], tmp_path / "draft").why == "value [11, 3] is not a finite number"
 
 
+INT8 = Quantization("pack_quantized", 8, strategy="channel", scale_dtype="BF16")
 SCALES = [
     (MODELOPT, "weight_scale_2", ()),
     (NVFP4, "weight_global_scale", (0,)),
@@ -210,9 +211,36 @@ def test_zero_and_nan_scales_are_refused_by_name(*, tmp_path, quantization, suff
     error = refused(
         source, [Step(moves=(move(source, "m", SHAPE, quantization, wanted, action=action),))], tmp_path / "draft"
     )
-    assert error.where == f"model.safetensors, tensor m.{suffix}"
+    assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.{suffix}"
     assert (f"value {list(place)}" if place else "its value") in error.why
     assert ("zero scale" in error.why) == (bad == 0)
+
+
+@pytest.mark.parametrize("action", ["copy", "encode"])
+@pytest.mark.parametrize(
+    ("quantization", "suffix"), [(MODELOPT, "weight_scale_2"), (NVFP4, "weight_global_scale")], ids=str
+)
+def test_negative_scale_of_a_whole_matrix_is_refused_by_name(tmp_path, quantization, suffix, action):
+    """It decodes to the source's weights with every sign turned, which no comparison with that source would show."""
+    parts = stored(quantization, weight(*SHAPE).float())
+    assert float(parts[suffix]) > 0
+    parts[suffix].neg_()
+    source = checkpoint(tmp_path / "source", {f"m.{s}": t for s, t in parts.items()})
+    wanted = quantization if action == "copy" else Quantization("dense", 16, "BF16")
+    step = Step(moves=(move(source, "m", SHAPE, quantization, wanted, action=action),))
+    error = refused(source, [step], tmp_path / "draft")
+    assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.{suffix}"
+    assert error.why == "its value is a negative scale"
+
+
+@pytest.mark.parametrize(("quantization", "place"), [(INT4, (639, 7)), (INT8, (639, 0))], ids=str)
+def test_negative_scale_of_a_group_or_row_is_the_source_s_own_choice(tmp_path, quantization, place):
+    parts = stored(quantization, weight(*SHAPE).float())
+    parts["weight_scale"][place] *= -1
+    assert float(parts["weight_scale"][place]) < 0
+    source = checkpoint(tmp_path / "source", {f"m.{s}": t for s, t in parts.items()})
+    step = Step(moves=(move(source, "m", SHAPE, quantization, DENSE),))
+    build(plan(source, [step]), {"source": source}, tmp_path / "draft", check="off")
 
 
 def test_zero_block_scale_over_zero_codes_is_sound(tmp_path):

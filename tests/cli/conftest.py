@@ -46,3 +46,15 @@ def in_folder(tmp_path, monkeypatch) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """The folder in which `mtpforge demo` was run."""
+    folder, before = tmp_path_factory.mktemp("demo"), Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["demo", "-q"]) == 0
+    finally:
+        os.chdir(before)
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -17,18 +16,6 @@ from mtpforge.cli import doctor, main
 from mtpforge.engines import installed
 
 FORBIDDEN = ("torch", "transformers", "compressed_tensors", "modelopt")
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """The folder in which `mtpforge demo` was run."""
-    folder, before = tmp_path_factory.mktemp("demo"), Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["demo", "-q"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
 
 
 @pytest.fixture
@@ -112,7 +99,7 @@ def test_standalone_plans_a_draft_all_the_same(run, in_folder, tinyglm):
 
 def test_more_experts_than_the_target_are_refused(run, in_folder, tinyglm):
     argv = ("build", "--target", str(tinyglm("awq-int4-12experts")), "--source", str(tinyglm("nvfp4")))
-    ran = run(*argv)
+    ran = run(*argv, "--experts", "keep")
     assert ran.code == 3
     assert "error: the layer has 16 experts, the target 12\n" in ran.err
     assert not list(in_folder.iterdir())
@@ -190,6 +177,68 @@ def test_verify_of_a_damaged_draft_is_no(run, demo, tinyglm, tmp_path):
     assert "moe_router_dtype" in ran.out + ran.err
 
 
+def break_config(draft: Path, to: Path) -> Path:
+    broken = shutil.copytree(draft, to)
+    config = json.loads((broken / "config.json").read_text())
+    assert config.pop("moe_router_dtype") == "float32"
+    (broken / "config.json").write_text(json.dumps(config))
+    return broken
+
+
+def test_verify_quiet_does_not_hide_a_failure(run, demo, tinyglm, tmp_path):
+    broken = break_config(demo / "out" / "demo", tmp_path / "broken")
+    ran = run("verify", str(broken), "--target", str(tinyglm("awq-int4")), "-q")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: config: the draft's `moe_router_dtype` is missing")
+    assert ran.err.count("moe_router_dtype` is missing") == ran.err.count("hint:") == 1
+
+
+def test_hint_of_a_check_and_of_its_trap_is_given_once(run, demo, tinyglm, tmp_path):
+    broken = break_config(demo / "out" / "demo", tmp_path / "broken")
+    ran = run("verify", str(broken), "--target", str(tinyglm("awq-int4")))
+    assert ran.err.count("hint: correct `moe_router_dtype`") == 1
+
+
+def test_inspect_of_half_a_layer_is_no_and_leads_nowhere(run, tinyglm, tmp_path):
+    folder = shutil.copytree(tinyglm("nvfp4"), tmp_path / "half")
+    index = folder / "model.safetensors.index.json"
+    body = json.loads(index.read_text())
+    assert body["weight_map"].pop("model.layers.3.enorm.weight")
+    index.write_text(json.dumps(body))
+    ran = run("inspect", str(folder))
+    assert ran.code == 1
+    assert "Next:" not in ran.err
+
+
+def test_inspect_of_a_draft_does_not_lead_to_a_build_for_it(run, demo):
+    ran = run("inspect", str(demo / "out" / "demo"))
+    assert ran.code == 0
+    assert "Next:" not in ran.err
+
+
+def test_narrow_terminal_shows_that_a_cell_was_cut():
+    """A pseudo terminal of 30 columns."""
+    program = (
+        "import os, pty, sys, termios, fcntl, struct\n"
+        "pid, fd = pty.fork()\n"
+        "if pid == 0:\n"
+        "    os.environ.pop('COLUMNS', None)\n"
+        "    from mtpforge.cli.output import Screen\n"
+        "    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 30, 0, 0))\n"
+        "    Screen(color='never').table(('a', 'b'), [('x' * 60, 'y' * 60)])\n"
+        "    os._exit(0)\n"
+        "out = b''\n"
+        "try:\n"
+        "    while piece := os.read(fd, 1000): out += piece\n"
+        "except OSError: pass\n"
+        "sys.stdout.buffer.write(out)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    shown = done.stdout.decode()
+    assert "x" * 60 not in shown
+    assert "x…" in shown
+
+
 def test_validate_without_an_engine_is_verify_and_exit_5(run, demo, tinyglm, monkeypatch):
     monkeypatch.setattr(installed, "is_installed", lambda: False)
     argv = ("validate", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
@@ -201,41 +250,6 @@ def test_validate_without_an_engine_is_verify_and_exit_5(run, demo, tinyglm, mon
     assert document["exit_code"] == 5
     assert document["report"]["checks"]
     assert document["error"]["what"] == "no engine found to ask"
-
-
-def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
-    draft, target = demo / "out" / "demo", tinyglm("awq-int4")
-    ran = run("serve", str(draft), "--target", str(target), "--print", "--tp", "2", "--ep")
-    words = shlex.split(ran.out)
-    assert (ran.code, ran.err) == (0, "")
-    assert words[:3] == ["vllm", "serve", str(target)]
-    assert json.loads(words[words.index("--speculative-config") + 1])["model"] == str(draft)
-    assert words[words.index("--tensor-parallel-size") + 1] == "2"
-    assert run("serve", str(draft), "--target", str(target), "--tp", "2", "--ep", "--print", "--json").document[
-        "serve"
-    ] == [word for word in words if word != "\n"]
-
-
-def test_serve_becomes_the_server(demo, tinyglm, tmp_path):
-    server = tmp_path / "vllm"
-    server.write_text('#!/bin/sh\necho "served: $2"\nexit 7\n')
-    server.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-m", "mtpforge", "serve", demo / "out" / "demo", "--target", tinyglm("awq-int4")],
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 7
-    assert done.stdout.endswith(f"served: {tinyglm('awq-int4')}\n")
-
-
-def test_serve_without_a_server_is_this_machine_s_fault(run, demo, tinyglm, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    ran = run("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
-    assert ran.code == 5
-    assert "error: `vllm` is not installed here\n" in ran.err
 
 
 def test_schemes_lists_every_preset(run):

@@ -279,6 +279,8 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
             "the target's scheme for `model.layers.78.mlp.experts` is none that vLLM can build",
         ),
         (group(ignore=["re:(["]), "`re:([` is no regular expression"),
+        ({**group(), "transform_config": {"a": 1}}, "the target's weights are stored transformed"),
+        ({**group(), "sparsity_config": {"targets": ["Linear"]}}, "the target is stored sparse"),
         (
             group(weights={"num_bits": 4, "type": "float", "group_size": 16}, stored_as="nvfp4-pack-quantized"),
             "the target's scheme for `model.layers.78.self_attn.fused_qkv_a_proj` is none that vLLM can build",
@@ -296,3 +298,18 @@ def test_scheme_of_the_tiny_model_speaks_of_its_own_layer(tinyglm, target_of):
     config = json.loads((tinyglm("int4-int8mix") / "config.json").read_text())
     found = VLLM.scheme(target_of(config), family_of(config))
     assert found.name == "int8-channel"
+
+
+def test_format_of_the_block_counts_only_for_groups_without_their_own(tiny, scheme):
+    """get_scheme_dict of vLLM 0.33.0 looks at the block's format where the group's is None."""
+    own = group(stored_as="pack-quantized")
+    own["config_groups"]["group_0"]["format"] = "pack-quantized"
+    found = scheme(tiny, **{**own, "format": "marlin-24"})
+    assert found.of("self_attn.o_proj").quantization.format == "pack_quantized"
+    with pytest.raises(MtpforgeError, match="cannot be written"):
+        scheme(tiny, **{**group(), "format": "marlin-24"})
+
+
+def test_empty_transforms_and_sparsity_are_none(tiny, scheme):
+    plain = scheme(tiny, **group())
+    assert scheme(tiny, **{**group(), "transform_config": {}, "sparsity_config": {}}).rules == plain.rules

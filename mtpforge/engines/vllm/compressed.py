@@ -5,6 +5,8 @@ Source: vllm quantization/compressed_tensors/compressed_tensors.py, utils.py, co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
 from mtpforge.engines.vllm.asked import CLASSES, Asked
 from mtpforge.engines.vllm.matching import exact_or_regex, listed, quoted
@@ -14,6 +16,7 @@ from mtpforge.tensors import BF16, Quantization
 
 def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
     """How vLLM would build a matrix. Of the experts, expert 0 is asked for all; its three projections must agree."""
+    _refuse_extras(block)
     if not asked.experts:
         return _quantized(block, asked, _group(block, asked))
     answers = [_group(block, Asked(part, (part,), asked.templates)) for part in asked.parts]
@@ -28,6 +31,26 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
             fix="make the entries of gate_proj, up_proj and down_proj alike in the target's config.json",
         )
     return _quantized(block, asked, answers[0])
+
+
+def _refuse_extras(block: QuantConfig) -> None:
+    """Transforms around matrices, and sparsity: neither is written here."""
+    where = "config.json, quantization_config"
+    if block.raw.get("transform_config"):
+        raise MtpforgeError(
+            "the target's weights are stored transformed",
+            where=f"{where}.transform_config",
+            why="vLLM applies the transforms to the draft's matrices too: untransformed ones would draft nonsense",
+            fix="name a target without `transform_config`",
+        )
+    sparsity = block.raw.get("sparsity_config")
+    if isinstance(sparsity, Mapping) and sparsity.get("targets"):
+        raise MtpforgeError(
+            "the target is stored sparse",
+            where=f"{where}.sparsity_config",
+            why="vLLM stops at it: `Sparsity support has been removed from compressed-tensors`",
+            fix="name a target without `sparsity_config`",
+        )
 
 
 def _group(block: QuantConfig, asked: Asked) -> tuple[Group | None, str]:

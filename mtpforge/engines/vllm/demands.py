@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.checkpoint.whose import whose
 from mtpforge.engines.vllm.asked import DENSE, questions
 from mtpforge.engines.vllm.methods import decide
 from mtpforge.families import Family
@@ -20,7 +21,8 @@ def scheme(target: Checkpoint, family: Family) -> Scheme:
 
     One rule per module template. Raises MtpforgeError for a target that vLLM refuses, or that no draft can be made for.
     """
-    return scheme_under(target.config, target.quantization, family)
+    with whose(target):
+        return scheme_under(target.config, target.quantization, family)
 
 
 def scheme_under(config: Mapping[str, object], quantization: Mapping[str, object], family: Family) -> Scheme:

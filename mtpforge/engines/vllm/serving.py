@@ -9,6 +9,7 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Serving
+from mtpforge.engines.vllm.counts import refuse_stale
 from mtpforge.families import family_of
 from mtpforge.report import Trap
 
@@ -34,8 +35,9 @@ def serve(target: Checkpoint, draft_path: str, serving: Serving) -> list[str]:
     """The command, as a list, that serves a target with a draft; the draft's path is made absolute.
 
     A draft at the target's own location is the target's own layer: no model is named, so that vLLM takes the target
-    (config/speculative.py, 0.33.0) at the target's revision.
+    (config/speculative.py, 0.33.0) at the target's revision. MtpforgeError where no command can serve the target.
     """
+    refuse_stale(target, family_of(target.config))
     model = {} if draft_path == target.location else {"model": str(Path(draft_path).absolute())}
     speculative = {**model, "method": "mtp", "num_speculative_tokens": serving.speculative_tokens}
     command = ["vllm", "serve", target.location]

@@ -9,6 +9,7 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.vllm.asked import Asked
+from mtpforge.engines.vllm.counts import cure, stale_counts
 from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.engines.vllm.fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, experts_seen, rope_seen, seen
 from mtpforge.engines.vllm.matching import excluded
@@ -16,14 +17,16 @@ from mtpforge.engines.vllm.methods import KNOWN
 from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
-from mtpforge.families.counting import expert_numbers
+from mtpforge.families.counting import stored_experts
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 
 _ROUTER: Final = "moe_router_dtype"
 _TARGET: Final = "target's config.json"
 _DRAFT: Final = "draft's config.json"
-_REBUILD: Final = "rebuild the draft: `mtpforge build --target TARGET --force`"
+_REBUILD: Final = (
+    "rebuild the draft: `mtpforge build --target {target} --force`"  # whoever knows the target's name puts it in
+)
 
 
 def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
@@ -98,28 +101,20 @@ def _nextn_of_target(config: Mapping[str, object], text: Mapping[str, object]) -
 
 
 def _stale_count(target: Checkpoint, text: Mapping[str, object], family: Family) -> Iterator[Trap]:
-    first = family.expert_keys[0]
-    differing = {
-        key: text[key] for key in COUNT_TWINS if text.get(key) is not None and text.get(key) != text.get(first)
-    }
-    if first not in text or not differing:
+    stale, first = stale_counts(target, family), family.expert_keys[0]
+    if not stale:
         return
-    stored = _stored_experts(target, family)
-    said = ", ".join(f"`{key}` {shown(value)}" for key, value in differing.items())
+    stored = stored_experts(family, target)
+    said = " and ".join(f"`{key}` {shown(value)}" for key, value in stale.items())
+    beside = "" if first in stale else f"`{first}` {shown(text[first])} but "
     yield Trap(
         "stale-num-experts",
         "warning",
-        f"the target's config says `{first}` {shown(text[first])} but {said}, and vLLM takes the latter"
+        f"the target's config says {beside}{said}, and vLLM takes the latter"
         + (f"; its headers hold {stored}" if stored else ""),
-        f"delete {' and '.join(f'`{key}`' for key in differing)} from the target's config.json",
-        where=f"{_TARGET}, {', '.join(differing)}",
+        cure(target, family),
+        where=f"{_TARGET}, {', '.join(stale)}",
     )
-
-
-def _stored_experts(target: Checkpoint, family: Family) -> int:
-    """Experts of the target's last main layer, by tensor names; 0 where names are not known."""
-    prefix = family.prefix(family.layer(target.config) - 1)
-    return len(expert_numbers(family, (name for name in target.names if name.startswith(prefix))))
 
 
 def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
@@ -148,6 +143,8 @@ def _identity(whole: Mapping[str, object], draft: Mapping[str, object], family: 
 def _differing(target: Mapping[str, object], draft: Mapping[str, object]) -> Iterator[Trap]:
     for field in COMPARED:
         ours, theirs = seen(draft, field), seen(target, field)
+        if _is_null(draft, field) and not _is_null(target, field):
+            ours = None  # null is what the engine is given; only an absent key gets its default
         if ours != theirs:
             yield _wrong(field, draft.get(field), theirs, silent=field in DEFAULTS or ours is not None)
         elif ours is None and field in REQUIRED:
@@ -162,6 +159,10 @@ def _differing(target: Mapping[str, object], draft: Mapping[str, object]) -> Ite
             f"`max_position_embeddings` is {shown(ours)}, the target's {shown(theirs)}; vLLM raises a smaller one",
             where=f"{_DRAFT}, max_position_embeddings",
         )
+
+
+def _is_null(config: Mapping[str, object], field: str) -> bool:
+    return field in config and config[field] is None
 
 
 def _router(draft: Mapping[str, object]) -> Iterator[Trap]:

@@ -1,0 +1,122 @@
+"""`mtpforge serve`: the command for a pair that fits, and refusals of pairs whose headers show that they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
+    draft, target = demo / "out" / "demo", tinyglm("awq-int4")
+    ran = run("serve", str(draft), "--target", str(target), "--print", "--tp", "2", "--ep")
+    words = shlex.split(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert words[:3] == ["vllm", "serve", str(target)]
+    assert json.loads(words[words.index("--speculative-config") + 1])["model"] == str(draft)
+    assert words[words.index("--tensor-parallel-size") + 1] == "2"
+    assert run("serve", str(draft), "--target", str(target), "--tp", "2", "--ep", "--print", "--json").document[
+        "serve"
+    ] == [word for word in words if word != "\n"]
+
+
+def refusal(run, *argv: str) -> tuple[int, str]:
+    ran = run("serve", *argv, "--print")
+    assert "vllm serve" not in ran.out
+    return ran.code, ran.err
+
+
+def test_serve_beside_another_target_is_refused(run, demo, tinyglm):
+    code, err = refusal(run, str(demo / "out" / "demo"), "--target", str(tinyglm("nvfp4")))
+    assert code == 1
+    assert err.startswith("error: this draft cannot be served with this target\n")
+    assert "names: " in err
+
+
+def test_serve_with_swapped_arguments_is_refused(run, demo, tinyglm):
+    code, err = refusal(run, str(tinyglm("awq-int4")), "--target", str(demo / "out" / "demo"))
+    assert code == 1
+    assert "the target holds only the MTP layer: this is a draft" in err
+
+
+def test_serve_on_ranks_that_do_not_divide_is_refused(run, demo, tinyglm):
+    code, err = refusal(run, str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--tp", "3")
+    assert code == 1
+    assert "serving: " in err
+
+
+def test_serve_of_a_draft_without_weights_is_refused(run, demo, tinyglm, tmp_path):
+    hollow = shutil.copytree(demo / "out" / "demo", tmp_path / "hollow")
+    (hollow / "model.safetensors").unlink()
+    assert refusal(run, str(hollow), "--target", str(tinyglm("awq-int4")))[0] == 1
+
+
+def test_serve_with_a_field_of_the_draft_s_config_gone_is_refused(run, demo, tinyglm, tmp_path):
+    broken = shutil.copytree(demo / "out" / "demo", tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    assert config.pop("moe_router_dtype") == "float32"
+    (broken / "config.json").write_text(json.dumps(config))
+    code, err = refusal(run, str(broken), "--target", str(tinyglm("awq-int4")))
+    assert code == 1
+    assert err.count("moe_router_dtype` is missing") == 1  # as a check, not once more as a trap
+
+
+def test_serve_of_an_empty_folder_is_an_unusable_input(run, tinyglm, tmp_path):
+    code, err = refusal(run, str(tmp_path), "--target", str(tinyglm("awq-int4")))
+    assert code == 3
+    assert "has no config.json" in err
+
+
+@pytest.mark.parametrize("draft", ["./nope", "nope", "/nope/at/all", "~/nope", "a/b/c"])
+def test_serve_of_a_path_that_leads_nowhere_asks_no_hub(run, in_folder, tinyglm, draft):
+    code, err = refusal(run, draft, "--target", str(tinyglm("awq-int4")))
+    assert code == 3
+    assert "cause: there is no such folder\n" in err
+    assert "hf download" not in err
+
+
+def test_serve_of_a_hub_id_says_how_to_get_it(run, in_folder, tinyglm):
+    code, err = refusal(run, "org/draft@v1", "--target", str(tinyglm("awq-int4")))
+    assert code == 5
+    assert "`hf download org/draft --revision v1 --local-dir out/draft`" in err
+
+
+def test_serve_of_a_target_s_own_layer_names_no_model(run, tinyglm):
+    ran = run("serve", str(tinyglm("fp8")), "--target", str(tinyglm("fp8")), "--print")
+    assert ran.code == 0
+    assert '"model"' not in ran.out
+    assert refusal(run, str(tinyglm("awq-int4")), "--target", str(tinyglm("awq-int4")))[0] == 1
+
+
+def test_serve_loads_no_torch(demo, tinyglm):
+    argv = ["serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--print"]
+    program = f"import sys; from mtpforge.cli import main; print(main({argv!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_serve_becomes_the_server(demo, tinyglm, tmp_path):
+    server = tmp_path / "vllm"
+    server.write_text('#!/bin/sh\necho "served: $2"\nexit 7\n')
+    server.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "mtpforge", "serve", demo / "out" / "demo", "--target", tinyglm("awq-int4")],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7
+    assert done.stdout.endswith(f"served: {tinyglm('awq-int4')}\n")
+
+
+def test_serve_without_a_server_is_this_machine_s_fault(run, demo, tinyglm, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    ran = run("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
+    assert ran.code == 5
+    assert "error: `vllm` is not installed here\n" in ran.err
