@@ -14,6 +14,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
+from mtpforge.families.counting import served_experts
 from mtpforge.formats import FORMATS
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, has_layer, stored_layer
@@ -110,6 +111,8 @@ def _too_coarse(layer: StoredLayer, scheme: Scheme, engine: Engine) -> bool:
 
 def _loads(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
     """Whether the engine would load this layer as it is, and no silent trap would spoil its drafts."""
+    if layer.n_experts != served_experts(family, target):  # pruned without its MTP layer
+        return False
     expected = engine.expected(scheme, family, target.config, layer.layer, layer.n_experts)
     held: dict[str, Spec] = {ref.name: ref.spec for ref in layer.plain.values()}
     for stored in layer.modules.values():

@@ -1,0 +1,158 @@
+"""`mtpforge prune-plan`: which experts would stay beside a smaller target, by which scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from mtpforge.cli import experts as experts_of
+from mtpforge.cli import options
+from mtpforge.cli.build import chosen_source
+from mtpforge.cli.grammar import Command, OneOf, Option
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.showing import summary, title
+
+if TYPE_CHECKING:
+    from mtpforge.pruning.choosing import Comparison
+
+_ENGINE: Final = "vllm"  # every engine reads the expert count from the same files
+_FEW: Final = 32  # experts whose scores fit a screen
+
+
+def _methods() -> Sequence[str]:
+    from mtpforge.pruning import METHODS
+
+    return tuple(name for name, method in METHODS.items() if method.needs in ("router", "experts"))
+
+
+@click.command(
+    "prune-plan",
+    cls=Command,
+    help="Which experts a draft would keep beside this target, by which scores, and how far the methods agree.",
+    examples=(
+        "mtpforge prune-plan --target org/GLM-5.2-REAP-168 --source zai-org/GLM-5.2-FP8",
+        "mtpforge prune-plan --target ./GLM-5.2-218 --compare aimer --picture scores.png -q > keep.json",
+    ),
+    then="mtpforge build --target CKPT --keep-experts keep.json",
+)
+@options.target(required=True)
+@options.source(help="Checkpoint that the layer comes from; default: the target, else its base model.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    cls=Option,
+    metavar="FILE",
+    heading="Output",
+    help="Draw the scores and the cut (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.",
+)
+@options.experts()
+@options.prune_by()
+@options.keep_experts()
+@click.option(
+    "--compare",
+    type=OneOf("METHOD", _methods),
+    multiple=True,
+    cls=Option,
+    heading="Experts",
+    help="Show this method too; bias and router-norm always are, aimer reads every expert.",
+)
+@click.pass_obj
+def command(  # noqa: D103 -- the help text above
+    screen: Screen,
+    *,
+    target: str,
+    source: str | None,
+    picture: Path | None,
+    experts: int | str,
+    prune_by: str | None,
+    keep_experts: str | None,
+    compare: tuple[str, ...],
+) -> Ending:
+    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.pruning import picture as pictures
+    from mtpforge.pruning.choosing import compared
+
+    if picture is not None:
+        pictures.refuse(picture)
+    served = open_checkpoint(target, offline=screen.offline)
+    screen.line(f"target  {title(served)}   {summary(served)}")
+    asked = experts_of.wish(screen, experts, prune_by, keep_experts)
+    origin, _ = chosen_source(screen, served, source, _ENGINE)
+    found = compared(origin, served, asked, compare)
+    _show(screen, found)
+    if picture is not None:
+        pictures.draw(picture, found.scores, found.choices)
+        screen.line(f"wrote   {picture}")
+    screen.answer(json.dumps(found.chosen.kept))
+    given = ["--source", source] if source else []
+    by = ["--keep-experts", keep_experts] if keep_experts else ["--prune-by", found.chosen.method]
+    how_many = ["--experts", str(experts)] if experts != "match" else []
+    screen.next("mtpforge", "build", "--target", target, *given, *how_many, *by)
+    return Ending(
+        {
+            "kept": found.chosen.kept,
+            "method": found.chosen.method,
+            "n_stored": found.chosen.n_stored,
+            "scores": found.scores,
+            "choices": found.choices,
+            "agreement": found.agreement,
+            "picture": picture,
+        }
+    )
+
+
+def _show(screen: Screen, found: Comparison) -> None:
+    """The list, the methods and their cuts, what they agree on; every score where there are few, or with `-v`."""
+    chosen = found.chosen
+    if chosen.keeps_all:
+        screen.line(f"experts all {chosen.n_stored} stay")
+    else:
+        experts_of.show(screen, chosen)
+        screen.line(f"kept    {ranges(chosen.kept)}")
+    screen.line()
+    screen.table(("method", "scores", "drops", "of these"), _methods_table(found))
+    if not chosen.keeps_all:
+        screen.line()
+        names = list(found.agreement)
+        n_gone = chosen.n_stored - len(chosen.kept)
+        rows = [(one, *(found.agreement[one][other] for other in names)) for one in names]
+        screen.table((f"of {n_gone} dropped, in common", *names), rows)
+    if screen.verbose or chosen.n_stored <= _FEW:
+        screen.line()
+        screen.table(("expert", *found.scores, ""), _experts_table(found))
+
+
+def _methods_table(found: Comparison) -> list[tuple[str, str, str, str]]:
+    from mtpforge.pruning import METHODS
+
+    return [
+        (name, f"{min(values):.4g} to {max(values):.4g}", METHODS[name].drops, METHODS[name].what)
+        for name, values in found.scores.items()
+    ]
+
+
+def _experts_table(found: Comparison) -> list[tuple[object, ...]]:
+    """A row an expert; a score whose method would drop the expert is in brackets."""
+    rows: list[tuple[object, ...]] = []
+    for number in range(found.chosen.n_stored):
+        cells = [
+            f"{values[number]:.4g}" if number in found.choices[name] else f"({values[number]:.4g})"
+            for name, values in found.scores.items()
+        ]
+        rows.append((number, *cells, "kept" if number in found.chosen.kept else "dropped"))
+    return rows
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 5, 8-9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
