@@ -252,7 +252,7 @@ def first_step(target: Target, draft: Draft, ids: Tensor, hidden: Tensor) -> Ten
 
 
 def mean_length(target: Target, draft: Draft, ids: Tensor, hidden: Tensor, prompt: int, k: int) -> Tensor:
-    """Tokens a cycle, the target's own counted, at temperature 1 on what the target generated after `prompt`: [windows].
+    """Tokens a cycle, the target's own counted, at temperature 1 on what it generated after `prompt`: [windows].
 
     Acceptance of the later of k steps is weighed by how likely the target's tokens were to be drafted and accepted:
     exact in expectation, without sampling the draft; averaged over all starting positions.

@@ -17,7 +17,7 @@ import mtpforge
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Plan, Side
 from mtpforge.report import Check, Report
-from mtpforge.tensors import DTYPES, Spec
+from mtpforge.tensors import DTYPES, SCALE_METHODS, ScaleMethod, Spec
 
 FILE: Final = "mtpforge.json"
 SCHEMA: Final = 1
@@ -38,7 +38,8 @@ class Manifest:
     """mtpforge.json, read.
 
     source and target: `org/name@commit` or `folder#hash`; target "" for an extract. relative_error: module -> Frobenius
-    error of its decoded weight against the source's, where it was measured.
+    error of its decoded weight against the source's, where it was measured. scales: how the scales of codes were found
+    where their format leaves a choice.
     """
 
     version: str
@@ -49,6 +50,7 @@ class Manifest:
     n_experts: int
     tensors: dict[str, Entry]
     relative_error: dict[str, float]
+    scales: ScaleMethod
     body: dict[str, object]
 
 
@@ -60,9 +62,6 @@ def write(
     report: Report | None = None,
 ) -> bytes:
     """The file. `digests`: sha256 of every tensor; `checks`: of the build; `report`: of what judged the draft."""
-    errors = report.facts.get("relative_error") if report else None
-    # Six digits: more depend on the order in which a machine adds.
-    measured = {m: float(f"{e:.6g}") for m, e in sorted(errors.items())} if isinstance(errors, Mapping) else {}
     body = {
         "schema": SCHEMA,
         "mtpforge": mtpforge.__version__,
@@ -80,7 +79,9 @@ def write(
         "unused": [asdict(unused) for unused in plan.unused],
         "checks": [asdict(check) for check in (*checks, *(report.checks if report else ()))],
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
-        "relative_error": measured,
+        "scales": plan.scales,
+        "relative_error": _measured(report, "relative_error"),
+        "rtn_relative_error": _measured(report, "rtn_relative_error"),
         "tensors": {name: _entry(specs[name], digests[name]) for name in sorted(specs)},
     }
     return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
@@ -124,8 +125,15 @@ def _manifest(path: Path, body: dict[str, object]) -> Manifest:
         n_experts=_whole(path, body, "n_experts"),
         tensors={name: _read_entry(path, name, entry) for name, entry in tensors.items()},
         relative_error=_errors(path, body),
+        scales=_scales(path, body),
         body=body,
     )
+
+
+def _measured(report: Report | None, fact: str) -> dict[str, float]:
+    """Six digits: more depend on the order in which a machine adds."""
+    errors = report.facts.get(fact) if report else None
+    return {m: float(f"{e:.6g}") for m, e in sorted(errors.items())} if isinstance(errors, Mapping) else {}
 
 
 def _side(side: Side) -> dict[str, str]:
@@ -150,6 +158,14 @@ def _errors(path: Path, body: Mapping[str, object]) -> dict[str, float]:
     if not isinstance(table, dict) or not all(isinstance(error, int | float) for error in table.values()):
         raise _damaged(path, "`relative_error` is no table of numbers")
     return {str(module): float(error) for module, error in table.items()}
+
+
+def _scales(path: Path, body: Mapping[str, object]) -> ScaleMethod:
+    """Drafts from before there was a choice do not say."""
+    for method in SCALE_METHODS:
+        if body.get("scales", "rtn") == method:
+            return method
+    raise _damaged(path, "`scales` is no method of this mtpforge")
 
 
 def _id(path: Path, body: Mapping[str, object], key: str) -> str:

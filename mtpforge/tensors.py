@@ -1,4 +1,4 @@
-"""The shared nouns: dtypes, Spec, TensorRef, Quantization. Plain Python, no torch."""
+"""The shared nouns: dtypes, Spec, TensorRef, Quantization, ScaleMethod. Plain Python, no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
+ScaleMethod: TypeAlias = Literal["rtn", "mse", "hqq"]  # how the scales of codes are found: arithmetic/searching.py
+SCALE_METHODS: Final[tuple[ScaleMethod, ...]] = ("rtn", "mse", "hqq")
 
 
 @dataclass(frozen=True, slots=True)

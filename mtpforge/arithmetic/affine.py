@@ -20,17 +20,25 @@ from mtpforge.arithmetic import scales
 def qparams(weight: Tensor, bits: int, dtype: torch.dtype, *, symmetric: bool) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of every group: float32 holding values of `dtype`, and uint8 (None when symmetric).
 
-    weight: float32 [rows, groups, size]; both results [rows, groups]. Zero is always representable. Divisors: 2^(b-1)
-    - 0.5 for the largest magnitude, 2^b - 1 for the range.
+    weight: float32 [rows, groups, size]; both results [rows, groups]. Zero is always representable.
+    """
+    exact, zero_point = full_range(weight, bits, symmetric=symmetric)
+    return scales.as_stored(exact, dtype), zero_point
+
+
+def full_range(weight: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """Scale that spans a group from its least to its largest number, not yet rounded, and zero point, as `qparams`.
+
+    Divisors: 2^(b-1) - 0.5 for the largest magnitude, 2^b - 1 for the range.
     """
     if symmetric:
-        return scales.as_stored(scales.group_largest(weight) / (2 ** (bits - 1) - 0.5), dtype), None
+        return scales.group_largest(weight) / (2 ** (bits - 1) - 0.5), None
     low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
     exact = (high - low) / (2**bits - 1)
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     # a group of zeros divides 0 by 0; the library casts that NaN to int8, which is 0
     zero_point = (least - low / exact).clamp_(least, most).nan_to_num_(nan=0.0).round_()
-    return scales.as_stored(exact, dtype), zero_point.add_(-least).to(torch.uint8)
+    return exact, zero_point.add_(-least).to(torch.uint8)
 
 
 def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int) -> Tensor:

@@ -211,11 +211,9 @@ def store_bf16(scale: Row, n: int, stored: Bytes) -> None:
         bits[g] = half << np.uint32(16)
 
 
-def encode_affine(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes, zeros: Bytes, work: Row) -> None:
-    """Integers under BF16 scales; numbers: bits (4 or 8), 1 for asymmetric. `zeros` is empty where symmetric."""
-    half = F32(128) if numbers[0] == 8 else F32(8)
-    low, high, n = work[0], work[1], len(row) // size
-    group_range(row, size, low, high)
+@_inner
+def full_range(low: Row, high: Row, n: int, half: float, zeros: Bytes) -> None:
+    """The range of each group becomes its zero point, in `low`, and its scale, in `high`, not yet rounded."""
     if len(zeros):
         for g in range(n):
             exact = (high[g] - low[g]) / (F32(2) * half - F32(1))
@@ -228,6 +226,14 @@ def encode_affine(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes
         for g in range(n):
             high[g] = max(high[g], -low[g]) / (half - F32(0.5))
             low[g] = F32(0)
+
+
+def encode_affine(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes, zeros: Bytes, work: Row) -> None:
+    """Integers under BF16 scales; numbers: bits (4 or 8), 1 for asymmetric. `zeros` is empty where symmetric."""
+    half = F32(128) if numbers[0] == 8 else F32(8)
+    low, high, n = work[0], work[1], len(row) // size
+    group_range(row, size, low, high)
+    full_range(low, high, n, half, zeros)
     store_bf16(high, n, scales)
     round_quotients(row, size, high, low, half)
     pack_rounded(row, numbers[0], codes)

@@ -8,6 +8,7 @@ interpreter's lock.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -19,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from mtpforge.arithmetic.row_kernels import DECODERS, ENCODERS, compare
+from mtpforge.arithmetic import row_kernels, search_kernels
+from mtpforge.arithmetic.row_kernels import DECODERS, compare
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Band = tuple[Bytes, Floats, int, int]
 
 _MAGNITUDE: Final = np.int32(0x7FFFFFFF)
+ENCODERS: Final = row_kernels.ENCODERS | search_kernels.ENCODERS
 _lock = threading.Lock()
 _ready: dict[Callable[..., Any], Any] = {}
 
@@ -92,6 +95,39 @@ def _compare(
     return largest
 
 
+def _judge(
+    decode: Callable[..., np.int32],
+    decode_theirs: Callable[..., np.int32],
+    codes: Bytes,
+    factors: Floats,
+    rows_per_factor: int,
+    columns: int,
+    their_codes: Bytes,
+    their_factors: Floats,
+    their_rows_per_factor: int,
+    bits: float,
+    symmetric: bool,
+    limits: Floats,
+    work: Floats,
+    totals: npt.NDArray[np.float64],
+) -> np.int32:
+    """Decode and judge every row of searched codes; `totals` gets the sums and the count of `judge`."""
+    ours, theirs, rtn, largest = work[1][:columns], work[2][:columns], work[0][:columns], np.int32(0)
+    n = factors.shape[1] // 2
+    scratch, stored = np.empty(2 * n, np.float32), np.empty(3 * n, np.uint8)
+    for r in range(len(codes)):
+        largest = max(largest, decode(codes[r], factors[r // rows_per_factor], ours))
+        largest = max(largest, decode_theirs(their_codes[r], their_factors[r // their_rows_per_factor], theirs))
+        search_kernels.as_rtn(theirs, columns // n, bits, symmetric, rtn, scratch, stored)
+        own = factors[r // rows_per_factor]
+        squares, reference, by_rtn, n_bad = search_kernels.judge(ours, theirs, rtn, own, bits, limits)
+        totals[0] += squares
+        totals[1] += reference
+        totals[2] += by_rtn
+        totals[3] += n_bad
+    return largest
+
+
 _U8, _F32, _F32S, _U8S = types.uint8[::1], types.float32[::1], types.float32[:, ::1], types.uint8[:, ::1]
 _DECODER: Final = types.int32(_U8, _F32, _F32)
 _ENCODER: Final = types.void(_F32, _F32, types.intp, _U8, _U8, _U8, _F32S)
@@ -115,13 +151,30 @@ _COMPARE: Final = types.int32(
     _F32S,
     types.float64[::1],
 )
+_JUDGE: Final = types.int32(
+    types.FunctionType(_DECODER),
+    types.FunctionType(_DECODER),
+    *_BAND,
+    *_BAND[:3],
+    types.float32,
+    types.boolean,
+    _F32,
+    _F32S,
+    types.float64[::1],
+)
 _LARGEST: Final = types.int32(types.FunctionType(_DECODER), *_BAND, _F32S)
 
 
 def keep_compiled_in(folder: Path) -> None:
-    """Where kernels are kept once they are compiled; the user's own NUMBA_CACHE_DIR goes before."""
+    """Where kernels are kept once they are compiled; the user's own NUMBA_CACHE_DIR goes before.
+
+    Each version of the kernels has a folder of its own: numba looks at the file of a function alone, not at the files
+    of what it calls, and would go on using what it compiled from an older one.
+    """
     if "NUMBA_CACHE_DIR" not in os.environ:
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+        numba.config.CACHE_DIR = str(folder / version)  # type: ignore[attr-defined]
 
 
 def encode_rows(
@@ -161,6 +214,29 @@ def compare_rows(
     first, second = (_decoder(name) for name in decoders)
     bits = run(first, second, *ours, *theirs[:3], limits[0], np.float32(limits[1]), work, totals)
     return int(bits), totals.tolist()
+
+
+def judge_rows(
+    decoders: tuple[str, str],
+    ours: Band,
+    theirs: Band,
+    coding: tuple[int, bool],
+    limits: tuple[float, float, float],
+    work: Floats,
+) -> tuple[int, list[float]]:
+    """Hold a band of codes with searched scales against the band that they were made from, and against rtn.
+
+    coding: bits, and whether without zero points. limits: see search_kernels.judge. Returns the bits of a bound of the
+    magnitudes, as `encode_rows` does, and four totals: squared differences, their squares, rtn's squared differences,
+    and how many groups no search could have made.
+    """
+    totals = np.zeros(4)
+    run = _compiled(_judge, _JUDGE)
+    first, second = (_decoder(name) for name in decoders)
+    bits, symmetric = coding
+    told = np.array(limits, np.float32)
+    found = run(first, second, *ours, *theirs[:3], np.float32(bits), symmetric, told, work, totals)
+    return int(found), totals.tolist()
 
 
 def _decoder(name: str) -> Any:

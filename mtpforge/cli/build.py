@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mtpforge.cli import experts as experts_of
 from mtpforge.cli import making, options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
@@ -15,6 +17,7 @@ from mtpforge.cli.showing import summary, title
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.choosing import Choice
+    from mtpforge.tensors import ScaleMethod
 
 
 @click.command(
@@ -43,6 +46,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Build even if the target's own layer loads as it is.",
 )
+@options.experts()
+@options.prune_by()
+@options.keep_experts()
+@options.scales()
 @options.check()
 @options.workers()
 @options.memory()
@@ -62,6 +69,10 @@ def command(  # noqa: D103 -- the help text above
     dry_run: bool,
     max_shard_size: int | None,
     standalone: bool,
+    experts: int | str,
+    prune_by: str | None,
+    keep_experts: str | None,
+    scales: ScaleMethod,
     check: making.Check,
     workers: int | None,
     memory: int,
@@ -74,7 +85,8 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     screen.line(f"target  {title(served)}   {summary(served)}")
-    origin, choice = _source(screen, served, source, engine)
+    asked = experts_of.wish(screen, experts, prune_by, keep_experts)
+    origin, choice = chosen_source(screen, served, source, engine)
     job = making.Job(
         source=origin,
         target=served,
@@ -83,20 +95,25 @@ def command(  # noqa: D103 -- the help text above
         scheme=schemes.load(scheme) if scheme else None,
         input_scales=open_scales(input_scales, served.config, offline=screen.offline) if input_scales else None,
         serving=Serving(tp, ep),
+        scales=scales,
         limits=making.Limits(workers or 0, memory, check, force, max_shard_size),
     )
-    if choice is not None and choice.self_sufficient and not standalone:
+    if choice is not None and choice.self_sufficient and asked.is_default and not standalone:
         return _nothing_to_do(screen, job, choice)
+    job = replace(job, kept=experts_of.kept(screen, origin, served, asked))
     plan, folder = making.decide(screen, job)
     if dry_run:
         return making.end_dry_run(screen, job, plan, folder)
     ending = making.carry_out(screen, job, plan, folder)
     argv = making.show_serve(screen, job, str(folder.absolute()))
-    screen.next("mtpforge", "validate", str(folder), "--target", target)
+    if argv:
+        screen.next("mtpforge", "validate", str(folder), "--target", target)
     return making.with_keys(ending, {"serve": argv})
 
 
-def _source(screen: Screen, target: Checkpoint, named: str | None, engine: str) -> tuple[Checkpoint, Choice | None]:
+def chosen_source(
+    screen: Screen, target: Checkpoint, named: str | None, engine: str
+) -> tuple[Checkpoint, Choice | None]:
     """The checkpoint that the layer comes from: named, or chosen; the choice and its alternatives are shown."""
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.choosing import choose_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from mtpforge.cli import making, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
+
+if TYPE_CHECKING:
+    from mtpforge.tensors import ScaleMethod
 
 
 @click.command(
@@ -28,6 +32,7 @@ from mtpforge.cli.showing import summary, title
 @options.force()
 @options.dry_run()
 @options.max_shard_size()
+@options.scales()
 @options.check()
 @options.workers()
 @options.memory()
@@ -41,6 +46,7 @@ def command(  # noqa: D103 -- the help text above
     force: bool,
     dry_run: bool,
     max_shard_size: int | None,
+    scales: ScaleMethod,
     check: making.Check,
     workers: int | None,
     memory: int,
@@ -52,7 +58,15 @@ def command(  # noqa: D103 -- the help text above
     origin = open_checkpoint(source, offline=screen.offline)
     screen.line(f"source  {title(origin)}   {summary(origin)}")
     limits = making.Limits(workers or 0, memory, check, force, max_shard_size)
-    job = making.Job(source=origin, target=None, out=out, serving=Serving(), scheme=schemes.load(scheme), limits=limits)
+    job = making.Job(
+        source=origin,
+        target=None,
+        out=out,
+        serving=Serving(),
+        scheme=schemes.load(scheme),
+        scales=scales,
+        limits=limits,
+    )
     plan, folder = making.decide(screen, job)
     if dry_run:
         return making.end_dry_run(screen, job, plan, folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import show_plan, without
+from mtpforge.errors import MtpforgeError
 from mtpforge.units import file_size
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mtpforge.planning import Plan
     from mtpforge.report import OnProgress, Report
     from mtpforge.scheme import Scheme
+    from mtpforge.tensors import ScaleMethod
 
 
 Check = Literal["full", "sample", "off"]
@@ -37,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One draft to make: checkpoints by role, whose rules, where to."""
+    """One draft to make: checkpoints by role, whose rules, where to. kept: experts of the source, None for all."""
 
     source: Checkpoint
     target: Checkpoint | None
@@ -46,6 +48,8 @@ class Job:
     engine: str = "vllm"
     scheme: Scheme | None = None
     input_scales: Checkpoint | None = None
+    kept: tuple[int, ...] | None = None
+    scales: ScaleMethod = "rtn"
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -70,8 +74,10 @@ def decide(screen: Screen, job: Job) -> tuple[Plan, Path]:
         job.target,
         engine=job.engine,
         scheme=job.scheme,
+        kept=job.kept,
         serving=job.serving,
         input_scales=job.input_scales,
+        scales=job.scales,
     )
     out = job.out or default_out(job.served, decided.scheme.name)
     show_plan(screen, decided, out, ENGINES[job.engine], job.serving)
@@ -151,11 +157,19 @@ def _unserved(report: Report) -> Report:
     return replace(report, checks=tuple(c for c in report.checks if c.name not in _OF_SERVING), traps=())
 
 
-def show_serve(screen: Screen, job: Job, draft: str) -> list[str]:
-    """The server command for a draft (absolute folder or hub id), printed to be copied; its words."""
-    from mtpforge.engines import ENGINES
+def show_serve(screen: Screen, job: Job, draft: str) -> list[str] | None:
+    """The server command for a draft (absolute folder or hub id), printed to be copied; its words.
 
-    argv = ENGINES[job.engine].serve(job.served, draft, job.serving)
+    None, and what has to be done first, where no command serves the target as it is.
+    """
+    from mtpforge.engines import ENGINES
+    from mtpforge.report import Trap
+
+    try:
+        argv = ENGINES[job.engine].serve(job.served, draft, job.serving)
+    except MtpforgeError as error:  # the draft is none the worse for it
+        screen.traps((Trap("no-serve-command", "warning", f"{error.what}: {error.why}", error.fix, error.where),))
+        return None
     if not screen.quiet:
         screen.line()
         screen.command_line(argv)

@@ -79,6 +79,27 @@ class RowKernels:
         bits, (difference, reference, n_beyond) = rows.compare_rows(kernels, *arrays, limits, self._scratch(shape))
         return None if n_beyond or bits > _LARGEST_BITS else (difference, reference)
 
+    def judge(
+        self,
+        ours: PackedRows,
+        theirs: PackedRows,
+        shape: Shape,
+        quantization: Quantization,
+        limits: tuple[float, float, float],
+    ) -> tuple[float, float, float] | None:
+        """Sums of squares: of the differences, of theirs, of the differences that rtn would leave.
+
+        ours: integers of 4 or 8 bits under BF16 scales, found by least squared error. None where any group could not
+        come of that. limits: see arithmetic.search_kernels.judge.
+        """
+        if ours.kernel != "affine" or quantization.scale_dtype != "BF16":
+            return None
+        kernels, arrays = (ours.kernel, theirs.kernel), (_arrays(ours, shape), _arrays(theirs, shape))
+        coding = (quantization.bits, quantization.symmetric)
+        bits, totals = rows.judge_rows(kernels, *arrays, coding, limits, self._scratch(shape))
+        difference, reference, by_rtn, n_bad = totals
+        return None if n_bad or bits > _LARGEST_BITS else (difference, reference, by_rtn)
+
     def _outputs(self, n_rows: int, widths: tuple[int, int, int]) -> tuple[Array, Array, Array]:
         """Three arrays [rows, width] in the one buffer, each aligned for any dtype."""
         starts = np.cumsum([0, *(-(-n_rows * width // 64) * 64 for width in widths)])

@@ -9,10 +9,10 @@ little memory; a band starts at a multiple of BAND_ROWS, the last one may be sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from mtpforge.tensors import Quantization, Shape, Spec
+from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,8 @@ class PackedRows:
 class RowPacking:
     """How a compiled encoder packs rows.
 
-    kernel: name in arithmetic.rows.ENCODERS, and the numbers that it wants. size: columns that share a scale. widths:
+    kernel: name in arithmetic.rows.ENCODERS, and the numbers that it wants. searching: method -> kernel that finds the
+    scales by it. size: columns that share a scale. widths:
     bytes of a row of codes, of scales, of zero points (one each, not yet packed along the rows). parts(codes, scales,
     zeros): the row parts of the format, from uint8 [rows, width] each.
     """
@@ -62,6 +63,7 @@ class RowPacking:
     size: int
     widths: tuple[int, int, int]
     parts: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+    searching: Mapping[ScaleMethod, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Format:
         scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
         given when `needs_amax(quantization)`. None where the format is only read.
     encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
+    search(rows, quantization, matrix, method): as `encode`, the scales found by a method; None where there is none but
+        round-to-nearest.
     packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
         compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
     reference: library and function that decodes the same bytes, for messages.
@@ -92,6 +96,7 @@ class Format:
     needs_amax: Callable[[Quantization], bool] = lambda _: False
     matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
     encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    search: Callable[[Tensor, Quantization, Mapping[str, Tensor], ScaleMethod], dict[str, Tensor]] | None = None
     packed_rows: Callable[[Mapping[str, Tensor], Shape, Quantization], PackedRows | None] | None = None
     row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None

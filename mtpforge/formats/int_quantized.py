@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Format, Specs
-from mtpforge.tensors import Quantization, Shape, Spec
+from mtpforge.formats.format import Format, RowPacking, Specs
+from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SCALES: Final = frozenset({"BF16", "F16", "F32"})
 _ZERO: Final = "weight_zero_point"
 _BITS: Final = 8
+_KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _SIGN: Final = 128  # xor with it turns a code plus 2^7 into the code in two's complement, and back
 
 
@@ -72,18 +73,40 @@ def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | Non
     return {}
 
 
-def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import affine, scales
+    return search(rows, quantization, matrix, "rtn")
+
+
+def search(
+    rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], method: ScaleMethod
+) -> dict[str, Tensor]:
+    """The same parts, the scales found by a method."""
+    from mtpforge.arithmetic import affine, scales, searching
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.unsqueeze(1)
-    scale, zero_point = affine.qparams(groups, _BITS, dtype, symmetric=quantization.symmetric)
+    scale, zero_point = searching.qparams(groups, _BITS, dtype, method, symmetric=quantization.symmetric)
     codes = affine.quantize(groups, scale, zero_point, _BITS).squeeze(1)
     parts = {"weight": _signed(codes), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
         parts[_ZERO] = _signed(zero_point)
     return parts
+
+
+def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking | None:
+    """For the compiled encoder, which knows rows of 32 n columns under BF16 scales."""
+    import torch
+
+    if quantization.scale_dtype not in {None, "", "BF16"} or columns % _KERNEL_COLUMNS:
+        return None
+
+    def parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
+        made = {"weight": _signed(codes), "weight_scale": scales.view(torch.bfloat16)}
+        return made if quantization.symmetric else made | {_ZERO: _signed(zeros)}
+
+    widths = (columns, 2, 0 if quantization.symmetric else 1)
+    return RowPacking("affine", (_BITS,), columns, widths, parts, {"mse": "affine_mse"})
 
 
 FORMAT = Format(
@@ -93,5 +116,7 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    search=search,
+    row_packing=row_packing,
     reference="compressed-tensors int-quantized decompress",
 )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats.format import BAND_ROWS, Format, PackedRows, RowPacking, Specs, declared_weights
-from mtpforge.tensors import Quantization, Shape, Spec
+from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,13 +137,20 @@ def matrix_parts(shape: Shape, _quantization: Quantization, _amax: Tensor | None
     return {"weight_shape": torch.tensor(shape, dtype=torch.int64)}
 
 
-def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import affine, bits, scales
+    return search(rows, quantization, matrix, "rtn")
+
+
+def search(
+    rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], method: ScaleMethod
+) -> dict[str, Tensor]:
+    """The same parts, the scales found by a method."""
+    from mtpforge.arithmetic import affine, bits, scales, searching
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
-    scale, zero_point = affine.qparams(groups, quantization.bits, dtype, symmetric=quantization.symmetric)
+    scale, zero_point = searching.qparams(groups, quantization.bits, dtype, method, symmetric=quantization.symmetric)
     codes = affine.quantize(groups, scale, zero_point, quantization.bits).flatten(1)
     parts = {"weight_packed": bits.pack(codes, quantization.bits), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
@@ -186,7 +193,7 @@ def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, 
 
     groups = columns // size
     widths = (columns * quantization.bits // 8, 2 * groups, 0 if quantization.symmetric else groups)
-    return RowPacking("affine", (quantization.bits,), size, widths, parts)
+    return RowPacking("affine", (quantization.bits,), size, widths, parts, {"mse": "affine_mse"})
 
 
 FORMAT = Format(
@@ -196,6 +203,7 @@ FORMAT = Format(
     decode,
     matrix_parts=matrix_parts,
     encode=encode,
+    search=search,
     packed_rows=packed_rows,
     row_packing=row_packing,
     reference="compressed-tensors pack-quantized decompress",

@@ -12,7 +12,9 @@ from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
+from mtpforge.families.counting import served_experts
 from mtpforge.families.family import Module
+from mtpforge.families.routing import routing
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import row_parts
 from mtpforge.planning import activations
@@ -21,7 +23,7 @@ from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Ste
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, StoredModule, stored_layer
-from mtpforge.tensors import Quantization, Spec, TensorRef
+from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
 
 _WEIGHT: Final = "weight"
 
@@ -37,6 +39,7 @@ class _Draft:
     prefix: str
     places: tuple[activations.ScaleSource, ...]
     kept: tuple[int, ...] | None
+    scales: ScaleMethod
 
 
 def plan(
@@ -48,11 +51,13 @@ def plan(
     kept: tuple[int, ...] | None = None,
     serving: Serving | None = None,
     input_scales: Checkpoint | None = None,
+    scales: ScaleMethod = "rtn",
 ) -> Plan:
     """Decide everything about a draft of `source`'s nextn layer for `target`.
 
     Without a target the source's own config stands in for it and a scheme is needed. `kept`: experts of the source that
-    stay, ascending. Raises MtpforgeError for inputs that no draft can be made from, and for every trap of severity
+    stay, ascending, as many of every group. `scales`: how the scales of what is encoded are found, where its format
+    leaves a choice. Raises MtpforgeError for inputs that no draft can be made from, and for every trap of severity
     "error".
     """
     judge = ENGINES[engine]
@@ -62,11 +67,14 @@ def plan(
     wanted = _scheme(judge, family, target, scheme)
     stored = stored_layer(source, family)
     n_experts = _n_experts(family, target, stored, kept)
+    if kept is not None:
+        _refuse_unpruned(family, served, source, stored, kept)
     layer = family.layer(served.config)
     places = activations.sources(family, source, target, input_scales)
-    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept)
+    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, scales)
     config = judge.draft_config(served, source.config, family, wanted, n_experts)
     steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))
+    _refuse_idle(scales, steps)
     found = _traps(judge, family, source, target, config, wanted, serving or Serving())
     return Plan(
         source=_side(source),
@@ -122,20 +130,51 @@ def _scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Sc
     return replace(demanded, name=asked.name)
 
 
+def _refuse_idle(method: ScaleMethod, steps: Iterable[Step]) -> None:
+    """A method that would find no scale at all was meant for something else."""
+    moves = [move for step in steps for move in step.moves]
+    if method == "rtn" or any(move.scales == method for move in moves):
+        return
+    encoded = sorted({str(move.wanted) for move in moves if move.action == "encode"})
+    why = f"it has no meaning for {', '.join(encoded)}" if encoded else "nothing is encoded, only copied or cast"
+    raise MtpforgeError(
+        f"`{method}` would find no scale of this draft",
+        where="option `--scales`",
+        why=f"{why}; scales are searched for integers",
+        fix="leave `--scales` out",
+        code=errors.USAGE,
+    )
+
+
 def _n_experts(family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None) -> int:
     """Experts of the draft. More than the target's cannot load, fewer can."""
-    n_stored = stored.n_experts if kept is None else len(kept)
-    n_target = n_stored if target is None else family.n_experts(target.config)
-    if n_stored > n_target:
+    n_draft = stored.n_experts if kept is None else len(kept)
+    n_target = n_draft if target is None else served_experts(family, target)
+    if n_draft > n_target:
+        what = "the layer has" if kept is None else "to be kept are"
         raise MtpforgeError(
-            f"the layer has {n_stored} experts, the target {n_target}",
+            f"{what} {n_draft} experts, the target {n_target}",
             where=target.label if target else "",
             why="the engine names experts by the target's count: expert"
             f" {n_target} of the draft would end the load with a KeyError",
-            fix=f"choosing which {n_stored - n_target} experts go is not built yet;"
-            f" name a source whose MTP layer has {n_target}: `--source ORG/NAME`",
+            fix=f"keep {n_target} of them: `--experts match`; `mtpforge prune-plan` shows which",
         )
-    return n_stored
+    return n_draft
+
+
+def _refuse_unpruned(
+    family: Family, served: Checkpoint, source: Checkpoint, stored: StoredLayer, kept: tuple[int, ...]
+) -> None:
+    """A list that is no choice of the source's experts, or that the routing or the stored router does not allow."""
+    routing(family.text(served.config), family.text(source.config)).refuse_list(kept, stored.n_experts)
+    routers = [module for module in stored.modules.values() if module.module.kind == "router"]
+    for router in routers:
+        if not router.quantization.is_dense:
+            raise MtpforgeError(
+                f"`{router.module.name}` is stored as {router.quantization}: its rows cannot be dropped one by one",
+                where=source.label,
+                fix="name a source whose router is dense: `--source ORG/NAME`",
+            )
 
 
 def _weight_steps(draft: _Draft, modules: tuple[Module, ...]) -> list[Step]:
@@ -218,6 +257,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
             where=module.name,
             fix="`mtpforge schemes` lists what it writes",
         )
+    searched = not copied and form.search is not None
     return Move(
         module=_source_name(draft, module),
         kind=module.kind,
@@ -228,6 +268,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
         action="copy" if copied else "encode",
         writes=tuple(Write(suffix, f"{draft.prefix}{module.name}.{suffix}", spec) for suffix, spec in codes.items()),
         reason=reason,
+        scales=draft.scales if searched else "rtn",
     )
 
 
@@ -276,9 +317,10 @@ def _unused(stored: StoredLayer, steps: Iterable[Step]) -> tuple[Unused, ...]:
     unused = [Unused(name, n_bytes, reason) for name, n_bytes, reason in stored.dropped]
     for module in stored.modules.values():
         scale = FORMATS[module.quantization.format].input_scale
+        gone = all(ref.name not in read for ref in module.parts.values())
         for suffix, ref in module.parts.items():
             if ref.name not in read:
-                weight_only = scale is not None and suffix == scale.suffix
+                weight_only = not gone and scale is not None and suffix == scale.suffix
                 reason = "the draft's activations are not quantized" if weight_only else "its expert is dropped"
                 unused.append(Unused(ref.name, ref.stop - ref.start, reason))
     return tuple(sorted(unused, key=lambda u: u.name))

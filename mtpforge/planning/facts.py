@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine, Serving
-from mtpforge.planning.steps import Step, band_rows
+from mtpforge.planning.steps import Move, Step, band_rows
 from mtpforge.tensors import Shape
 
 # Copies of a band that decoding and encoding hold at once, in bytes per weight: float32 values, quotients and
@@ -61,7 +61,7 @@ def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
     counts: dict[tuple[str, str, str, str, str], int] = {}
     for step in steps:
         for move in step.moves:
-            key = (move.kind, str(move.stored), str(move.wanted), _how(move.action), move.reason)
+            key = (move.kind, str(move.stored), str(move.wanted), _how(move), move.reason)
             counts[key] = counts.get(key, 0) + 1
         for carry in step.carries:
             read, write = carry.read.spec.dtype, carry.write.spec.dtype
@@ -73,5 +73,7 @@ def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
     ]
 
 
-def _how(action: str) -> str:
-    return "copied" if action == "copy" else "encoded"
+def _how(move: Move) -> str:
+    if move.action == "copy":
+        return "copied"
+    return "encoded" if move.scales == "rtn" else f"encoded, {move.scales}"

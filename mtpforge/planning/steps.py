@@ -17,7 +17,7 @@ from typing import Final, Literal
 from mtpforge.formats.format import BAND_ROWS
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import Quantization, Shape, Spec, TensorRef
+from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec, TensorRef
 
 BAND_ELEMENTS: Final = 4 << 20  # weights decoded at a time: 16 MiB of float32 stay near the caches and bound the memory
 
@@ -43,7 +43,7 @@ class Move:
     module: local name in the source. shape: [out, in]. reads: suffix -> part. stored, wanted: how it is stored, and how
     the draft must store it. action "copy": every write is the read of the same suffix, byte for byte, but for a scale
     that is widened without loss (BF16 to F32); a static input scale has an InputScaleMove of its own. action "encode":
-    decode, then encode.
+    decode, then encode, the scales found by `scales`.
     """
 
     module: str
@@ -55,6 +55,7 @@ class Move:
     action: Literal["copy", "encode"]
     writes: tuple[Write, ...]
     reason: str
+    scales: ScaleMethod = "rtn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,11 @@ class Plan:
     def specs(self) -> dict[str, Spec]:
         """Every tensor of the draft, in plan order."""
         return {w.name: w.spec for step in self.steps for w in step.writes}
+
+    @property
+    def scales(self) -> ScaleMethod:
+        """How the scales are found where there is a choice."""
+        return next((m.scales for step in self.steps for m in step.moves if m.scales != "rtn"), "rtn")
 
     @property
     def digest(self) -> str:

@@ -39,7 +39,7 @@ def kernels():
 
 
 def encode(kernels, weight, wanted, matrix):
-    move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE, wanted=wanted)
+    move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE, wanted=wanted, scales="rtn")
     band = SimpleNamespace(shape=tuple(weight.shape), parts={"weight": weight})
     made = kernels.encode(move, band, matrix)
     return (
