@@ -166,15 +166,15 @@ _LARGEST: Final = types.int32(types.FunctionType(_DECODER), *_BAND, _F32S)
 
 
 def keep_compiled_in(folder: Path) -> None:
-    """Where kernels are kept once they are compiled; the user's own NUMBA_CACHE_DIR goes before.
+    """Where kernels are kept once they are compiled, or in the user's own NUMBA_CACHE_DIR.
 
     Each version of the kernels has a folder of its own: numba looks at the file of a function alone, not at the files
     of what it calls, and would go on using what it compiled from an older one.
     """
-    if "NUMBA_CACHE_DIR" not in os.environ:
-        files = sorted(Path(__file__).parent.glob("*.py"))
-        version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-        numba.config.CACHE_DIR = str(folder / version)  # type: ignore[attr-defined]
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    version = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    home = Path(os.environ.get("NUMBA_CACHE_DIR", folder))
+    numba.config.CACHE_DIR = str(home / f"mtpforge-{version}")  # type: ignore[attr-defined]
 
 
 def encode_rows(

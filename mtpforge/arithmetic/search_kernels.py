@@ -29,6 +29,7 @@ _ROUND: Final = F32(12582912.0)  # see row_kernels.py
 _SHRINKS: Final = np.array([1 - i / 100 for i in range(20)], F32)
 
 _inner: Any = numba.njit(nogil=True, error_model="numpy")
+_inline: Any = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 
 @_inner
