@@ -17,10 +17,8 @@ def main() -> int:
     from mtpforge.cli import main as run
 
     code = run()
-    if code in _STOPPED:
-        os._exit(
-            code
-        )  # everything is said and cleaned up; threads of libraries may still run, and abort at a usual end
+    if code in _STOPPED:  # all is said and cleaned up; threads of libraries may still run, and abort at a usual end
+        os._exit(code)
     return code
 
 

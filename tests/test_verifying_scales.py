@@ -32,7 +32,7 @@ def draft(tinyglm, tmp_path_factory):
 @pytest.fixture(params=["torch", "kernels"])
 def judged(request, tinyglm, monkeypatch):
     if request.param == "kernels":
-        monkeypatch.setattr(values, "_WORTH_COMPILING", 0)
+        monkeypatch.setattr(values, "WORTH_COMPILING", 0)
 
     def judge(folder):
         source, target = open_checkpoint(str(tinyglm("bf16"))), open_checkpoint(str(tinyglm("awq-int4")))

@@ -25,6 +25,7 @@ BLOCK: Final = 16
 MAX: Final = 6.0
 _RANGE: Final = MAX * float8.MAX  # of code times block scale: 2688
 _LEAST_SCALE: Final = 2.0**-9  # of E4M3; ModelOpt lifts smaller block scales to it
+_USUAL: Final = (2.0**-100, 2.0**100)
 
 
 def global_scale(amax: Tensor) -> Tensor:
@@ -44,6 +45,14 @@ def scale_2(amax: Tensor) -> Tensor:
     """
     scale = amax.to(torch.float32).reshape(()) / _RANGE
     return scale.masked_fill_(scale == 0, 1 / _RANGE)
+
+
+def is_usual(scale: float) -> bool:
+    """Whether a scale of the whole matrix is far from the ends of float32.
+
+    Outside a factor may be subnormal and a quotient Inf or NaN, which compiled loops do not expect.
+    """
+    return _USUAL[0] <= scale <= _USUAL[1]
 
 
 def block_scales(weight: Tensor, global_scale: Tensor) -> Tensor:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from torch import Tensor
 
 from mtpforge.building.reading import Band
 from mtpforge.checkpoint import cache
 from mtpforge.formats import FORMATS
+from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.planning.steps import Move, Step
-
-# Importing numba and loading kernels takes as long as torch does for this many weights.
-WORTHWHILE: Final = 64 << 20
 
 
 def is_worthwhile(steps: tuple[Step, ...]) -> bool:
     """Whether a plan encodes so many weights that compiled kernels save time."""
-    return sum(m.shape[0] * m.shape[1] for s in steps for m in s.moves if m.action == "encode") >= WORTHWHILE
+    return sum(m.shape[0] * m.shape[1] for s in steps for m in s.moves if m.action == "encode") >= WORTH_COMPILING
 
 
 class Kernels:

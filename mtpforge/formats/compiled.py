@@ -21,8 +21,6 @@ Array = npt.NDArray[np.uint8]
 _WIDTH: Final = 32  # columns of the kernels' inner loops
 _LARGEST_BITS: Final = 0x7F7F7FFF  # of float32; what is larger may be Inf as BF16, or is Inf or NaN
 _PADDING: Final = 80  # rows of scratch at a multiple of 4096 bytes would evict each other from the first cache
-# A global scale outside may make a factor subnormal, or a quotient Inf or NaN: no loop for usual numbers.
-_USUAL: Final = (2.0**-100, 2.0**100)
 
 
 def packed(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> PackedRows | None:
@@ -45,8 +43,6 @@ class RowKernels:
 
     def encode(self, band: PackedRows, shape: Shape, packing: RowPacking) -> dict[str, Tensor] | None:
         """The row parts of a band [rows, in] in another format."""
-        if packing.kernel.startswith("e2m1") and not _USUAL[0] <= packing.numbers[0] <= _USUAL[1]:
-            return None
         numbers = np.zeros(4, np.float32)
         numbers[: len(packing.numbers)] = packing.numbers
         out = self._outputs(shape[0], packing.widths)

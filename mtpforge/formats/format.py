@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at most
 
+# Weights from which compiled kernels save time: importing numba takes as long as the plain functions for fewer.
+WORTH_COMPILING: Final = 64 << 20
+
 Specs: TypeAlias = Mapping[str, Spec]
 
 

@@ -97,14 +97,19 @@ def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quant
     return PackedRows("e2m1", parts["weight"], float8.to_float32(parts["weight_scale"]) * parts["weight_scale_2"])
 
 
-def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking:
-    """For the compiled encoder."""
+def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking | None:
+    """For the compiled encoder, which knows scales of usual size."""
     import torch
+
+    from mtpforge.arithmetic import float4
+
+    factor = float(matrix["weight_scale_2"])
+    if not float4.is_usual(factor):
+        return None
 
     def parts(codes: Tensor, scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
         return {"weight": codes, "weight_scale": scales.view(torch.float8_e4m3fn)}
 
-    factor = float(matrix["weight_scale_2"])
     return RowPacking("e2m1_modelopt", (factor,), nvfp4.BLOCK, (columns // 2, columns // nvfp4.BLOCK, 0), parts)
 
 

@@ -109,14 +109,19 @@ def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quant
     return PackedRows("e2m1_signed", parts["weight_packed"], factors)
 
 
-def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking:
-    """For the compiled encoder."""
+def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, Tensor]) -> RowPacking | None:
+    """For the compiled encoder, which knows scales of usual size."""
     import torch
+
+    from mtpforge.arithmetic import float4
+
+    factor = float(matrix["weight_global_scale"])
+    if not float4.is_usual(factor):
+        return None
 
     def parts(codes: Tensor, scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
         return {"weight_packed": codes, "weight_scale": scales.view(torch.float8_e4m3fn)}
 
-    factor = float(matrix["weight_global_scale"])
     return RowPacking("e2m1", (factor,), BLOCK, (columns // 2, columns // BLOCK, 0), parts)
 
 

@@ -18,6 +18,7 @@ from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
+from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
 from mtpforge.verifying import diagnosing, examining, kept, searched
@@ -29,7 +30,6 @@ from mtpforge.verifying.subject import Subject, Weight
 if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
 
-_WORTH_COMPILING: Final = 64 << 20  # weights; importing numba takes as long as the plain functions for so many
 _WORKERS: Final = 8  # each holds about ten copies of a band: 130 MB
 _DIAGNOSED: Final = 8  # modules whose failure is explained; each may decode a band of every expert
 
@@ -143,7 +143,7 @@ def _crew(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 def _kernels(weights: list[Weight]) -> Callable[[], RowKernels | None]:
     """What gives each thread its compiled kernels, where there are so many weights that they save time."""
-    if sum(math.prod(weight.module.shape) for weight in weights) < _WORTH_COMPILING:
+    if sum(math.prod(weight.module.shape) for weight in weights) < WORTH_COMPILING:
         return lambda: None
     from mtpforge.formats.compiled import RowKernels
 

@@ -13,8 +13,6 @@ from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization
 
 DENSE = Quantization("dense", 32, dtype="F32")
-# Scales so far from 1 that factors may be subnormal are left to the plain path.
-EXTREME = {"zero", "subnormal", "least", "huge"}
 
 COMPILED = {
     "ct-int4-g32-asym-bf16",
@@ -82,8 +80,8 @@ def test_nvfp4_equals_compressed_tensors(compressed_tensors, kernels, weights, n
     wanted = Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="none")
     matrix = FORMATS["nvfp4"].matrix_parts(tuple(weight.shape), wanted, weight.abs().amax())
     made = encode(kernels, weight, wanted, matrix)
+    assert (made is None) == (name == "huge")  # factors may be subnormal there: left to the plain path
     if made is None:
-        assert name in EXTREME
         return
     theirs = compressed_tensors.encode(
         weight,
@@ -104,8 +102,8 @@ def test_nvfp4_equals_modelopt(modelopt, kernels, weights, name):
     wanted = Quantization("modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3")
     matrix = FORMATS["modelopt_nvfp4"].matrix_parts(tuple(weight.shape), wanted, weight.abs().amax())
     made = encode(kernels, weight, wanted, matrix)
+    assert (made is None) == (name == "huge")  # factors may be subnormal there: left to the plain path
     if made is None:
-        assert name in EXTREME
         return
     quantized, scale, scale_2 = modelopt.NVFP4QTensor.quantize(weight.clone(), 16)
     theirs = {"weight": quantized._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
