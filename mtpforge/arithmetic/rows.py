@@ -1,6 +1,6 @@
 """Rows of a weight from one format into another by compiled kernels, a row of 24 KB staying in the first caches.
 
-A decoder makes float32 of one packed row, an encoder packs one float32 row (row_kernels.py), and a driver runs one of
+A decoder makes float32 of one packed row, an encoder packs one float32 row (*_kernels.py), and a driver runs one of
 each over the rows of a band through function pointers: one kernel a format, none for pairs. numba compiles a kernel
 when it is first wanted, about a second, and keeps it in the user's cache. All of it runs without the
 interpreter's lock.
@@ -20,15 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from mtpforge.arithmetic import row_kernels, search_kernels
-from mtpforge.arithmetic.row_kernels import DECODERS, compare
+from mtpforge.arithmetic import encoding_kernels, search_kernels
+from mtpforge.arithmetic.decoding_kernels import DECODERS, compare
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Band = tuple[Bytes, Floats, int, int]
 
 _MAGNITUDE: Final = np.int32(0x7FFFFFFF)
-ENCODERS: Final = row_kernels.ENCODERS | search_kernels.ENCODERS
+ENCODERS: Final = encoding_kernels.ENCODERS | search_kernels.ENCODERS
 _lock = threading.Lock()
 _ready: dict[Callable[..., Any], Any] = {}
 
@@ -64,7 +64,8 @@ def _largest(
     for r in range(len(codes)):
         decode(codes[r], factors[r // rows_per_factor], row)
         for j in range(len(bits)):
-            largest = max(largest, bits[j] & _MAGNITUDE)
+            magnitude = np.int32(bits[j] & _MAGNITUDE)  # numba would go on in 64 bits
+            largest = magnitude if magnitude > largest else largest
     return largest
 
 
@@ -88,10 +89,10 @@ def _compare(
     for r in range(len(codes)):
         largest = max(largest, decode(codes[r], factors[r // rows_per_factor], ours))
         largest = max(largest, decode_theirs(their_codes[r], their_factors[r // their_rows_per_factor], theirs))
-        squares, reference, worst = compare(ours, theirs, absolute[r], relative)
+        squares, reference, beyond = compare(ours, theirs, absolute[r], relative)
         totals[0] += squares
         totals[1] += reference
-        totals[2] += worst > 0
+        totals[2] += beyond
     return largest
 
 

@@ -13,19 +13,11 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from mtpforge.arithmetic.row_kernels import (
-    F32,
-    Bytes,
-    Row,
-    full_range,
-    group_range,
-    pack_rounded,
-    round_quotients,
-    store_bf16,
-)
+from mtpforge.arithmetic.decoding_kernels import F32, Bytes, Row
+from mtpforge.arithmetic.encoding_kernels import full_range, group_range, pack_rounded, round_quotients, store_bf16
 
 _LANES: Final = 32
-_ROUND: Final = F32(12582912.0)  # see row_kernels.py
+_ROUND: Final = F32(12582912.0)  # see encoding_kernels.py
 _SHRINKS: Final = np.array([1 - i / 100 for i in range(20)], F32)
 
 _inner: Any = numba.njit(nogil=True, error_model="numpy")
@@ -86,12 +78,12 @@ def group_errors(turned: Row, scale: Row, unit: Row, zero: Row, half: float, chu
 
 
 def encode_affine_mse(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes, zeros: Bytes, work: Row) -> None:
-    """Integers under the BF16 scales of least squared error; numbers, zeros: as row_kernels.encode_affine."""
+    """Integers under the BF16 scales of least squared error; numbers, zeros: as encoding_kernels.encode_affine."""
     half = F32(128) if numbers[0] == 8 else F32(8)
     n, turned, rest = len(row) // size, work[1][: len(row)], work[0][: len(row)]
     zero, exact, best, scale = rest[:n], rest[n : 2 * n], rest[2 * n : 3 * n], rest[3 * n : 4 * n]
     least, error, rtn, chunks = rest[4 * n : 5 * n], rest[5 * n : 6 * n], rest[6 * n : 7 * n], rest[7 * n :]
-    group_range(row, size, zero, exact)
+    group_range(row, size, zero, exact, turned)
     full_range(zero, exact, n, half, zeros)
     turn(row, turned)
     rtn[:] = exact
@@ -116,7 +108,7 @@ def as_rtn(row: Row, size: int, bits: float, symmetric: bool, rtn: Row, scratch:
     """`rtn` becomes what round-to-nearest makes of a row. scratch: [2, groups]; stored: [3 * groups] bytes."""
     half, n = F32(128) if bits == 8 else F32(8), len(row) // size
     zero, scale = scratch[:n], scratch[n : 2 * n]
-    group_range(row, size, zero, scale)
+    group_range(row, size, zero, scale, rtn)
     full_range(zero, scale, n, half, stored[2 * n : 2 * n] if symmetric else stored[2 * n : 3 * n])
     store_bf16(scale, n, stored[: 2 * n])
     rtn[:] = row
@@ -147,7 +139,7 @@ def judge(
     for g in range(n):
         scale, zero = factors[g], factors[n + g]
         low, high = -zero * scale, (last - zero) * scale
-        own, nearest, worst = F32(0), F32(0), F32(0)
+        most, own, nearest, beyond = scale * limits[0], F32(0), F32(0), 0
         for k in range(g * each, g * each + each):
             for j in range(_LANES):
                 a, b, c = mine[k, j], other[k, j], plain[k, j]
@@ -156,10 +148,9 @@ def judge(
                 reference += b * b
                 inside = b if b > low else low
                 inside = inside if inside < high else high
-                far = abs(a - inside)
-                worst = far if far > worst else worst
+                beyond |= abs(a - inside) > most
         tiny = scale * limits[2]
-        if worst > scale * limits[0] or own > nearest * limits[1] + tiny * tiny * F32(each * _LANES):
+        if beyond or own > nearest * limits[1] + tiny * tiny * F32(each * _LANES):
             n_bad += 1
         squares, by_rtn = squares + own, by_rtn + nearest
     return squares, reference, by_rtn, n_bad
