@@ -51,7 +51,7 @@ def build(options: Options, case: str, check: str) -> Run:
     stored, wanted = CASES[case]
     source, out = layers.source(stored, options.folder, options.experts), options.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    _prepare(options, source)
+    prepare(options, source)
     try:
         scheme = layers.scheme(wanted, options.folder)
         return measuring.run(options.job("build", str(source), scheme, str(out), check))
@@ -63,14 +63,15 @@ def floor(options: Options, case: str, n_bytes: int) -> Run:
     """The plain loop over the same bytes."""
     source = layers.source(CASES[case][0], options.folder, options.experts)
     out = options.folder / "floor.bin"
-    _prepare(options, source)
+    prepare(options, source)
     try:
         return measuring.run(options.job("floor", str(source), str(n_bytes), str(out)))
     finally:
         out.unlink(missing_ok=True)
 
 
-def _prepare(options: Options, source: Path) -> None:
+def prepare(options: Options, source: Path) -> None:
+    """The source as asked: forgotten by the system, or read once."""
     if options.cold:
         measuring.forget(source)
     else:  # read once, so that what fits into memory is there
@@ -174,18 +175,19 @@ def main() -> None:
         f"{measuring.machine()}; {options.experts} experts, {'cold' if options.cold else 'warm'}, {options.runs} runs"
     )
     names = ("case", "wall s", "floor s", "ratio", "CPU s", "check CPU s", "CPU s unchecked", "floor CPU s")
-    console.print(_table((*names, "peak MiB", "peak unchecked", "load"), [case_rows(options, case) for case in cases]))
+    console.print(table((*names, "peak MiB", "peak unchecked", "load"), [case_rows(options, case) for case in cases]))
     names = ("verify", "wall s", "of the build", "CPU s", "peak MiB")
-    console.print(_table(names, [verified(options, case) for case in cases[:1]]))
+    console.print(table(names, [verified(options, case) for case in cases[:1]]))
     others = [library(options, wanted) for wanted in ("int4", "nvfp4")]
-    console.print(_table(("peer", "figure"), [*others, *([peer(options)] if options.peer_python else [])]))
+    console.print(table(("peer", "figure"), [*others, *([peer(options)] if options.peer_python else [])]))
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*names, box=None, pad_edge=False)
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Rows under names, without lines."""
+    made = Table(*names, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
-    return table
+        made.add_row(*row)
+    return made
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What build.py measures, one job a process: prints CPU seconds of itself and its children as JSON.
 
-python child.py build SOURCE SCHEME OUT CHECK     the layer in another scheme: from process start to the rename
+python child.py build SOURCE SCHEME OUT CHECK     the layer in another scheme: from process start to the rename;
+                                                  [DEVICE] behind it: where it is computed
 python child.py verify DRAFT SOURCE SCHEME
 python child.py floor SOURCE BYTES OUT            reads the source and writes so many bytes: a plain loop, one fsync
 python child.py library SOURCE SCHEME EXPERTS     compressed-tensors' functions, matrix by matrix, in memory
@@ -19,7 +20,7 @@ from pathlib import Path
 STEP = 1 << 20
 
 
-def build(source: str, scheme: str, out: str, check: str) -> dict[str, float]:
+def build(source: str, scheme: str, out: str, check: str, device: str = "cpu") -> dict[str, float]:
     """The build as the command line runs it, without the verification that follows."""
     from mtpforge import scheme as schemes
     from mtpforge.building import build as run
@@ -27,7 +28,8 @@ def build(source: str, scheme: str, out: str, check: str) -> dict[str, float]:
     from mtpforge.planning import plan
 
     stored = open_checkpoint(source)
-    run(plan(stored, None, scheme=schemes.load(scheme)), {"source": stored}, Path(out), check=check)  # type: ignore[arg-type]
+    decided = plan(stored, None, scheme=schemes.load(scheme))
+    run(decided, {"source": stored}, Path(out), check=check, device=device)  # type: ignore[arg-type]
     return {"bytes": sum(file.stat().st_size for file in Path(out).iterdir())}
 
 

@@ -32,9 +32,9 @@ def full_range(weight: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, T
     Divisors: 2^(b-1) - 0.5 for the largest magnitude, 2^b - 1 for the range.
     """
     if symmetric:
-        return scales.group_largest(weight) / (2 ** (bits - 1) - 0.5), None
+        return scales.over(scales.group_largest(weight), 2 ** (bits - 1) - 0.5), None
     low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
-    exact = (high - low) / (2**bits - 1)
+    exact = scales.over(high - low, 2**bits - 1)
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     # a group of zeros divides 0 by 0; the library casts that NaN to int8, which is 0
     zero_point = (least - low / exact).clamp_(least, most).nan_to_num_(nan=0.0).round_()

@@ -38,7 +38,7 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
 
 def unpack_legacy(words: Tensor, bits: int, columns: int) -> Tensor:
     """Codes, uint8 [rows, columns], of legacy words int32 [rows, ceil(columns / (32 // bits))]."""
-    shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
+    shifts = torch.arange(32 // bits, dtype=torch.int32, device=words.device) * bits
     codes = (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
     return codes.to(torch.uint8).flatten(-2)[:, :columns]
 
@@ -62,7 +62,7 @@ def _bytes_of_fields(codes: Tensor, bits: int) -> Tensor:
 
 def _fields_of_bytes(stream: Tensor, bits: int) -> Tensor:
     places = 8 // bits
-    codes = torch.empty(*stream.shape, places, dtype=torch.uint8)
+    codes = torch.empty(*stream.shape, places, dtype=torch.uint8, device=stream.device)
     for place in range(places):
         torch.bitwise_and(stream >> (place * bits), (1 << bits) - 1, out=codes[..., place])
     return codes
@@ -80,7 +80,7 @@ def _bytes_of_streams(codes: Tensor, bits: int) -> Tensor:
 def _streams_of_bytes(stream: Tensor, bits: int) -> Tensor:
     held = pad(stream.view(stream.shape[0], -1, bits), (0, 8 - bits))
     words = held.view(torch.int64).squeeze(-1)
-    codes = torch.empty(*words.shape, 8, dtype=torch.uint8)
+    codes = torch.empty(*words.shape, 8, dtype=torch.uint8, device=words.device)
     for place in range(8):
         codes[..., place] = (words >> (place * bits)) & ((1 << bits) - 1)
     return codes

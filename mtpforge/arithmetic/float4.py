@@ -43,7 +43,7 @@ def scale_2(amax: Tensor) -> Tensor:
 
     ModelOpt itself writes 0 for an all-zero matrix, which decodes to NaN; here that is the scale of amax 1.
     """
-    scale = amax.to(torch.float32).reshape(()) / _RANGE
+    scale = scales.over(amax.to(torch.float32).reshape(()), _RANGE)
     return scale.masked_fill_(scale == 0, 1 / _RANGE)
 
 
@@ -58,7 +58,7 @@ def is_usual(scale: float) -> bool:
 def block_scales(weight: Tensor, global_scale: Tensor) -> Tensor:
     """compressed-tensors' block scales, float32 holding E4M3 values [rows, columns / 16]; 0.125 instead of 0."""
     amax = scales.group_largest(torch.unflatten(weight, -1, (-1, BLOCK)))
-    return scales.as_stored(global_scale * (amax / MAX), torch.float8_e4m3fn)
+    return scales.as_stored(global_scale * scales.over(amax, MAX), torch.float8_e4m3fn)
 
 
 def block_scales_modelopt(weight: Tensor, scale_2: Tensor) -> Tensor:
@@ -94,15 +94,18 @@ def decode(packed: Tensor, factors: Tensor, *, signed_zero: bool) -> Tensor:
     signed_zero: whether nibble 8 is -0.0, as for compressed-tensors, or 0.0, as for ModelOpt.
     """
     pairs = packed.reshape(-1).to(torch.int32)
-    values = torch.index_select(_pair_table(signed_zero), 0, pairs).view(*packed.shape[:-1], -1, BLOCK)
+    values = torch.index_select(_pair_table(signed_zero, packed.device), 0, pairs).view(*packed.shape[:-1], -1, BLOCK)
     return values.mul_(factors.unsqueeze(-1)).flatten(-2)
 
 
 @cache
-def _pair_table(signed_zero: bool) -> Tensor:
-    """[256, 2]: the two numbers of every byte, low nibble first."""
+def _pair_table(signed_zero: bool, device: torch.device) -> Tensor:
+    """[256, 2]: the two numbers of every byte, low nibble first.
+
+    Made on the CPU and copied while the caller waits: streams of other threads find it whole.
+    """
     magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     negative = -magnitudes if signed_zero else 0.0 - magnitudes
     numbers = torch.cat([magnitudes, negative])
     every = torch.arange(256)
-    return torch.stack([numbers[every & 15], numbers[every >> 4]], dim=1)
+    return torch.stack([numbers[every & 15], numbers[every >> 4]], dim=1).to(device)

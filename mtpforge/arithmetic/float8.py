@@ -22,7 +22,7 @@ MAX: Final = 448.0
 
 def scale_for(amax: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale that maps `amax` to the largest code: float32 holding values of `dtype`, never 0."""
-    return scales.as_stored(amax / MAX, dtype)
+    return scales.as_stored(scales.over(amax, MAX), dtype)
 
 
 def encode(weight: Tensor, scale: Tensor) -> Tensor:
@@ -65,15 +65,17 @@ def decode_blocks(codes: Tensor, scale: Tensor, block: tuple[int, int]) -> Tenso
 
 
 def _per_column(factors: Tensor, width: int, columns: int) -> Tensor:
-    return factors.repeat_interleave(width)[:columns]
+    return factors.unsqueeze(-1).expand(-1, width).flatten()[:columns]
 
 
 def to_float32(codes: Tensor) -> Tensor:
     """The numbers that E4M3 codes are, float32 of the same shape.
 
-    Two codes a look-up where it can: 2.2 times the speed of torch's own cast on one core (torch 2.13, 4 M codes).
+    Two codes a look-up where it can: 2.2 times the speed of torch's own cast on one core (torch 2.13, 4 M codes). Other
+    devices cast.
     """
-    if codes.dtype != torch.float8_e4m3fn or codes.shape[-1] % 2 or not codes.is_contiguous():
+    is_odd = codes.dtype != torch.float8_e4m3fn or codes.shape[-1] % 2 or not codes.is_contiguous()
+    if is_odd or codes.device.type != "cpu":
         return codes.to(torch.float32)
     pairs = codes.view(torch.uint16).view(-1).to(torch.int32)
     return torch.index_select(_pair_table(), 0, pairs).view(codes.shape)

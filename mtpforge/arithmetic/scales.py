@@ -41,6 +41,15 @@ def group_largest(weight: Tensor) -> Tensor:
     return torch.maximum(weight.amax(-1), weight.amin(-1).neg_())
 
 
+def over(values: Tensor, divisor: float) -> Tensor:
+    """`values / divisor`, correctly rounded on every device; float32 `values`.
+
+    Divided by a Python number, CUDA multiplies by its reciprocal, which may be one bit off (torch 2.13.0,
+    aten/src/ATen/native/cuda/BinaryDivTrueKernel.cu). Divided by a tensor of its own it divides.
+    """
+    return values / torch.full((), divisor, dtype=values.dtype, device=values.device)
+
+
 def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The float32 values that `scale` has after being stored as `dtype`, zeros replaced by the dtype's eps.
 

@@ -7,7 +7,8 @@
 A group keeps its rtn numbers where the search finds nothing better, so no group gets worse in the error that its method
 counts. Errors are counted in float32, against the scale as it is stored, in one order of additions that the compiled
 kernel (search_kernels.py) shares: which of two candidates wins must not depend on the machine. Only hqq has powers and
-sums of torch's own: its bytes are those of one torch on one kind of processor.
+sums of torch's own: its bytes are those of one torch on one kind of processor, so it runs on the CPU wherever the
+weights are.
 
 Sources. mse: llm-compressor 0.14.0.1, observers/mse.py: maxshrink 0.20 and grid 100 make these 20 factors. It counts
 |error|^2.4 and stops after 5 factors without any gain; here squares are counted, which is what a relative error is made
@@ -35,7 +36,8 @@ SHRINKS: Final = tuple(1 - i / 100 for i in range(20))
 LANES: Final = 32  # numbers are added up by so many, these sums in order: the kernel's order
 LP: Final = 0.7
 _BETA, _KAPPA, _ITERATIONS = 10.0, 1.01, 20
-_BLOCK: Final = 1 << 18  # weights searched at a time: their temporaries stay in the caches
+_BLOCK: Final = 1 << 18  # weights searched at a time on a CPU: their temporaries stay in the caches
+_ON_CPU: Final = frozenset({"hqq"})
 
 
 def qparams(weight: Tensor, bits: int, dtype: torch.dtype, method: ScaleMethod, *, symmetric: bool) -> Qparams:
@@ -45,6 +47,11 @@ def qparams(weight: Tensor, bits: int, dtype: torch.dtype, method: ScaleMethod, 
     """
     if method == "rtn":
         return affine.qparams(weight, bits, dtype, symmetric=symmetric)
+    if weight.device.type != "cpu":
+        if method not in _ON_CPU:
+            return _SEARCHES[method](weight, bits, dtype, symmetric)
+        scale, zero_point = qparams(weight.cpu(), bits, dtype, method, symmetric=symmetric)
+        return scale.to(weight.device), None if zero_point is None else zero_point.to(weight.device)
     search = _SEARCHES[method]
     rows = max(_BLOCK // max(weight[:1].numel(), 1), 1)
     blocks = (weight[first : first + rows] for first in range(0, len(weight), rows))
@@ -59,7 +66,7 @@ def _mse(weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Qpar
     rtn, turned = scales.as_stored(exact, dtype), _turned(weight)
     best, least = rtn, squared_error(turned, rtn, rtn, offset, bits)
     for shrink in SHRINKS[1:]:
-        scale = scales.as_stored(exact * torch.tensor(shrink, dtype=torch.float32), dtype)
+        scale = scales.as_stored(exact * torch.full((), shrink, device=exact.device), dtype)
         error = squared_error(turned, scale, rtn, offset, bits)
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Final, TypeAlias
 
 from mtpforge import errors, manifest
 from mtpforge.building import attribution
+from mtpforge.building import device as devices
 from mtpforge.building.compiled import Kernels, is_worthwhile
 from mtpforge.building.crew import Crew
 from mtpforge.building.executing import Executor
@@ -55,6 +57,7 @@ def build(
     max_shard_bytes: int | None = None,
     judge: Judge | None = None,
     kernels: bool | None = None,
+    device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Draft:
     """The draft that the plan decides, at `out`; whole, or not there.
@@ -63,18 +66,20 @@ def build(
     number changes no byte. memory: bytes for this process and the reference check's. check: how much of what is decoded
     an independent library decodes again. force: replace an existing draft, at the very end. max_shard_bytes: split the
     weights. judge: is shown the finished folder before it appears; a report that is not ok is an error with code 1.
-    kernels: compiled row kernels, which change no byte; None where they save time.
+    kernels: compiled row kernels, which change no byte; None where they save time. device: "cpu", "cuda", "cuda:N", or
+    "auto" for a GPU where there is one and enough to do; it changes no byte either, and uses no kernels.
 
     The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
     """
-    job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels)
+    job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels, devices.choose(device, plan.steps))
     layouts = layout.place(job.specs.items(), max_shard_bytes)
     preflight.refuse_output(checkpoints, job.out)
     preflight.refuse_small_disk(plan, checkpoints, job.out)
     folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
     try:
         _fetch(job, on_progress)
-        checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, workers, memory), on_progress)
+        threads = workers or (0 if job.device is None else min(os.cpu_count() or 1, devices.THREADS))
+        checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, threads, memory), on_progress)
         report = _rest(job, folder, layouts, checked, judge)
         folder.commit()
     except KeyboardInterrupt as stop:
@@ -100,6 +105,7 @@ class _Job:
     out: Path
     specs: Mapping[str, Spec]
     kernels: bool | None
+    device: devices.Device | None
 
 
 def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_progress: OnProgress | None) -> Check:
@@ -113,8 +119,16 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_pr
         counter.add(n_bytes)
 
     compiled = job.kernels if job.kernels is not None else is_worthwhile(job.plan.steps)
+
+    def executor() -> Executor:
+        if job.device is None:
+            return Executor(Reader(job.checkpoints), folder, samples, advance, Kernels() if compiled else None)
+        reader = Reader(job.checkpoints, job.device.host, buffers=2)
+        return Executor(reader, folder, samples, advance, lane=devices.Lane(job.device, samples))
+
     with ReferenceCheck(drawn.samples, files) as reference:
-        crew.run(lambda: Executor(Reader(job.checkpoints), folder, samples, advance, Kernels() if compiled else None))
+        with devices.told(job.device):
+            crew.run(executor)
         if on_progress and drawn.samples:
             on_progress(Progress("check", 0, len(drawn.samples), "items"))  # its libraries may still be loading
         result = reference.finish(samples.digests)

@@ -16,7 +16,12 @@ from mtpforge.planning.steps import Move, Step
 
 def is_worthwhile(steps: tuple[Step, ...]) -> bool:
     """Whether a plan encodes so many weights that compiled kernels save time."""
-    return sum(m.shape[0] * m.shape[1] for s in steps for m in s.moves if m.action == "encode") >= WORTH_COMPILING
+    return encoded_weights(steps) >= WORTH_COMPILING
+
+
+def encoded_weights(steps: tuple[Step, ...]) -> int:
+    """Weights that a plan decodes and encodes."""
+    return sum(m.shape[0] * m.shape[1] for s in steps for m in s.moves if m.action == "encode")
 
 
 class Kernels:

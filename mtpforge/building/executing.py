@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mtpforge.building import plain, sound
 from mtpforge.building.compiled import Kernels
+from mtpforge.building.converting import decoded, encoded
+from mtpforge.building.device import Lane, Made
 from mtpforge.building.output import Output, raw
 from mtpforge.building.reading import Band, Reader
 from mtpforge.building.samples import Samples
@@ -29,9 +31,11 @@ class Executor:
         samples: Samples,
         advance: Callable[[int], None],
         kernels: Kernels | None = None,
+        lane: Lane | None = None,
     ) -> None:
+        """`kernels`, `lane`: what works faster than the plain functions, which take and explain what these leave."""
         self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
-        self._kernels = kernels
+        self._kernels, self._lane = kernels, lane
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
@@ -94,17 +98,23 @@ class Executor:
 
     def _encode(self, move: Move, amax: Tensor | None, outputs: Mapping[str, Output]) -> None:
         wanted = FORMATS[move.wanted.format]
-        if wanted.matrix_parts is None or wanted.encode is None:
+        if wanted.matrix_parts is None:
             raise AssertionError(f"{move.module}: {wanted.name} is only read")
         named = {w.suffix: outputs[w.name] for w in move.writes}
         matrix = wanted.matrix_parts(move.shape, move.wanted, amax)
         for suffix, tensor in matrix.items():
             named[suffix].add(tensor)
-        for band in self._bands(move):
+        for band, made in self._encoded(move, matrix):
             with sound.named(move):
-                parts = self._compiled(move, band, matrix) or self._plain(move, band, matrix)
+                parts = made or self._plain(move, band, matrix)
             for suffix, rows in parts.items():
                 named[suffix].add(rows)
+
+    def _encoded(self, move: Move, matrix: Mapping[str, Tensor]) -> Iterator[Made]:
+        """Every band with its row parts, None where they are left to the plain functions."""
+        if self._lane is not None:
+            return self._lane.encode(move, self._bands(move), matrix)
+        return ((band, self._compiled(move, band, matrix)) for band in self._bands(move))
 
     def _compiled(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         if self._kernels is None:
@@ -114,23 +124,25 @@ class Executor:
         return self._kernels.encode(move, band, matrix)
 
     def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        wanted = FORMATS[move.wanted.format]
-        assert wanted.encode is not None  # noqa: S101 -- _encode looked
-        values = _decoded(move, band)
+        values = decoded(move, band)
         sound.refuse_values(move, band, values)
         self._samples.observe(move, band, values)
-        if move.scales != "rtn" and wanted.search is not None:
-            return wanted.search(values, move.wanted, matrix, move.scales)
-        return wanted.encode(values, move.wanted, matrix)
+        return encoded(move, values, matrix)
 
     def _largest(self, move: Move) -> Tensor:
         """Largest magnitude of the whole weight, float32 scalar."""
-        return torch.stack([self._largest_of(move, band) for band in self._bands(move)]).amax()
+        return torch.stack(
+            [
+                sound.refuse_values(move, band, decoded(move, band)) if found is None else found
+                for band, found in self._largest_of_bands(move)
+            ]
+        ).amax()
 
-    def _largest_of(self, move: Move, band: Band) -> Tensor:
-        if self._kernels is not None and (found := self._kernels.largest(move, band)) is not None:
-            return found
-        return sound.refuse_values(move, band, _decoded(move, band))
+    def _largest_of_bands(self, move: Move) -> Iterator[tuple[Band, Tensor | None]]:
+        if self._lane is not None:
+            return self._lane.largest(move, self._bands(move))
+        kernels = self._kernels
+        return ((band, kernels.largest(move, band) if kernels else None) for band in self._bands(move))
 
     def _bands(self, move: Move) -> Iterator[Band]:
         """The weight as it is stored, band by band, its scales looked at."""
@@ -143,12 +155,7 @@ class Executor:
         """Decode the sampled bands of a weight that was copied, or finished by an earlier run."""
         for first, last in self._samples.missing(move):
             band = self._reader.band(move, self._reader.matrix_parts(move), first, last)
-            self._samples.observe(move, band, _decoded(move, band))
-
-
-def _decoded(move: Move, band: Band) -> Tensor:
-    """Float32 [rows, in]."""
-    return FORMATS[move.stored.format].decode(band.parts, band.shape, move.stored)
+            self._samples.observe(move, band, decoded(move, band))
 
 
 def _copy_rows(move: Move) -> int:

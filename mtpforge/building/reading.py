@@ -1,11 +1,11 @@
-"""Bytes of a checkpoint as tensors, a band of rows at a time, in one buffer that is used again and again.
+"""Bytes of a checkpoint as tensors, a band of rows at a time, in buffers that are used again and again.
 
 Fresh buffers cost more than the arithmetic on them: the system has to clear their pages first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,11 +35,15 @@ class Band:
 
 
 class Reader:
-    """Reads tensors for one thread. What it returns is valid until its next call."""
+    """Reads tensors for one thread. What it returns is valid until its next call, with two buffers the one after."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(
+        self, checkpoints: Mapping[str, Checkpoint], allocate: Callable[[int], Tensor] | None = None, buffers: int = 1
+    ) -> None:
+        """`allocate`: uint8 [n] for n bytes, None for plain memory. `buffers`: how many are used in turn."""
         self._checkpoints = checkpoints
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._allocate = allocate or _plain_memory
+        self._buffers = [_plain_memory(0)] * buffers
 
     @contextmanager
     def placing(self, refs: Iterable[TensorRef]) -> Iterator[None]:
@@ -54,14 +58,16 @@ class Reader:
             raise
 
     def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
-        """These tensors, dtype and shape as stored, all in the one buffer."""
+        """These tensors, dtype and shape as stored, all in one buffer."""
         starts, end = {}, 0
         for key, ref in refs.items():
             starts[key] = end
             end += -(-ref.spec.n_bytes // _ALIGNMENT) * _ALIGNMENT
-        if len(self._buffer) < end:
-            self._buffer = torch.empty(end, dtype=torch.uint8)
-        return {key: self._read(ref, starts[key]) for key, ref in refs.items()}
+        buffer = self._buffers.pop(0)
+        if len(buffer) < end:
+            buffer = self._allocate(end)
+        self._buffers.append(buffer)
+        return {key: self._read(ref, buffer[starts[key] :]) for key, ref in refs.items()}
 
     def tensor(self, ref: TensorRef) -> Tensor:
         """One tensor."""
@@ -86,10 +92,14 @@ class Reader:
         parts = self.tensors(refs) | dict(matrix)
         return Band(first, last, (last - first, move.shape[1]), refs, parts)
 
-    def _read(self, ref: TensorRef, start: int) -> Tensor:
-        span = self._buffer[start : start + ref.spec.n_bytes]
+    def _read(self, ref: TensorRef, buffer: Tensor) -> Tensor:
+        span = buffer[: ref.spec.n_bytes]
         self._checkpoints[ref.origin].read(ref, span.numpy().data)
         return span.view(getattr(torch, DTYPES[ref.spec.dtype].torch)).view(ref.spec.shape)
+
+
+def _plain_memory(n_bytes: int) -> Tensor:
+    return torch.empty(n_bytes, dtype=torch.uint8)
 
 
 def growing_parts(move: Move) -> frozenset[str]:

@@ -60,13 +60,18 @@ def refuse_no_numbers(ref: TensorRef, values: Tensor, first_row: int = 0) -> Non
 
 def refuse_values(move: Move, band: Band, values: Tensor) -> Tensor:
     """Largest magnitude (float32 scalar) of decoded values; NaN and Inf are refused."""
-    low, high = torch.aminmax(values)
-    largest = torch.maximum(-low, high)
-    if not torch.isfinite(largest):
+    found = largest(values)
+    if not torch.isfinite(found):
         ref = next(iter(move.reads.values()))
         place = _place(~torch.isfinite(values), band.first)
         raise _error(ref, f"{place} of the decoded weight is not a finite number")
-    return largest
+    return found
+
+
+def largest(values: Tensor) -> Tensor:
+    """Largest magnitude (float32 scalar); NaN or Inf where any value is, with nobody told."""
+    low, high = torch.aminmax(values)
+    return torch.maximum(-low, high)
 
 
 def refuse_scale(ref: TensorRef, values: Tensor, first_row: int = 0) -> None:

@@ -49,7 +49,7 @@ def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
 
     weight = rows.to(scales.torch_dtype(quantization.dtype))
     low, high = weight.aminmax()
-    if not (low.isfinite() and high.isfinite()):
+    if not low.isfinite() & high.isfinite():  # one answer: on a GPU the caller waits for it
         raise MtpforgeError(
             f"a weight does not fit into {quantization.dtype}",
             why="it would be stored as Inf",

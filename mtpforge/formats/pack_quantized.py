@@ -131,7 +131,7 @@ def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization
 
 
 def matrix_parts(shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """`weight_shape`: [out, in] of the whole weight."""
+    """`weight_shape`: [out, in] of the whole weight; on the CPU."""
     import torch
 
     return {"weight_shape": torch.tensor(shape, dtype=torch.int64)}
