@@ -31,6 +31,16 @@ CASES = {
 }
 LIBRARY_EXPERTS = 2  # of the library's own functions enough is seen at two
 
+# Of the tiny model: source, check, and what a bare process has to import at least.
+_REPOSITORY = Path(__file__).parents[1]
+_TINY = _REPOSITORY / "tests" / "data" / "tinyglm"
+_DEMO = _REPOSITORY / "mtpforge" / "_demo"
+STARTS = {
+    "BF16, unchecked, to torch": (_TINY / "bf16", "off", "torch"),
+    "NVFP4, sample, to modelopt": (_DEMO / "nvfp4", "sample", "modelopt"),
+    "FP8, sample, to compressed-tensors": (_TINY / "fp8", "sample", "compressed_tensors"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -149,6 +159,21 @@ def peer(options: Options) -> list[str]:
     return ["model_free_ptq, BF16 to INT4", figures]
 
 
+def started(options: Options, case: str) -> list[str]:
+    """The command line on a tiny model, and a process that only imports what it cannot do without, in turn."""
+    source, check, library = STARTS[case]
+    out = options.folder / "out"
+    words = ["-m", "mtpforge", "-q", "build", "--target", str(_DEMO / "awq-int4"), "--source", str(source)]
+    builds, bare = [], []
+    for _ in range(options.runs):
+        shutil.rmtree(out, ignore_errors=True)
+        bare.append(measuring.run(options.job("start", library)))
+        builds.append(measuring.run([sys.executable, *words, "--check", check, "--out", str(out)]))
+    shutil.rmtree(out, ignore_errors=True)
+    ratio = median([made.wall / other.wall for made, other in zip(builds, bare, strict=True)])
+    return [case, _seconds([r.wall for r in builds]), _seconds([r.wall for r in bare]), f"{ratio:.2f}"]
+
+
 def _repeat(options: Options, once: Callable[[], Run]) -> list[Run]:
     return [once() for _ in range(options.runs)]
 
@@ -178,6 +203,8 @@ def main() -> None:
     console.print(table((*names, "peak MiB", "peak unchecked", "load"), [case_rows(options, case) for case in cases]))
     names = ("verify", "wall s", "of the build", "CPU s", "peak MiB")
     console.print(table(names, [verified(options, case) for case in cases[:1]]))
+    names = ("a tiny build, to the imports it needs", "wall s", "imports s", "ratio")
+    console.print(table(names, [started(options, case) for case in STARTS]))
     others = [library(options, wanted) for wanted in ("int4", "nvfp4")]
     console.print(table(("peer", "figure"), [*others, *([peer(options)] if options.peer_python else [])]))
 

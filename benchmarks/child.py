@@ -116,9 +116,9 @@ def start(library: str) -> dict[str, float]:
 
         assert NVFP4QTensor
     if library == "compressed_tensors":
-        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.entrypoints.convert.converters import FP8BlockDequantizer
 
-        assert BaseCompressor
+        assert FP8BlockDequantizer
     return {}
 
 
