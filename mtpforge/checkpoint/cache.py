@@ -5,15 +5,20 @@
       ranges/<org--name>/<commit>/
         .repository.json                     names and sizes of the files at that commit
         model-00003.safetensors              sparse: as long as the remote file, same offsets, holes where nothing is
-        model-00003.safetensors.ranges       journal: size and etag, then one line `start stop` per finished range
+        model-00003.safetensors.ranges       journal: size and etag, then lines
+            <start> <stop> <crc32>             these bytes are here; a later line about the same start counts
+            <start> <stop> -                   no longer: they were damaged
+            checked                            everything above was compared with the hub (`agreement.py`)
 
-A range enters the journal after its bytes are on the disk (fdatasync), so whatever the journal names is there: killed
-at any time, the next run fetches the rest. A line cut short by a crash is dropped, with everything after it. One
-process at a time fetches into a file (flock on its journal); readers need no lock, because bytes never change.
+A piece enters the journal after its bytes are on the disk (fdatasync), so whatever the journal names is there: killed
+at any time, the next run fetches the rest. A line cut short by a crash is dropped, with everything after it. What the
+disk did to the bytes later shows in their CRC when they are used. A journal of another layout counts as empty: its
+bytes are fetched again. One process at a time fetches into a file (flock on its journal); readers need no lock.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -22,6 +27,7 @@ import os
 import re
 import shutil
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +37,13 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from mtpforge import errors
+from mtpforge.checkpoint.checksums import PIECE_BYTES, Piece
 from mtpforge.checkpoint.ranges import Range, coalesce, subtract
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import file_size
 
-_LINE: Final = re.compile(rb"(\d{1,19}) (\d{1,19})\n")
+_LINE: Final = re.compile(rb"(?:(\d{1,19}) (\d{1,19}) ([0-9a-f]{8}|-)|checked)\n")
+_LAYOUT: Final = 2  # of the journal: pieces with checksums
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -106,9 +114,11 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Journal:
-    identity: Identity | None
-    held: tuple[Range, ...]
-    n_bytes: int  # of the journal, up to the first line that is not whole
+    identity: Identity | None = None
+    pieces: tuple[Piece, ...] = ()  # ascending
+    held: tuple[Range, ...] = ()
+    unchecked: tuple[Piece, ...] = ()
+    n_bytes: int = 0  # of the journal, up to the first line that is not whole
 
 
 class RangeFile:
@@ -120,6 +130,7 @@ class RangeFile:
         self._lock = threading.Lock()
         self._seen: tuple[tuple[int, ...], _Journal] | None = None
         self._data = self._log = -1
+        self._sound: set[Piece] = set()  # read once by this process, and whole
 
     @property
     def identity(self) -> Identity | None:
@@ -131,17 +142,45 @@ class RangeFile:
         """The ranges that are here, ascending and disjoint."""
         return self._read().held
 
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What is here, as it was written down, ascending."""
+        return self._read().pieces
+
+    @property
+    def unchecked(self) -> tuple[Piece, ...]:
+        """Pieces that were not compared with the hub yet, ascending."""
+        return self._read().unchecked
+
     def missing(self, wanted: Iterable[Range]) -> tuple[Range, ...]:
         """The bytes of `wanted` that are not here."""
         return subtract(wanted, self.held)
 
+    def damaged(self, part: Range) -> tuple[Piece, ...]:
+        """The pieces that this range touches and that are no longer what came. Each is read once per process."""
+        pieces = self._read().pieces
+        first = max(0, bisect.bisect_right(pieces, part.start, key=lambda piece: piece.range.start) - 1)
+        last = bisect.bisect_left(pieces, part.stop, key=lambda piece: piece.range.start)
+        doubtful = [p for p in pieces[first:last] if p.range.stop > part.start and p not in self._sound]
+        if not doubtful:
+            return ()
+        found, buffer = [], memoryview(bytearray(PIECE_BYTES))
+        with disk_errors(self.path), self.path.open("rb", buffering=0) as file:
+            for piece in doubtful:
+                count = os.preadv(file.fileno(), [buffer[: piece.range.n_bytes]], piece.range.start)
+                if count == piece.range.n_bytes and zlib.crc32(buffer[:count]) == piece.crc:
+                    self._sound.add(piece)
+                else:
+                    found.append(piece)
+        return tuple(found)
+
     def read(self, part: Range) -> bytes:
         """The bytes of a range that is here."""
-        with self.path.open("rb", buffering=0) as file:
+        with disk_errors(self.path), self.path.open("rb", buffering=0) as file:
             raw = os.pread(file.fileno(), part.n_bytes, part.start)
-        if len(raw) != part.n_bytes:
-            raise OSError(errno.EIO, "the file is cut short", str(self.path))
-        return raw
+            if len(raw) != part.n_bytes:
+                raise OSError(errno.EIO, "the file is cut short", str(self.path))
+            return raw
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -152,6 +191,7 @@ class RangeFile:
         try:
             with disk_errors(self._journal_path):
                 fcntl.flock(log, fcntl.LOCK_EX)  # the kernel drops it with the process
+                os.ftruncate(log, self._read().n_bytes)  # else what is written now would stand behind a torn line
             self._log = log
             yield
         finally:
@@ -162,11 +202,9 @@ class RangeFile:
     def filling(self, identity: Identity) -> Iterator[None]:
         """Make ready for `put` and `finish`, inside `locked`. Bytes of another version of the file are dropped."""
         with disk_errors(self.path):
-            journal = self._read()
-            if journal.identity != identity:
-                self._restart(identity)
-            else:
-                os.ftruncate(self._log, journal.n_bytes)
+            if self._read().identity != identity:
+                self.drop()
+                self._append(_head(identity))
             self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with disk_errors(self.path):
@@ -183,56 +221,80 @@ class RangeFile:
             while written < len(chunk):
                 written += os.pwrite(self._data, memoryview(chunk)[written:], start + written)
 
-    def finish(self, part: Range) -> None:
-        """Make the bytes of a range durable, then write it down as here."""
-        if not part.n_bytes:
-            return
-        with disk_errors(self.path):
-            os.fdatasync(self._data)
-            with self._lock:
-                self._append(b"%d %d\n" % (part.start, part.stop))
+    def finish(self, pieces: Iterable[Piece]) -> None:
+        """Make these bytes durable, then write them down as here."""
+        if lines := b"".join(b"%d %d %08x\n" % (p.range.start, p.range.stop, p.crc) for p in pieces):
+            with disk_errors(self.path):
+                os.fdatasync(self._data)
+            self._append(lines)
 
-    def _restart(self, identity: Identity) -> None:
-        os.ftruncate(self._log, 0)
-        os.fsync(self._log)  # first forget the ranges, then their bytes
-        self.path.unlink(missing_ok=True)
-        self._append(json.dumps({"bytes": identity.n_bytes, "etag": identity.etag}).encode() + b"\n")
+    def settle(self) -> None:
+        """Write down that everything here was compared with the hub."""
+        self._append(b"checked\n")
 
-    def _append(self, line: bytes) -> None:
-        end = os.fstat(self._log).st_size
-        os.pwrite(self._log, line, end)
-        os.fsync(self._log)
+    def forget(self, pieces: Iterable[Piece]) -> None:
+        """Write these bytes down as missing, inside `locked`."""
+        self._append(b"".join(b"%d %d -\n" % (p.range.start, p.range.stop) for p in pieces))
+
+    def drop(self) -> None:
+        """Forget everything that is here, inside `locked`."""
+        with disk_errors(self._journal_path):
+            os.ftruncate(self._log, 0)
+            os.fsync(self._log)  # first forget the ranges, then their bytes
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, lines: bytes) -> None:
+        with disk_errors(self._journal_path), self._lock:
+            end = os.fstat(self._log).st_size
+            if os.pwrite(self._log, lines, end) != len(lines):
+                os.ftruncate(self._log, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._log)
 
     def _read(self) -> _Journal:
         """The journal, parsed again only when it changed."""
         try:
             status, data_bytes = self._journal_path.stat(), self.path.stat().st_size
         except FileNotFoundError:
-            return _Journal(None, (), 0)
+            return _Journal()
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns, data_bytes)
         if self._seen is None or self._seen[0] != stamp:
             self._seen = stamp, _parse(self._journal_path.read_bytes(), data_bytes)
         return self._seen[1]
 
 
+def _head(identity: Identity) -> bytes:
+    return json.dumps({"bytes": identity.n_bytes, "etag": identity.etag, "layout": _LAYOUT}).encode() + b"\n"
+
+
 def _parse(raw: bytes, data_bytes: int) -> _Journal:
     """The journal of a file that has `data_bytes`; everything from the first broken line on is ignored."""
-    nothing = _Journal(None, (), 0)
     first, newline, _ = raw.partition(b"\n")
     try:
         head: object = json.loads(first)
     except ValueError:
-        return nothing
+        return _Journal()
     match head:
-        case {"bytes": int(n_bytes), "etag": str(etag)} if newline and n_bytes == data_bytes:
+        case {"bytes": int(n_bytes), "etag": str(etag), "layout": layout} if (
+            newline and layout == _LAYOUT and n_bytes == data_bytes
+        ):
             pass
         case _:
-            return nothing
-    position, held = len(first) + 1, []
+            return _Journal()
+    position = len(first) + 1
+    pieces: dict[int, Piece] = {}
+    unchecked: dict[int, Piece] = {}
     while line := _LINE.match(raw, position):
-        start, stop = int(line[1]), int(line[2])
-        if not start <= stop <= n_bytes:
-            break
-        held.append(Range(start, stop))
+        if line[1] is None:
+            unchecked.clear()
+        else:
+            start, stop = int(line[1]), int(line[2])
+            if not start < stop <= min(n_bytes, start + PIECE_BYTES):
+                break
+            pieces.pop(start, None)
+            unchecked.pop(start, None)
+            if line[3] != b"-":
+                pieces[start] = unchecked[start] = Piece(Range(start, stop), int(line[3], 16))
         position = line.end()
-    return _Journal(Identity(n_bytes, etag), coalesce(held), position)
+    ordered, doubtful = (tuple(held[start] for start in sorted(held)) for held in (pieces, unchecked))
+    return _Journal(Identity(n_bytes, etag), ordered, coalesce(p.range for p in ordered), doubtful, position)

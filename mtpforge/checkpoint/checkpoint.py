@@ -20,6 +20,17 @@ class Stray:
     indexed: str  # the file that the index names, "" where it names none
 
 
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """Bytes of weight files that came over the network, and those that came again only to be compared."""
+
+    n_bytes: int = 0
+    again_bytes: int = 0
+
+    def __add__(self, other: Downloaded) -> Downloaded:
+        return Downloaded(self.n_bytes + other.n_bytes, self.again_bytes + other.again_bytes)
+
+
 class Checkpoint(Protocol):
     """A checkpoint of which only config, names, headers and byte ranges are ever read.
 
@@ -27,7 +38,8 @@ class Checkpoint(Protocol):
     location: what an engine is given: an absolute folder, or the hub id. revision: commit of a hub repository, else "".
     config: config.json. quantization: the raw quantization block of config.json or of its side file, {} where there is
     none. names: tensors by index, or by the single file's header; empty when only a config is known.
-    has_headers: whether tensor headers can be read (a folder with config.json alone has none).
+    has_headers: whether tensor headers can be read (a folder with config.json alone has none). downloaded: what this
+    process had to fetch so far; nothing for a folder.
     """
 
     @property
@@ -46,6 +58,8 @@ class Checkpoint(Protocol):
     def names(self) -> frozenset[str]: ...
     @property
     def has_headers(self) -> bool: ...
+    @property
+    def downloaded(self) -> Downloaded: ...
 
     def strays(self, prefix: str) -> tuple[Stray, ...]:
         """Tensors under `prefix` that lie outside the index, or in more than one file. Reads headers."""

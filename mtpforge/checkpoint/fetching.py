@@ -1,4 +1,4 @@
-"""Ranges of remote files into the range cache: several at a time, each written down as soon as it is durable."""
+"""Ranges of remote files into the range cache: several at a time, written down once they are durable, then compared."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
-from mtpforge.checkpoint import cache
+from mtpforge.checkpoint import agreement, cache, refusals
+from mtpforge.checkpoint.agreement import Call
 from mtpforge.checkpoint.cache import Identity, RangeFile
+from mtpforge.checkpoint.checkpoint import Downloaded
+from mtpforge.checkpoint.checksums import Checksums
+from mtpforge.checkpoint.patience import Changed
 from mtpforge.checkpoint.ranges import Range, coalesce, split
 from mtpforge.checkpoint.transfer import Remote
 from mtpforge.report import OnProgress, Progress
@@ -46,24 +51,46 @@ def fetch(
     files: Mapping[str, RangeFile],
     wanted: Mapping[str, Iterable[Range]],
     on_progress: OnProgress | None = None,
-) -> None:
-    """Make these ranges local. Waits for other processes that fetch into the same files, then takes what they left."""
+    *,
+    confirm: bool = True,
+) -> Downloaded:
+    """Make these ranges local. Waits for other processes that fetch into the same files, then takes what they left.
+
+    confirm: compare with the hub what came, now and in an earlier run; `agreement` says how, and what it raises.
+    """
     with contextlib.ExitStack() as held:
-        missing: dict[str, Ranges] = {}
+        needed: dict[str, Ranges] = {}
         for name in sorted(wanted):  # one order for all processes: no two wait for each other
             held.enter_context(files[name].locked())
-            if left := files[name].missing(wanted[name]):
-                missing[name] = left
-        parts: list[_Part] = []
-        for name, ranges in join(missing).items():
-            stat = remote.stat(name)
-            held.enter_context(files[name].filling(Identity(stat.n_bytes, stat.etag)))
-            # Asked again: bytes of another version were dropped just now. Nothing is asked for beyond the file's end.
-            left = coalesce(_within(files[name].missing(ranges if files[name].held else wanted[name]), stat.n_bytes))
-            parts += (_Part(name, files[name], part) for part in split(left, PART_BYTES))
-        if parts:
-            cache.refuse_full(parts[0].file.path.parent, sum(part.range.n_bytes for part in parts))
-            _receive_all(remote, parts, on_progress)
+            left = files[name].missing(wanted[name])
+            if left or (confirm and files[name].unchecked):
+                needed[name] = left
+        try:
+            parts = [
+                part for name, left in join(needed).items() for part in _begin(remote, name, files[name], left, held)
+            ]
+            if parts:
+                cache.refuse_full(parts[0].file.path.parent, sum(part.range.n_bytes for part in parts))
+                _receive_all(remote, parts, on_progress)
+            n_bytes, again = sum(part.range.n_bytes for part in parts), 0
+            if confirm:
+                each = partial(_each, remote, tick=_telling(on_progress, [n_bytes], n_bytes))
+                again = agreement.confirm(remote, {name: files[name] for name in needed}, each)
+        except Changed as change:
+            files[change.file].drop()
+            raise refusals.changed(remote.where(change.file), change.before, change.now) from None
+        return Downloaded(n_bytes, again)
+
+
+def _begin(remote: Remote, name: str, file: RangeFile, left: Ranges, held: contextlib.ExitStack) -> Iterator[_Part]:
+    """Make a file ready for the bytes that it lacks; the requests for them."""
+    stat = remote.stat(name)
+    identity = Identity(stat.n_bytes, stat.etag)
+    if file.identity not in {None, identity}:  # who asks has read its header
+        raise Changed(name, file.identity.etag if file.identity else "", stat.etag)
+    held.enter_context(file.filling(identity))
+    exact = file.missing(_within(left, stat.n_bytes))  # joined over gaps that may be here; nothing beyond the end
+    return (_Part(name, file, part) for part in split(exact, PART_BYTES))
 
 
 def _within(ranges: Iterable[Range], n_bytes: int) -> Iterator[Range]:
@@ -75,18 +102,32 @@ def _total(ranges: Mapping[str, Ranges]) -> int:
 
 
 def _receive_all(remote: Remote, parts: Sequence[_Part], on_progress: OnProgress | None) -> None:
-    """All parts, on a few connections. The first failure stops the others; what they have is written down."""
+    """All parts; what came of one that failed is written down too."""
     done = [0] * len(parts)
-    total = sum(part.range.n_bytes for part in parts)
-    with ThreadPoolExecutor(min(CONNECTIONS, len(parts)), "mtpforge-fetch") as pool:
-        pending: set[Future[None]] = {pool.submit(_receive, remote, part, done, i) for i, part in enumerate(parts)}
+    tick = _telling(on_progress, done, sum(part.range.n_bytes for part in parts))
+    _each(remote, [partial(_receive, remote, part, done, i) for i, part in enumerate(parts)], tick)
+
+
+def _telling(on_progress: OnProgress | None, done: Sequence[int], total: int) -> Call:
+    """Says how far the fetch is; whoever listens may also stop it."""
+
+    def tick() -> None:
+        if on_progress is not None:
+            on_progress(Progress("fetch", sum(done), total))
+
+    return tick
+
+
+def _each(remote: Remote, calls: Sequence[Call], tick: Call) -> None:
+    """Make the calls, on a few connections. The first failure stops the others."""
+    with ThreadPoolExecutor(max(1, min(CONNECTIONS, len(calls))), "mtpforge-fetch") as pool:
+        pending: set[Future[None]] = {pool.submit(call) for call in calls}
         try:
             while pending:
                 finished, pending = wait(pending, _TICK_SECONDS, FIRST_EXCEPTION)
                 for future in finished:
                     future.result()
-                if on_progress is not None:
-                    on_progress(Progress("fetch", sum(done), total))
+                tick()
         except BaseException:  # KeyboardInterrupt too
             remote.stop.set()
             pool.shutdown(cancel_futures=True)
@@ -94,13 +135,14 @@ def _receive_all(remote: Remote, parts: Sequence[_Part], on_progress: OnProgress
 
 
 def _receive(remote: Remote, part: _Part, done: list[int], at: int) -> None:
-    position = part.range.start
+    position, checksums = part.range.start, Checksums(part.range.start)
     chunks = remote.chunks(part.name, part.range)
     try:
         with contextlib.closing(chunks):
             for chunk in chunks:
                 part.file.put(position, chunk)
+                checksums.add(chunk)
                 position += len(chunk)
                 done[at] += len(chunk)
     finally:
-        part.file.finish(Range(part.range.start, position))
+        part.file.finish(checksums.pieces())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge.checkpoint import documents, header
-from mtpforge.checkpoint.checkpoint import Stray
+from mtpforge.checkpoint.checkpoint import Downloaded, Stray
 from mtpforge.checkpoint.files import Files
 from mtpforge.checkpoint.whose import whose
 from mtpforge.errors import MtpforgeError, shown
@@ -128,6 +128,11 @@ class Folder:
     def has_headers(self) -> bool:
         """Whether the folder holds any *.safetensors."""
         return bool(self._weights)
+
+    @property
+    def downloaded(self) -> Downloaded:
+        """Nothing."""
+        return Downloaded()
 
     def strays(self, prefix: str) -> tuple[Stray, ...]:
         """Tensors under `prefix` outside the index, or in more than one file; reads the headers of all weight files."""

@@ -1,27 +1,25 @@
 """A hub repository as a checkpoint: pinned to a commit, read by headers and byte ranges.
 
-Small files (config, index, card, licences) go through the hub's own cache. Of weight files only headers and the
-ranges asked for are fetched, into the range cache (`cache.py`), unless the hub's cache holds
-the whole file: then that is used.
+Small files (config, index, card, licences) go through the hub's own cache (`small.py`). Of weight files only headers
+and the ranges asked for are fetched, into the range cache (`weights.py`), unless the hub's cache holds the whole file:
+then that is used.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
 from huggingface_hub import constants
 
-from mtpforge.checkpoint import cache, documents, fetching, fields, header, pinning, refusals
-from mtpforge.checkpoint.cache import RangeFile
-from mtpforge.checkpoint.checkpoint import Stray
-from mtpforge.checkpoint.ranges import Range, coalesce
-from mtpforge.checkpoint.transfer import Info, Remote, Stat
+from mtpforge.checkpoint import documents, fetching, fields, header, pinning, refusals, small
+from mtpforge.checkpoint.checkpoint import Downloaded, Stray
+from mtpforge.checkpoint.ranges import Range
+from mtpforge.checkpoint.transfer import Info, Remote
+from mtpforge.checkpoint.weights import WeightFiles
 from mtpforge.checkpoint.whose import whose
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
@@ -46,10 +44,9 @@ class HubRepo:
     def __init__(self, repo: str, info: Info, *, label: str, offline: bool) -> None:
         self._repo, self._label, self._commit, self._files = repo, label, info.commit, info.files
         self._by_option = offline
-        self._stats: dict[str, Stat] = {}
         self._headers: dict[str, dict[str, TensorRef]] = {}
-        self._local: dict[str, Path | RangeFile] = {}
-        self._lock = threading.Lock()
+        refuse = self._refuse_offline
+        self._bytes = WeightFiles(repo, info.commit, is_offline=self._is_offline, refuse_offline=refuse)
         raw = self._small(documents.CONFIG)
         if raw is None:
             raise refusals.no_file(repo, self._commit, documents.CONFIG)
@@ -99,6 +96,11 @@ class HubRepo:
     def has_headers(self) -> bool:
         """Whether the repository holds any *.safetensors."""
         return bool(self._weights)
+
+    @property
+    def downloaded(self) -> Downloaded:
+        """Bytes of weight files that were fetched so far."""
+        return self._bytes.downloaded
 
     def strays(self, prefix: str) -> tuple[Stray, ...]:
         """Tensors under `prefix` outside the index, or in more than one file.
@@ -152,42 +154,26 @@ class HubRepo:
         return found
 
     def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
-        """Make these bytes local: coalesced ranges, several at a time; what is cached is not asked for again."""
-        self._fetch(self._wanted(refs), on_progress)
+        """Make these bytes local: coalesced ranges, several at a time; what is cached is not asked for again.
+
+        What came is compared with the hub (`agreement.py`). Bytes that do not settle are an error with code 4.
+        """
+        self._bytes.fetch(refs, on_progress)
 
     def missing_bytes(self, refs: Iterable[TensorRef]) -> int:
         """Bytes that `fetch` would still have to download, gaps included."""
-        missing = {name: file.missing(parts) for name, (file, parts) in self._wanted(refs).items()}
-        return sum(part.n_bytes for parts in fetching.join(missing).values() for part in parts)
+        return self._bytes.missing_bytes(refs)
 
     def local_file(self, file: str) -> Path:
         """The local file that holds what was fetched of a file of the repository, at the same offsets."""
-        local = self._place(file)
-        return local.path if isinstance(local, RangeFile) else local
+        return self._bytes.path(file)
 
     def read(self, ref: TensorRef, into: memoryview) -> None:
-        """Fill `into` with the bytes of a tensor that was fetched."""
+        """Fill `into` with the bytes of a tensor that was fetched. What the disk damaged since is fetched again."""
         target = into.cast("B")
         if target.nbytes != ref.stop - ref.start:
             raise ValueError(f"a buffer of {target.nbytes} bytes for {ref.stop - ref.start}")
-        local = self._place(ref.file)
-        if isinstance(local, RangeFile) and local.missing([Range(ref.start, ref.stop)]):
-            raise self._gone(ref, "its bytes are not in the download cache")
-        path, done = self.local_file(ref.file), 0
-        with cache.disk_errors(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while done < target.nbytes and (count := os.preadv(descriptor, [target[done:]], ref.start + done)):
-                    done += count
-            finally:
-                os.close(descriptor)
-        if done < target.nbytes:
-            raise self._gone(ref, f"the local file ends at byte {ref.start + done:,}, the tensor at {ref.stop:,}")
-
-    def _gone(self, ref: TensorRef, why: str) -> MtpforgeError:
-        where = f"{shown(self.local_file(ref.file))}, tensor {shown(ref.name)}"
-        fix = "run the command again: it fetches what is missing; for a damaged hub cache first `hf cache verify`"
-        return MtpforgeError(f"`{shown(ref.file)}` is not complete here", where=where, why=why, fix=fix)
+        self._bytes.read(ref, target)
 
     @cached_property
     def _weights(self) -> tuple[str, ...]:
@@ -253,43 +239,16 @@ class HubRepo:
                 why=f"it has {size:,} bytes, at most {fields.MAX_JSON_BYTES:,} are read",
                 fix="give another revision: `org/name@revision`",
             )
-        path = pinning.whole(self._repo, self._commit, file)
-        if path is None:
-            self._refuse_offline(file)
-            path = Remote(self._repo, self._commit).download(file)
-        with cache.disk_errors(path):
-            return path.read_bytes()
+        return small.read(Remote(self._repo, self._commit), file, partial(self._refuse_offline, file))
 
-    def _place(self, file: str) -> Path | RangeFile:
-        """Where bytes of a weight file are: whole in the hub's cache, or by ranges in ours."""
-        with self._lock:
-            if file not in self._local:
-                ranges = RangeFile(cache.commit_folder(self._repo, self._commit) / file)
-                self._local[file] = pinning.whole(self._repo, self._commit, file) or ranges
-            return self._local[file]
+    @property
+    def _is_offline(self) -> bool:
+        return self._by_option or bool(constants.HF_HUB_OFFLINE)
 
-    def _wanted(self, refs: Iterable[TensorRef]) -> dict[str, tuple[RangeFile, tuple[Range, ...]]]:
-        """The ranges of these tensors by file, without the files that are here whole."""
-        by_file: dict[str, list[Range]] = {}
-        for ref in refs:
-            by_file.setdefault(ref.file, []).append(Range(ref.start, ref.stop))
-        places = {name: self._place(name) for name in by_file}
-        return {name: (p, coalesce(by_file[name])) for name, p in places.items() if isinstance(p, RangeFile)}
-
-    def _fetch(
-        self, wanted: Mapping[str, tuple[RangeFile, Sequence[Range]]], on_progress: OnProgress | None = None
-    ) -> None:
-        missing = {name: (file, parts) for name, (file, parts) in wanted.items() if file.missing(parts)}
-        if not missing:
-            return
-        self._refuse_offline(min(missing))
-        remote = Remote(self._repo, self._commit, self._stats)
-        files = {name: file for name, (file, _) in missing.items()}
-        fetching.fetch(remote, files, {name: parts for name, (_, parts) in missing.items()}, on_progress)
-
-    def _refuse_offline(self, file: str) -> None:
-        if self._by_option or constants.HF_HUB_OFFLINE:
-            raise refusals.offline(f"`{shown(file)}` of {self._repo}", self.identity, by_option=self._by_option)
+    def _refuse_offline(self, file: str, damage: str) -> None:
+        if self._is_offline:
+            what = f"`{shown(file)}` of {self._repo}"
+            raise refusals.offline(what, self.identity, by_option=self._by_option, damage=damage)
 
     def _read_headers(self, files: Sequence[str]) -> None:
         """Have the headers of these files in memory, several read at a time."""
@@ -303,17 +262,8 @@ class HubRepo:
     def _header(self, file: str) -> dict[str, TensorRef]:
         """The tensors of one file, from exactly its header's bytes."""
         n_bytes = header.LENGTH_BYTES
-        first, size = self._piece(file, Range(0, n_bytes))
+        first, size = self._bytes.piece(file, Range(0, n_bytes))
         with whose(self):
             length = header.length(first, file, size)
-            raw, size = self._piece(file, Range(n_bytes, n_bytes + length))
+            raw, size = self._bytes.piece(file, Range(n_bytes, n_bytes + length))
             return header.parse(raw, file, size)
-
-    def _piece(self, file: str, part: Range) -> tuple[bytes, int]:
-        """Bytes of a file, fetched where they are not here; and the size of the whole file."""
-        local = self._place(file)
-        if isinstance(local, RangeFile):
-            self._fetch({file: (local, (part,))})
-        path = self.local_file(file)
-        with cache.disk_errors(path), path.open("rb", buffering=0) as opened:
-            return os.pread(opened.fileno(), part.n_bytes, part.start), os.fstat(opened.fileno()).st_size

@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from huggingface_hub import constants
@@ -20,6 +21,8 @@ PROGRESS_BYTES: Final = 1 << 20
 BACKOFF_SECONDS = 1.0  # then twice as long each time
 MAX_BACKOFF_SECONDS: Final = 30.0
 MAX_RETRY_AFTER_SECONDS: Final = 300.0  # the hub's rate limits count in windows of five minutes
+STALL_SECONDS = 30.0  # a connection that brings fewer than STALL_BYTES in this time is given up
+STALL_BYTES: Final = 1 << 15
 
 # The HTTP library is the hub's choice (httpx in 1.x, httpx2 in 2.x): its errors are reached through the hub's own.
 http: Final[Any] = sys.modules[HfHubHTTPError.__mro__[1].__module__.partition(".")[0]]
@@ -36,6 +39,14 @@ class Trouble(Exception):  # noqa: N818  # no error yet
     def __init__(self, cause: str, seconds: float | None = None, *, is_network: bool = False) -> None:
         super().__init__(cause)
         self.cause, self.seconds, self.is_network = cause, seconds, is_network
+
+
+class Changed(Exception):  # noqa: N818  # no error yet: first what is here of the file has to go
+    """Under the same commit a file has another etag than before."""
+
+    def __init__(self, file: str, before: str, now: str) -> None:
+        super().__init__(file)
+        self.file, self.before, self.now = file, before, now
 
 
 class Patience:
@@ -57,6 +68,21 @@ class Patience:
             raise refusals.told_to_wait(self._where, trouble.cause, seconds)
         if self._stop.wait(seconds):
             raise Stopped
+
+
+class Pace:
+    """Watches one connection: Trouble where it trickles. Silence is the business of the HTTP library's time-out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._since, self._n_bytes = clock, clock(), 0
+
+    def count(self, n_bytes: int) -> None:
+        """So many bytes came now."""
+        self._n_bytes += n_bytes
+        if (seconds := self._clock() - self._since) > STALL_SECONDS:
+            if self._n_bytes < STALL_BYTES:
+                raise Trouble(f"only {self._n_bytes:,} bytes came in {seconds:.0f} s")
+            self._since, self._n_bytes = self._clock(), 0
 
 
 def busy(response: Any) -> Trouble:  # noqa: ANN401  # httpx.Response or httpx2.Response

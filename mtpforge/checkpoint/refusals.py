@@ -1,4 +1,4 @@
-"""What goes wrong between here and the hub, in words. Every error here has exit code 4.
+"""What goes wrong between here and the hub, in words. Every error here has exit code 4, but that of a disk: 5.
 
 No message quotes a URL that a server named or the text of an HTTP library: download links are signed, and an illegal
 header is quoted with the token in it.
@@ -6,6 +6,7 @@ header is quoted with the token in it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from huggingface_hub import constants, get_token
@@ -16,6 +17,8 @@ from mtpforge.errors import MtpforgeError, shown
 
 _NOT_FOUND: Final = 404
 _KEPT: Final = "what was fetched is kept"
+_DROPPED: Final = "what cannot be trusted was dropped"
+_WAY: Final = "try without the proxy or mirror in between (`HF_ENDPOINT`, HTTPS_PROXY), or from another network"
 
 
 def refused(error: hub_errors.HfHubHTTPError, repo: str, *, revision: str, file: str = "") -> MtpforgeError:
@@ -56,11 +59,13 @@ def no_file(repo: str, revision: str, file: str) -> MtpforgeError:
     return _remote(f"{repo} has no file `{shown(file)}`", f"{repo}@{shown(revision)}", "", fix)
 
 
-def offline(what: str, where: str, *, by_option: bool) -> MtpforgeError:
-    """Something that is not cached while the network must not be used."""
+def offline(what: str, where: str, *, by_option: bool, damage: str = "") -> MtpforgeError:
+    """Something that is not cached, or no longer whole there, while the network must not be used."""
     cause, fix = ("`--offline` was given", "leave out `--offline`")
     if not by_option:
         cause, fix = "HF_HUB_OFFLINE is set", "run `unset HF_HUB_OFFLINE`"
+    if damage:
+        cause = f"{damage}, and {cause}"
     return _remote(f"{what} is not cached", where, cause, f"{fix}, or run this once with a network")
 
 
@@ -75,6 +80,43 @@ def unreachable(where: str, cause: str, tries: int) -> MtpforgeError:
 def given_up(where: str, cause: str, tries: int) -> MtpforgeError:
     """Answers that stayed wrong."""
     return _remote(f"the hub failed {tries} times in a row", where, cause, f"run this again later: {_KEPT}")
+
+
+def changed(where: str, before: str, now: str) -> MtpforgeError:
+    """Another version of a file under the same commit, between two requests of this run."""
+    why = f"a commit should not change, but its etag was `{shown(before)}` and is now `{shown(now)}`"
+    return _remote(
+        "a file changed on the hub while it was read", where, why, "run this again: it starts over with the new version"
+    )
+
+
+def other_header(path: Path) -> MtpforgeError:
+    """A header that came damaged and could be parsed: known only after a second transfer."""
+    why = "a second transfer brought other bytes, until two agreed"
+    return _remote("the header of a file came damaged", shown(path), why, f"run this again: {_KEPT}")
+
+
+def altered(where: str, expected: str, found: str) -> MtpforgeError:
+    """A whole file that has another hash than the hub says, twice."""
+    why = f"the hub says {shown(expected)}, what came twice has {found}"
+    return _remote("a file does not have the hash that the hub names", where, why, f"{_WAY}; {_DROPPED}")
+
+
+def disagreeing(where: str, n_bytes: int, transfers: int) -> MtpforgeError:
+    """Bytes that differ in every transfer."""
+    why = f"{n_bytes:,} bytes came differently in each of {transfers} transfers"
+    return _remote("the connection changes the bytes that it carries", where, why, f"{_WAY}; {_DROPPED}")
+
+
+def rotten(path: Path) -> MtpforgeError:
+    """A cache that does not keep what was written to it a moment ago."""
+    return MtpforgeError(
+        "the disk of the download cache damages what is written to it",
+        where=shown(path),
+        why="bytes that were fetched again for their checksum read otherwise at once",
+        fix="look after the disk, or set `MTPFORGE_CACHE` to a folder on another one",
+        code=errors.MACHINE,
+    )
 
 
 def told_to_wait(where: str, cause: str, seconds: float) -> MtpforgeError:

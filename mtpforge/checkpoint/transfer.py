@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -33,14 +32,11 @@ from huggingface_hub.utils import (
 
 from mtpforge.checkpoint import refusals
 from mtpforge.checkpoint.cache import disk_errors
-from mtpforge.checkpoint.patience import BUSY, TRIES, Patience, Stopped, Trouble, broken, busy, http
+from mtpforge.checkpoint.patience import BUSY, TRIES, Changed, Pace, Patience, Stopped, Trouble, broken, busy, http
 from mtpforge.checkpoint.ranges import Range
 from mtpforge.errors import shown
 
 T = TypeVar("T")
-
-STALL_SECONDS = 60.0  # a connection that brings fewer than STALL_BYTES in this time is given up
-STALL_BYTES: Final = 1 << 16
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -65,16 +61,27 @@ class Stat:
     link: str
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What this process saw of a repository's files, so that it notices when one changes under its commit.
+
+    stats: by file. served: the ETag that came with the bytes, by file and host: hosts of files have their own.
+    """
+
+    stats: dict[str, Stat] = field(default_factory=dict)
+    served: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
 class Remote:
     """One repository of the hub, at a revision or commit. Setting `stop` ends its transfers.
 
-    stats: what is known of its files, for sharing between several; filled as files are asked for.
+    known: for sharing between several; filled as files are asked for.
     """
 
-    def __init__(self, repo: str, revision: str, stats: dict[str, Stat] | None = None) -> None:
+    def __init__(self, repo: str, revision: str, known: Known | None = None) -> None:
         self.repo, self.revision = repo, revision
         self.stop = threading.Event()
-        self._stats = {} if stats is None else stats
+        self._known = known or Known()
 
     def info(self) -> Info:
         """The commit that the revision ("" for the default branch) names now, and the files in it."""
@@ -95,20 +102,27 @@ class Remote:
         return self.persist(ask, "")
 
     def stat(self, file: str) -> Stat:
-        """Size, etag and link of a file; the revision must be a commit."""
+        """Size, etag and link of a file; the revision must be a commit. Raises Changed where they were others."""
 
         def ask() -> Stat:
             url = hf_hub_url(self.repo, file, revision=self.revision, endpoint=constants.ENDPOINT)
             found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, headers=_headers(url))
             if found.commit_hash != self.revision or not found.etag or found.size is None:
-                raise refusals.not_a_hub(self._where(file), "its answer lacks the commit, etag or size of the file")
+                raise refusals.not_a_hub(self.where(file), "its answer lacks the commit, etag or size of the file")
             return Stat(int(found.size), str(found.etag), urljoin(url, str(found.location)))
 
-        self._stats[file] = stat = self.persist(ask, file)
+        stat = self.persist(ask, file)
+        before = self._known.stats.setdefault(file, stat)
+        if (before.n_bytes, before.etag) != (stat.n_bytes, stat.etag):
+            raise Changed(file, before.etag, stat.etag)
+        self._known.stats[file] = stat
         return stat
 
-    def download(self, file: str) -> Path:
-        """A small file, whole, in the hub's cache; the revision must be a commit. The hub's own retries apply."""
+    def download(self, file: str, *, again: bool = False) -> Path:
+        """A small file, whole, in the hub's cache; the revision must be a commit. The hub's own retries apply.
+
+        again: also where the hub's cache has it.
+        """
         try:
             with disk_errors(Path(constants.HF_HUB_CACHE)), self._refusals(file), _cause_of_absence(), _quiet():
                 path = hf_hub_download(
@@ -118,31 +132,37 @@ class Remote:
                     cache_dir=constants.HF_HUB_CACHE,
                     endpoint=constants.ENDPOINT,
                     library_name="mtpforge",
+                    force_download=again,
                 )
         except Trouble as trouble:
             give_up = refusals.unreachable if trouble.is_network else refusals.given_up
-            raise give_up(self._where(file), trouble.cause, TRIES) from None
+            raise give_up(self.where(file), trouble.cause, TRIES) from None
         return Path(path)
 
-    def chunks(self, file: str, part: Range) -> Generator[bytes]:
-        """Exactly the bytes of `part`, in order; after a failure the next request goes on where the last one ended."""
-        patience = Patience(self._where(file), self.stop)
+    def chunks(self, file: str, part: Range, *, again: bool = False) -> Generator[bytes]:
+        """Exactly the bytes of `part`, in order; after a failure the next request goes on where the last one ended.
+
+        again: to compare with what came before, so caches on the way are asked to ask the origin.
+        """
+        patience = Patience(self.where(file), self.stop)
         position = part.start
         while position < part.stop:
-            began, stat = position, self._stats.get(file) or self.stat(file)
+            began, stat = position, self._known.stats.get(file)
+            if stat is None or not stat.link:
+                stat = self.stat(file)
             try:
                 with self._refusals(file):
-                    for chunk in self._request(stat, Range(position, part.stop)):
+                    for chunk in self._request(file, stat, Range(position, part.stop), again=again):
                         position += len(chunk)
                         yield chunk
             except Trouble as trouble:
                 patience.wait(trouble, position - began)
-                if not _is_ours(stat.link) and self._stats.get(file) is stat:
-                    self._stats.pop(file, None)  # signed links expire: ask for a new one
+                if not _is_ours(stat.link):
+                    self._ask_again(file, stat)  # signed links expire
 
     def persist(self, ask: Callable[[], T], file: str) -> T:
         """The answer to a question about a file ("" for the repository), asked again while the trouble may pass."""
-        patience = Patience(self._where(file), self.stop)
+        patience = Patience(self.where(file), self.stop)
         while True:
             try:
                 with self._refusals(file):
@@ -156,32 +176,35 @@ class Remote:
         try:
             yield
         except hub_errors.OfflineModeIsEnabled:
-            raise refusals.offline(shown(file) or self.repo, self._where(file), by_option=False) from None
+            raise refusals.offline(shown(file) or self.repo, self.where(file), by_option=False) from None
         except hub_errors.FileMetadataError:
             raise refusals.not_a_hub(
-                self._where(file), "its answer lacks the commit, etag or size of the file"
+                self.where(file), "its answer lacks the commit, etag or size of the file"
             ) from None
         except hub_errors.HfHubHTTPError as error:
             if error.response.status_code in BUSY:
                 raise busy(error.response) from None
             raise refusals.refused(error, self.repo, revision=self.revision, file=file) from None
         except (http.UnsupportedProtocol, http.LocalProtocolError, http.InvalidURL, UnicodeError):
-            raise refusals.not_asked(self._where(file)) from None
+            raise refusals.not_asked(self.where(file)) from None
         except http.RequestError as error:
             raise broken(error) from None
 
-    def _where(self, file: str) -> str:
+    def where(self, file: str) -> str:
+        """The file ("" for the repository) as errors name it."""
         at = f"{self.repo}@{shown(self.revision)}" if self.revision else self.repo
         return f"{at}, {shown(file)}" if file else at
 
-    def _request(self, stat: Stat, part: Range) -> Generator[bytes]:
+    def _request(self, file: str, stat: Stat, part: Range, *, again: bool) -> Generator[bytes]:
         """One GET. Every byte that it yields belongs to `part`, in order from its start."""
         headers = {**_headers(stat.link), "Range": f"bytes={part.start}-{part.stop - 1}"}
+        if again:
+            headers["Cache-Control"] = "no-cache"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        received = seen = 0
-        window = time.monotonic()
+        received, pace = 0, Pace()
         with get_session().stream("GET", stat.link, headers=headers, timeout=timeout) as response:
             _check(response, stat, part)
+            self._check_version(response, file, stat)
             for chunk in response.iter_raw():
                 if self.stop.is_set():
                     raise Stopped
@@ -189,12 +212,31 @@ class Remote:
                 if received > part.n_bytes:
                     raise Trouble("it sends more bytes than it announced")
                 yield chunk
-                if time.monotonic() - window > STALL_SECONDS:
-                    if received - seen < STALL_BYTES:
-                        raise Trouble(f"only {received - seen} bytes came in {STALL_SECONDS:.0f} s")
-                    window, seen = time.monotonic(), received
+                pace.count(len(chunk))
         if received < part.n_bytes:
             raise Trouble(f"the answer ended after {received:,} of {part.n_bytes:,} bytes")
+
+    def _check_version(self, response: Any, file: str, stat: Stat) -> None:  # noqa: ANN401
+        """Raise where the answer is of another version of the file than those before it.
+
+        Hosts of files make their own ETags, compared with that host's first; one of the hub is compared with the hub's.
+        """
+        tag = response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or ""
+        given = tag.removeprefix("W/").strip('"')
+        if not given:
+            return
+        if _is_ours(stat.link) and len(given) == len(stat.etag):  # a mirror may have its own kind too
+            first = stat.etag
+        else:
+            first = self._known.served.setdefault((file, urlsplit(stat.link).netloc), given)
+        if given != first:
+            self._ask_again(file, stat)
+            raise Trouble(f"it serves another version of the file, `{shown(given)}` after `{shown(first)}`")
+
+    def _ask_again(self, file: str, stat: Stat) -> None:
+        """Have the next request ask for a link first, and notice then whether the file has changed."""
+        if self._known.stats.get(file) is stat:
+            self._known.stats[file] = replace(stat, link="")
 
 
 def _check(response: Any, stat: Stat, part: Range) -> None:  # noqa: ANN401  # httpx.Response or httpx2.Response

@@ -35,6 +35,7 @@ class Limits:
     check: Check = "sample"
     force: bool = False
     max_shard_bytes: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def end_dry_run(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
 def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
     """Build, verify, show; exit code 1 where the draft is not what the target demands."""
     from mtpforge.building import build
+    from mtpforge.checkpoint.checkpoint import Downloaded
 
     screen.kept = f"the steps that were finished are kept beside {out}"
     limits = job.limits
@@ -116,6 +118,7 @@ def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
             check=limits.check,
             force=limits.force,
             max_shard_bytes=limits.max_shard_bytes,
+            device=limits.device,
             judge=_judge(job, plan, out, on_progress),
             on_progress=on_progress,
         )
@@ -126,9 +129,13 @@ def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
     n_bytes = sum(file.stat().st_size for file in draft.path.iterdir())
     screen.line()
     screen.line(f"wrote   {out}   {file_size(n_bytes)}", "green")
+    downloaded = sum((c.downloaded for c in {id(c): c for c in job.checkpoints.values()}.values()), Downloaded())
+    if screen.verbose and downloaded.n_bytes:
+        again = file_size(downloaded.again_bytes)
+        screen.line(f"        fetched {file_size(downloaded.n_bytes)}, and {again} a second time to compare")
     screen.answer(str(out))
     document = {"draft": out, "plan_digest": plan.digest, "report": draft.report, "traps": plan.traps}
-    return Ending({**document, "manifest": draft.manifest.body}, draft.report.exit_code)
+    return Ending({**document, "downloaded": downloaded, "manifest": draft.manifest.body}, draft.report.exit_code)
 
 
 def _judge(job: Job, plan: Plan, out: Path, on_progress: OnProgress) -> Callable[[Path], Report]:

@@ -20,6 +20,7 @@ ENDINGS = {
     "build": {
         "draft": "path of the folder; null where there was nothing to build",
         "plan_digest": "sha256 of everything that decides a byte",
+        "downloaded": "`n_bytes` of weight files that were fetched, `again_bytes` fetched twice to be compared",
         "report": "Report of the verification",
         "traps": "list of Trap: what the plan found in source and target",
         "manifest": "content of mtpforge.json",
@@ -36,7 +37,17 @@ ENDINGS = {
         "scores": "method -> one number per expert of the source",
         "choices": "method -> the experts that it would keep",
         "agreement": "method -> method -> how many experts both drop",
+        "inputs": "sha256 and tokens of the calibration inputs, null where none were given",
         "picture": "path, null where none was asked for",
+    },
+    "capture": {
+        "inputs": "path of the file",
+        "digest": "sha256 of the file",
+        "target": "what it was captured from: folder and content hash",
+        "n_tokens": "rows",
+        "n_sequences": "windows",
+        "hidden_size": "columns of the hidden states",
+        "first_layer": "the first that was computed here: 0, or the one before which a vLLM stored its states",
     },
     "verify": {"draft": "as typed", "report": "Report"},
     "validate": {

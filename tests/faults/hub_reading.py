@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mtpforge.checkpoint.folder import open_folder
 from mtpforge.checkpoint.hub import open_hub
 from mtpforge.errors import MtpforgeError
 
@@ -21,6 +22,12 @@ def contents(checkpoint, refs):
         found[name] = bytearray(ref.stop - ref.start)
         checkpoint.read(ref, memoryview(found[name]))
     return found
+
+
+def truth(tinyglm):
+    """The layer as the folder has it, that `opened` serves."""
+    local = open_folder(tinyglm("bf16"))
+    return contents(local, layer_of(local))
 
 
 def opened(hub, tinyglm):

@@ -4,7 +4,7 @@
         hub.add("org/name", folder)
         hub.faults = [Fault("status", status=500)]
         ...
-        hub.sent["range"]      bytes of bodies, by kind of request: api, head, small, range, whole
+        hub.sent["range"]      bytes of bodies, by kind of request: api, head, small, range, again (past caches), whole
 
 What it speaks is taken from huggingface_hub 2.4.0 (hf_api.py model_info, file_download.py get_hf_file_metadata,
 utils/_http.py hf_raise_for_status) and the headers that huggingface.co sends.
@@ -37,7 +37,10 @@ _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<f
 _CDN = re.compile(r"/signed-(?P<number>\d+)/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<file>.+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
-Kind = Literal["status", "reset", "short", "long", "whole", "shifted", "compressed", "trickle", "hang", "garbage"]
+Kind = Literal[
+    *("status", "reset", "short", "long", "less", "whole", "shifted", "resized", "compressed", "trickle", "hang"),
+    *("garbage", "corrupt", "retagged", "untagged", "rewrite"),
+]
 
 
 @dataclass
@@ -46,7 +49,9 @@ class Fault:
 
     status: that status with `headers`; reset: the connection is reset after half of the body; short: it is closed
     there; long: more bytes than asked for; whole: Range ignored; shifted: another range; compressed: says so;
-    trickle: a byte every few milliseconds; hang: nothing after half of the body until `hub.release` is set.
+    trickle: a byte every few milliseconds; hang: nothing after half of the body until `hub.release` is set;
+    less: announces fewer bytes than the range has; resized: of a file of another size; corrupt: other bytes, each time
+    others; retagged, untagged: another ETag, none; rewrite: the file is another one from this request on.
     """
 
     kind: Kind
@@ -89,6 +94,7 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.redirects = False  # weight files are served by another host, by links that expire
         self.link = 1
+        self.etags: dict[str, str] = {}  # by file name, where the hub lies about them
         self.is_hanging, self.release = threading.Event(), threading.Event()
         self.lock = threading.Lock()
         self.connections: list[socket.socket] = []
@@ -180,7 +186,11 @@ class Handler(BaseHTTPRequestHandler):
             if int(match["number"]) != self.server.link:
                 self.plain(403, {})
             else:
-                self.file(kind, self.server.repos[match["repo"]].commits[match["revision"]] / match["file"], {}, fault)
+                path = self.server.repos[match["repo"]].commits[match["revision"]] / match["file"]
+                if fault and fault.kind == "rewrite":
+                    path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+                own = hashlib.md5(path.read_bytes()).hexdigest()  # hosts of files make their own
+                self.file(kind, path, {} if fault and fault.kind == "untagged" else {"ETag": f'"{own}"'}, fault)
         elif match := _RESOLVE.fullmatch(path):
             self.resolve(kind, match["repo"], match["revision"], match["file"], fault)
         else:
@@ -191,6 +201,8 @@ class Handler(BaseHTTPRequestHandler):
             return "api"
         if self.command == "HEAD":
             return "head"
+        if self.headers.get("Cache-Control") == "no-cache":
+            return "again"
         return "range" if "Range" in self.headers else "whole" if path.endswith(".safetensors") else "small"
 
     def info(self, name: str, revision: str) -> None:
@@ -218,10 +230,15 @@ class Handler(BaseHTTPRequestHandler):
         path = repo.commits[commit] / file
         if not path.is_file():
             return self.plain(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag(path)}"'}
+        if fault and fault.kind == "rewrite":
+            path.write_bytes(bytes(byte ^ 255 for byte in path.read_bytes()))
+        tag = self.server.etags.get(path.name) or etag(path)
+        if fault and fault.kind == "retagged":
+            tag = hashlib.sha256(tag.encode()).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}
         if self.server.redirects and file.endswith(".safetensors"):
             headers |= {
-                "X-Linked-ETag": f'"{etag(path)}"',
+                "X-Linked-ETag": f'"{tag}"',
                 "X-Linked-Size": str(path.stat().st_size),
                 "Location": f"{self.server.cdn}/signed-{self.server.link}/{name}/{commit}/{file}",
             }
@@ -236,7 +253,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self.plain(416, {"Content-Range": f"bytes */{len(raw)}"})
             if fault and fault.kind == "shifted":
                 start, stop = start + 1, stop + 1
-            headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(raw)}"}
+            size = len(raw) + 1 if fault and fault.kind == "resized" else len(raw)
+            headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
             raw, status = raw[start:stop], 206
         return self.body(kind, raw, headers, status, fault)
 
@@ -252,15 +270,13 @@ class Handler(BaseHTTPRequestHandler):
         fault: Fault | None = None,
     ) -> None:
         how = fault.kind if fault else ""
-        announced = len(raw)
-        if how == "long":
-            raw, announced = raw + b"more", announced + 4
+        raw = damaged(raw, fault)
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         if how == "compressed":
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(announced))
+        self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -293,8 +309,23 @@ class Handler(BaseHTTPRequestHandler):
         os.close(self.connection.detach())
 
 
+def damaged(raw: bytes, fault: Fault | None) -> bytes:
+    match fault.kind if fault else "":
+        case "long":
+            return raw + b"more"
+        case "less":
+            return raw[:-1]
+        case "corrupt":
+            return bytes(byte ^ (1 + fault.times % 255) for byte in raw)
+    return raw
+
+
 def etag(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of what lies in LFS, git's SHA-1 of a blob of everything else."""
+    raw = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return hashlib.sha256(raw).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import email.utils
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 
 import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal
@@ -26,6 +30,8 @@ RECOVERED = [
     Fault("reset", times=3),
     Fault("short", times=3),
     Fault("long"),
+    Fault("less"),
+    Fault("resized"),
     Fault("whole", times=2),
     Fault("shifted"),
     Fault("compressed"),
@@ -60,6 +66,25 @@ def test_a_server_that_asks_to_wait_is_obeyed(hub, tinyglm, monkeypatch):
     assert waits == [17.0]
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("120", 120),
+        ("Sat, 21 Nov 2026 12:00:30 GMT", 30),
+        ("Sat, 21 Nov 2026 11:00:00 GMT", 0),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_both_ways_to_say_how_long_to_wait_are_read(monkeypatch, retry_after, seconds):
+    noon = email.utils.parsedate_to_datetime("Sat, 21 Nov 2026 12:00:00 GMT").timestamp()
+    monkeypatch.setattr(patience.time, "time", lambda: noon)
+    answer = patience.http.Response(429, headers={"Retry-After": retry_after})
+    trouble = patience.busy(answer)
+    assert trouble.seconds == seconds
+    assert trouble.cause == "it answered 429 (too many requests)"
+
+
 def record_waits(wait, waits):
     def recorded(self, timeout=None):
         if timeout is not None and timeout >= 17:  # no other wait of these tests is so long
@@ -89,14 +114,23 @@ def test_a_server_that_asks_to_wait_too_long_is_left(hub, tinyglm):
         (Fault("whole", times=99), "it answered 200 with the whole file where a part was asked for"),
         (Fault("shifted", times=99), "it answered with other bytes than those asked for"),
         (Fault("long", times=99), "it announced another number of bytes than was asked for"),
+        (Fault("less", times=99), "it announced another number of bytes than was asked for"),
+        (Fault("resized", times=99), "the file now has {larger:,} bytes, it had {size:,}"),
         (Fault("compressed", times=99), "it answered with compressed bytes"),
+        (Fault("reset", times=99), "the connection broke"),
+        (Fault("short", times=99), "the connection broke"),
+        (Fault("status", status=429, headers={"Retry-After": "0"}, times=99), "it answered 429 (too many requests)"),
+        (Fault("retagged", times=99), "it serves another version of the file, `{other}` after `{etag}`"),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_trouble_that_stays_is_said_after_six_tries(hub, tinyglm, fault, cause):
     hub.faults = [Fault(**vars(fault))]
     remote, refs = opened(hub, tinyglm)
-    ref = min(refs.values(), key=lambda r: r.start)
+    ref = max(refs.values(), key=lambda r: r.stop - r.start)
+    file = tinyglm("bf16") / ref.file
+    size, etag = file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
+    cause = cause.format(size=size, larger=size + 1, etag=etag, other=hashlib.sha256(etag.encode()).hexdigest())
     assert refusal(remote.fetch, [ref]) == (
         "error: the hub failed 6 times in a row\n"
         f"where: {REPO}@{remote.revision}, {ref.file}\n"
@@ -107,13 +141,35 @@ def test_trouble_that_stays_is_said_after_six_tries(hub, tinyglm, fault, cause):
 
 
 def test_a_connection_that_trickles_is_given_up(hub, tinyglm, monkeypatch):
-    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(patience, "STALL_SECONDS", 0.05)
     hub.faults = [Fault("trickle", times=2)]
     remote, refs = opened(hub, tinyglm)
     refs = dict([max(refs.items(), key=lambda item: item[1].stop - item[1].start)])
     remote.fetch(refs.values())
     assert hub.faults[0].times == 0
     assert contents(remote, refs) == contents(open_folder(tinyglm("bf16")), refs)
+
+
+def test_a_connection_that_always_trickles_is_said_after_six_tries(hub, tinyglm, monkeypatch):
+    monkeypatch.setattr(patience, "STALL_SECONDS", 0.01)
+    hub.faults = [Fault("trickle", times=99)]
+    remote, refs = opened(hub, tinyglm)
+    message = refusal(remote.fetch, [max(refs.values(), key=lambda r: r.stop - r.start)])
+    assert message.startswith("error: the hub failed 6 times in a row\n")
+    assert re.search(r"cause: only \d+ bytes came in 0 s\n", message)
+    assert len([r for r in hub.requests if r.range]) == 6
+
+
+def test_a_trickle_is_one_of_less_than_32_kib_in_30_seconds():
+    slow, trickling = (patience.Pace(iter(range(1000)).__next__) for _ in range(2))  # each look at the clock: a second
+    for _ in range(300):
+        slow.count(1100)
+    for _ in range(30):
+        trickling.count(1000)
+    with pytest.raises(patience.Trouble, match=r"only 31,000 bytes came in 31 s"):
+        trickling.count(1000)
+    with pytest.raises(patience.Trouble, match=r"bytes came in 31 s"):  # what came long ago counts no more
+        deque(map(slow.count, [100] * 62), maxlen=0)
 
 
 def test_a_server_that_falls_silent_is_asked_again(hub, tinyglm, monkeypatch):
