@@ -25,6 +25,7 @@ from mtpforge.tensors import Quantization, TensorRef
 
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _SHOWN: Final = 3
+_DENSE: Final = 16  # bits, and more
 _FOREIGN_NEXTN: Final = re.compile(r"(model\.layers\.\d+\.)eh_proj\.|((?:model\.)?mtp\.)")  # Qwen and Mimo say `mtp.`
 
 
@@ -83,9 +84,10 @@ def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     plain = _plain(checkpoint, family.plain(checkpoint.config, n_experts), refs)
     parts = _parts(checkpoint, family, refs.keys() - dropped.keys() - plain.keys(), n_experts)
     modules = {
-        module.name: _recognised(checkpoint, module, {s: refs[name] for s, name in parts[module.name].items()})
+        module.name: recognised(checkpoint, module, {s: refs[name] for s, name in parts[module.name].items()})
         for module in family.modules(checkpoint.config, n_experts)
     }
+    _refuse_lost_zero_points(checkpoint, modules)
     unread = tuple((prefix + n, refs[n].stop - refs[n].start, reason) for n, reason in sorted(dropped.items()))
     return StoredLayer(layer, n_experts, config_experts(family, checkpoint.config), modules, plain, unread)
 
@@ -227,15 +229,32 @@ def _parts(checkpoint: Checkpoint, family: Family, names: Iterable[str], n_exper
     return parts
 
 
-def _recognised(checkpoint: Checkpoint, module: Module, parts: dict[str, TensorRef]) -> StoredModule:
+def _refuse_lost_zero_points(checkpoint: Checkpoint, modules: Mapping[str, StoredModule]) -> None:
+    """MtpforgeError where one expert's weight has no zero points and another's of the same projection has some.
+
+    Without them it would be read as symmetric, and be wrong without a word.
+    """
+    asymmetric = {m.module.template for m in modules.values() if not m.quantization.symmetric}
+    for stored in modules.values():
+        if stored.module.template in asymmetric and stored.quantization.symmetric and stored.quantization.bits < _DENSE:
+            raise MtpforgeError(
+                f"`{stored.module.name}` of the MTP layer has no zero points",
+                where=f"{checkpoint.label}, {shown(next(iter(stored.parts.values())).file)}",
+                why=f"others of `{stored.module.template}` have some; without its own it would be decoded wrongly",
+                fix="download the checkpoint again, or name another `--source`",
+            )
+
+
+def recognised(checkpoint: Checkpoint, module: Module, parts: dict[str, TensorRef], what: str = "") -> StoredModule:
+    """The weight matrix that these parts are. MtpforgeError where no format knows them; `what` names it there."""
     specs = {suffix: ref.spec for suffix, ref in parts.items()}
     for form in formats.FORMATS.values():
         quantization = form.recognise(specs, module.shape, checkpoint.quantization)
         if quantization is not None:
             return StoredModule(module, parts, quantization)
     raise MtpforgeError(
-        f"`{module.name}` of the MTP layer is stored in no known way",
+        f"{what or f'`{module.name}` of the MTP layer'} is stored in no known way",
         where=f"{checkpoint.label}, {shown(next(iter(parts.values())).file)}",
         why=formats.explain(specs, module.shape, checkpoint.quantization),
-        fix="download the checkpoint again, or name another `--source`",
+        fix=f"download the checkpoint again, or name another {'one' if what else '`--source`'}",
     )

@@ -117,6 +117,28 @@ def test_a_layer_that_is_not_whole_is_refused_by_name(single, tmp_path, layout, 
     assert error.value.fix
 
 
+def test_an_expert_that_lost_its_zero_points_is_not_taken_for_symmetric(single, tinyglm, tmp_path):
+    packed = {
+        name.replace("layers.2.", "layers.3."): tensor
+        for file in tinyglm("awq-int4").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+        if "layers.2.mlp.experts." in name
+    }
+
+    def with_packed_experts(tensors):
+        without(".experts.")(tensors)
+        tensors.update(packed)
+
+    def without_one(tensors):
+        with_packed_experts(tensors)
+        del tensors[f"{P}mlp.experts.7.up_proj.weight_zero_point"]
+
+    whole = layer_of(changed(single("bf16"), tmp_path / "whole", with_packed_experts))
+    assert not whole.modules["mlp.experts.7.up_proj"].quantization.symmetric
+    with pytest.raises(MtpforgeError, match=r"`mlp.experts.7.up_proj` of the MTP layer has no zero points"):
+        layer_of(changed(single("bf16"), tmp_path / "s", without_one))
+
+
 def test_a_router_with_fewer_rows_than_experts(single, tmp_path):
     def cut(tensors):
         tensors[f"{P}mlp.gate.e_score_correction_bias"] = torch.zeros(12)

@@ -16,6 +16,8 @@ from mtpforge.tensors import DTYPES, TensorRef
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mtpforge.formats.compiled import RowKernels
+
 _BAND_WEIGHTS: Final = 4 << 20  # 16 MiB of float32
 _CODES: Final = {"F32": "f", "F16": "e"}
 
@@ -50,18 +52,29 @@ def pieces(stored: StoredModule, first: int, last: int) -> dict[str, TensorRef]:
     return found
 
 
-def bands(checkpoint: Checkpoint, stored: StoredModule) -> Iterator[Tensor]:
-    """The weight as float32 [rows, in], in bands of whole rows, from bytes that were fetched before."""
+def bands(checkpoint: Checkpoint, stored: StoredModule, kernels: RowKernels | None = None) -> Iterator[Tensor]:
+    """The weight as float32 [rows, in], in bands of whole rows, from bytes that were fetched before.
+
+    With compiled kernels a band is valid until the next one.
+    """
     n_rows, columns = stored.module.shape
     height = max(_BAND_WEIGHTS // columns // BAND_ROWS, 1) * BAND_ROWS
     for first in range(0, n_rows, height):
-        yield rows(checkpoint, stored, first, min(first + height, n_rows))
+        yield rows(checkpoint, stored, first, min(first + height, n_rows), kernels)
 
 
-def rows(checkpoint: Checkpoint, stored: StoredModule, first: int, last: int) -> Tensor:
+def rows(
+    checkpoint: Checkpoint, stored: StoredModule, first: int, last: int, kernels: RowKernels | None = None
+) -> Tensor:
     """Rows [first, last) of the weight, float32 [rows, in]; `first` is a multiple of BAND_ROWS."""
-    parts = {suffix: _tensor(checkpoint, ref) for suffix, ref in pieces(stored, first, last).items()}
+    parts = {suffix: tensor(checkpoint, ref) for suffix, ref in pieces(stored, first, last).items()}
     shape = (last - first, stored.module.shape[1])
+    if kernels is not None:
+        from mtpforge.formats.compiled import packed
+
+        band = packed(parts, shape, stored.quantization)
+        if band is not None and (decoded := kernels.decode(band, shape)) is not None:
+            return decoded
     return FORMATS[stored.quantization.format].decode(parts, shape, stored.quantization)
 
 
@@ -75,7 +88,8 @@ def refuse_no_numbers(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _tensor(checkpoint: Checkpoint, ref: TensorRef) -> Tensor:
+def tensor(checkpoint: Checkpoint, ref: TensorRef) -> Tensor:
+    """A stored tensor as it is, from bytes that were fetched before."""
     import torch
 
     raw = torch.empty(ref.stop - ref.start, dtype=torch.uint8)

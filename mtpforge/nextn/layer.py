@@ -1,0 +1,242 @@
+"""The nextn layer on calibration inputs, stage by stage, so that a full-size layer runs in little memory.
+
+    enter      row i: embedding of token i+1 (zeros at position 0) through enorm, hidden state i through hnorm, both
+               through eh_proj; the last token of a sequence has no next one and makes no row
+    attend     + self-attention of the normed rows of one sequence, the indexer's choice of keys included
+    route      the router's choice of experts and their gate weights, for the normed rows
+    experts    one expert after another: read, decoded, run on the tokens that are routed to it, overwritten
+
+The modules are transformers' own (models/glm_moe_dsa, 5.23.0), the weights decoded by our formats, float32 throughout.
+What goes in and how is vLLM's DeepSeekMultiTokenPredictorLayer (vllm/model_executor/models/deepseek_mtp.py, 0.33.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from mtpforge.checkpoint import cache
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+from mtpforge.families.counting import expert_numbers
+from mtpforge.formats.format import WORTH_COMPILING
+from mtpforge.nextn.configuring import of_one_layer
+from mtpforge.nextn.embedding import Embedding
+from mtpforge.nextn.filling import by_stem, empty, fill
+from mtpforge.report import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
+
+    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.nextn.inputs import Sequence
+
+_ROWS: Final = 256  # of a sequence that attend at a time: index scores of 32 heads and 2,048 keys take 64 MiB
+_TOKENS: Final = 1024  # that go through a norm or an expert at a time
+_MOST_BYTES: Final = 1 << 30  # of the activations of all tokens, and of the keys and values of one sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A decoder layer with routed experts where it is stored; nothing of it is read yet.
+
+    config: transformers' configuration of a model of this one layer.
+    """
+
+    checkpoint: Checkpoint
+    prefix: str
+    config: GlmMoeDsaConfig
+    n_experts: int
+    device: str
+    kernels: RowKernels | None
+
+    def part(self, name: str, make: Callable[[], nn.Module]) -> Any:  # noqa: ANN401 -- transformers has no types
+        """One of transformers' modules with the weights of `name`."""
+        module = empty(make, self.device)
+        fill(module, self.checkpoint, f"{self.prefix}{name}.", kernels=self.kernels)
+        return module
+
+    def norm(self, name: str) -> Any:  # noqa: ANN401 -- transformers has no types
+        """One of the norms of the hidden size."""
+        from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaRMSNorm
+
+        return self.part(name, lambda: GlmMoeDsaRMSNorm(self.config.hidden_size, self.config.rms_norm_eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Activations of all tokens, float32 [n, hidden]; positions: of each sequence in turn, int64 [rows of it]."""
+
+    x: Tensor
+    positions: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Experts of every row, int64 [n, top_k], in no order; their gate weights, float32 [n, top_k], as they multiply."""
+
+    experts: Tensor
+    gates: Tensor
+
+
+# Called with the number of an expert, its rows int64 [m], their gate weights [m] and its outputs [m, hidden], float32.
+# An expert of many tokens comes in several calls, one that nobody is routed to in none.
+OnExpert = Callable[[int, "Tensor", "Tensor", "Tensor"], None]
+
+
+def block(checkpoint: Checkpoint, number: int | None = None, device: str = "cpu") -> Block:
+    """Layer `number` of a checkpoint, its nextn layer by default. MtpforgeError where the config is not usable."""
+    family = family_of(checkpoint.config)
+    prefix = family.prefix(family.layer(checkpoint.config) if number is None else number)
+    n_experts = len(expert_numbers(family, (name for name in checkpoint.names if name.startswith(prefix))))
+    config = of_one_layer(family, checkpoint, n_experts)
+    weights = 3 * n_experts * config.hidden_size * config.moe_intermediate_size
+    return Block(checkpoint, prefix, config, n_experts, device, _kernels() if weights >= WORTH_COMPILING else None)
+
+
+def as_served(attention: nn.Module, eps: float) -> nn.Module:
+    """The attention with the epsilon of its latent norms as engines have it.
+
+    transformers (5.23.0) makes q_a_layernorm and kv_a_layernorm with its default of 1e-6, whatever rms_norm_eps says;
+    vLLM (0.33.0, deepseek_v2.py) and SGLang with rms_norm_eps, and it is theirs that the draft runs in.
+    """
+    for name in ("q_a_layernorm", "kv_a_layernorm"):
+        attention.get_submodule(name).variance_epsilon = eps  # type: ignore[assignment]  # a float of transformers'
+    return attention
+
+
+def enter(nextn: Block, embedding: Embedding, inputs: Iterable[Sequence], n_rows: int) -> Rows:
+    """What the decoder layer of the nextn layer is given for these inputs, of `n_rows` rows in all."""
+    import torch
+    from torch import nn
+
+    width = nextn.config.hidden_size
+    _refuse_too_many(n_rows, 4 * width, "the inputs have {} tokens", "fewer")
+    enorm, hnorm = nextn.norm("enorm"), nextn.norm("hnorm")
+    eh_proj = nextn.part("eh_proj", lambda: nn.Linear(2 * width, width, bias=False))
+    x, positions, end = torch.empty(n_rows, width, device=nextn.device), [], 0
+    with torch.inference_mode():
+        for sequence in inputs:
+            at = sequence.positions[:-1]
+            for first in range(0, len(at), _TOKENS):
+                last = min(first + _TOKENS, len(at))
+                embedded = embedding.rows(sequence.token_ids[first + 1 : last + 1])
+                embedded[at[first:last] == 0] = 0.0  # before the norm, as vLLM does
+                both = (embedded.to(x.device), sequence.hidden[first:last].to(x.device))
+                x[end : end + last - first] = eh_proj(torch.cat((enorm(both[0]), hnorm(both[1])), -1))
+                end += last - first
+            positions.append(at.to(x.device))
+    return Rows(x, tuple(positions))
+
+
+def attend(layer: Block, rows: Rows, on_progress: OnProgress | None = None) -> None:
+    """Add self-attention to the rows, in place, sequence by sequence, each token seeing those before it."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
+
+    config, done = layer.config, 0
+    per_key = (
+        4 * config.num_attention_heads * (config.v_head_dim + 2 * config.qk_nope_head_dim + config.qk_rope_head_dim)
+    )
+    for positions in rows.positions:
+        _refuse_too_many(len(positions), per_key, "a sequence of the inputs has {} tokens", "shorter sequences of")
+    norm = layer.norm("input_layernorm")
+    attention = layer.part("self_attn", lambda: glm.GlmMoeDsaAttention(config, 0))
+    as_served(attention, config.rms_norm_eps)
+    rotary = glm.GlmMoeDsaRotaryEmbedding(config).to(layer.device)
+    with torch.inference_mode():
+        for positions in rows.positions:
+            past = DynamicCache(config=config)
+            for first in range(0, len(positions), _ROWS):
+                at = positions[None, first : first + _ROWS]
+                some = rows.x[done : done + at.shape[1]]
+                seen = torch.arange(first + at.shape[1], device=some.device)
+                causal = (seen <= seen[first:, None])[None, None]
+                output, *_ = attention(norm(some)[None], rotary(some[None], at), causal, past, at)
+                some += output[0]
+                done += at.shape[1]
+                if on_progress:
+                    on_progress(Progress("attend", done, len(rows.x), "items"))
+
+
+def route(layer: Block, x: Tensor, kept: tuple[int, ...] | None = None) -> Routed:
+    """The experts of rows that attention was added to, by transformers' own router.
+
+    kept: experts that stay, as many of every group; they are then numbered by their place there.
+    """
+    import torch
+    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaTopkRouter
+
+    norm = layer.norm("post_attention_layernorm")
+    router = layer.part("mlp.gate", lambda: GlmMoeDsaTopkRouter(layer.config))
+    if kept is not None:
+        numbers = torch.tensor(kept, device=x.device)
+        router.weight.data, router.num_experts = router.weight.data[numbers], len(kept)
+        router.e_score_correction_bias = router.e_score_correction_bias[numbers]
+    with torch.inference_mode():
+        answers = [router(norm(some)) for some in torch.split(x, _TOKENS)]
+    return Routed(torch.cat([chosen for _, _, chosen in answers]), torch.cat([gates for _, gates, _ in answers]))
+
+
+def each_expert(
+    layer: Block, x: Tensor, routed: Routed, on_expert: OnExpert, on_progress: OnProgress | None = None
+) -> None:
+    """Run every expert on the rows that are routed to it, in the order of their numbers."""
+    import torch
+    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaMLP
+
+    config, names = layer.config, by_stem(layer.checkpoint)
+    norm = layer.norm("post_attention_layernorm")
+    expert = empty(lambda: GlmMoeDsaMLP(config, config.moe_intermediate_size), layer.device)
+    with torch.inference_mode():
+        for number in range(layer.n_experts):
+            places, slots = (routed.experts == number).nonzero(as_tuple=True)
+            if len(places):
+                at = f"{layer.prefix}mlp.experts.{number}."
+                fill(expert, layer.checkpoint, at, kernels=layer.kernels, names=names)
+            for some, slot in zip(torch.split(places, _TOKENS), torch.split(slots, _TOKENS), strict=True):
+                if len(some):
+                    on_expert(number, some, routed.gates[some, slot], expert(norm(x[some])))
+            if on_progress:
+                on_progress(Progress("experts", number + 1, layer.n_experts, "items"))
+
+
+def output(layer: Block, x: Tensor, routed: Routed) -> Tensor:
+    """What the decoder layer gives for rows that attention was added to: float32 [n, hidden], before any last norm."""
+    import torch
+    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaMLP
+
+    config, total = layer.config, x.clone()
+    norm = layer.norm("post_attention_layernorm")
+    width = config.moe_intermediate_size * config.n_shared_experts
+    shared = layer.part("mlp.shared_experts", lambda: GlmMoeDsaMLP(config, width))
+    with torch.inference_mode():
+        for some, into in zip(torch.split(x, _TOKENS), torch.split(total, _TOKENS), strict=True):
+            into.add_(shared(norm(some)))
+
+    def add(_: int, places: Tensor, gates: Tensor, outputs: Tensor) -> None:
+        total.index_add_(0, places, gates[:, None] * outputs)
+
+    each_expert(layer, x, routed, add)
+    return total
+
+
+def _refuse_too_many(count: int, bytes_each: int, what: str, less: str) -> None:
+    most = _MOST_BYTES // bytes_each
+    if count > most:
+        raise MtpforgeError(
+            what.format(f"{count:,}"),
+            where="option `--inputs`",
+            why=f"{bytes_each:,} bytes each are held at a time, and {most:,} of this layer's fit into 1 GiB",
+            fix=f"capture {less} tokens, at most {most:,}",
+        )
+
+
+def _kernels() -> RowKernels:
+    from mtpforge.formats.compiled import RowKernels
+
+    return RowKernels(cache.home() / "kernels")

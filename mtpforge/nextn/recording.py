@@ -1,0 +1,203 @@
+"""write(): an inputs file from sequences, one at a time, under its final name only once it is whole and durable.
+
+    16 kB header     padded with spaces; written last, when the number of rows is known
+    hidden_states    row by row as they come
+    the others       8 bytes a row, kept in memory until then
+
+The file grows as `.<name>.mtpforge-tmp` beside the destination, locked; a killed writer leaves only that, and the next
+one starts it afresh.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from mtpforge import errors
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.nextn.sequences import FORMAT, HIDDEN, POSITIONS, STARTS, TOKENS, Sequence, invalid, odd_rows
+from mtpforge.tensors import DTYPES, Spec
+from mtpforge.units import file_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HEADER_BYTES: Final = 16 << 10  # four tensors and two short texts take 600
+_ALIGNED: Final = 8  # bytes; so that the whole numbers after the hidden states can be used where they lie
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def write(
+    path: Path,
+    sequences: Iterable[Sequence],
+    *,
+    target: str,
+    dtype: Literal["BF16", "F32"] = "BF16",
+    force: bool = False,
+) -> None:
+    """Write an inputs file; a complete one is durable under `path`, else there is none.
+
+    sequences: as `Sequence` says; hidden states are rounded to nearest where dtype is BF16. target: what they were
+    captured from, a line for people. An existing file is an MtpforgeError unless `force`; rows that `read` would
+    refuse are one too, and leave nothing under `path`.
+    """
+    refuse_existing(path, force=force)
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _disk(path), _beside(path) as (fd, temporary):
+        _fill(fd, path, sequences, target, dtype)
+        os.fsync(fd)
+        refuse_existing(path, force=force)
+        temporary.rename(path)
+        _sync_names(path.parent)
+
+
+def refuse_existing(path: Path, *, force: bool = False) -> None:
+    """Refuse a destination that must not be replaced, or that no file can have."""
+    if path.is_dir() or path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MtpforgeError(
+            "the output is no plain file", where=shown(path), fix="name another with `--out`", code=errors.MACHINE
+        )
+    if not force and os.path.lexists(path):
+        fix = "`--force` replaces it; `--out` names another"
+        raise MtpforgeError("the output exists already", where=shown(path), fix=fix, code=errors.MACHINE)
+
+
+def refuse_small_disk(path: Path, n_bytes: int) -> None:
+    """Refuse a destination whose disk has no room for a file of this size."""
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    if (free := shutil.disk_usage(folder).free) < n_bytes:
+        raise MtpforgeError(
+            f"not enough disk: {file_size(n_bytes)} are needed, {file_size(free)} are free",
+            where=shown(path),
+            fix="free some, or choose another disk with `--out`",
+            code=errors.MACHINE,
+        )
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[tuple[int, Path]]:
+    """The hidden file that will become `path`: empty, held by this process alone, gone where the writer fails."""
+    temporary = path.with_name(f".{path.name}.mtpforge-tmp")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        _hold(fd, temporary)
+        os.ftruncate(fd, 0)
+        try:
+            yield fd, temporary
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _hold(fd: int, temporary: Path) -> None:
+    """Lock it; another writer that holds it, or has renamed it since it was opened, is an error."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(fd), temporary.stat())
+    except (BlockingIOError, FileNotFoundError):
+        mine = False
+    if not mine:
+        fix = "wait for it, or name another output with `--out`"
+        raise MtpforgeError("another process writes this file", where=shown(temporary), fix=fix, code=errors.MACHINE)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MtpforgeError(
+            "the disk is full" if error.errno in _FULL else "cannot write the inputs file",
+            where=shown(path),
+            why=shown(error.strerror or error),
+            fix="choose another place with `--out`",
+            code=errors.MACHINE,
+        ) from error
+
+
+def _fill(fd: int, path: Path, sequences: Iterable[Sequence], target: str, dtype: str) -> None:
+    """All of the file but its name."""
+    import torch
+
+    at, starts, token_ids, positions = _HEADER_BYTES, [0], [], []
+    width = 0
+    for sequence in sequences:
+        width = _check(path, sequence, width)
+        rows = sequence.hidden.to(getattr(torch, DTYPES[dtype].torch))
+        if not bool(rows.isfinite().all()):
+            raise invalid(path, f"sequence {len(starts) - 1} holds values that are no numbers", HIDDEN)
+        at = _put(fd, rows, at)
+        starts.append(starts[-1] + len(rows))
+        token_ids.append(sequence.token_ids)
+        positions.append(sequence.positions)
+    if len(starts) == 1:
+        raise invalid(path, "there is no sequence to write")
+    if (at - _HEADER_BYTES) % _ALIGNED:
+        why = f"hidden states of {width} columns do not fill whole words of {_ALIGNED} bytes"
+        raise invalid(path, why, HIDDEN)
+    small = {TOKENS: torch.cat(token_ids), POSITIONS: torch.cat(positions), STARTS: torch.tensor(starts)}
+    for values in small.values():
+        at = _put(fd, values, at)
+    specs = {HIDDEN: Spec(dtype, (starts[-1], width))}
+    specs |= {name: Spec("I64", tuple(values.shape)) for name, values in small.items()}
+    os.pwrite(fd, _header(specs, shown(target)), 0)
+
+
+def _check(path: Path, sequence: Sequence, width: int) -> int:
+    """Columns of the hidden states; rows that are none are an error."""
+    import torch
+
+    token_ids, positions, hidden = sequence.token_ids, sequence.positions, sequence.hidden
+    n = len(token_ids)
+    if hidden.ndim != 2 or not n or token_ids.shape != (n,) or positions.shape != (n,) or len(hidden) != n:  # noqa: PLR2004
+        shapes = f"token ids {list(token_ids.shape)}, positions {list(positions.shape)}, states {list(hidden.shape)}"
+        raise invalid(path, f"a sequence needs as many of each, at least one: {shapes}")
+    if width not in (0, hidden.shape[1]):
+        raise invalid(path, f"one sequence has {width} columns, another {hidden.shape[1]}", HIDDEN)
+    if token_ids.dtype != torch.int64 or positions.dtype != torch.int64:
+        raise invalid(path, f"token ids are {token_ids.dtype}, positions {positions.dtype}, not int64")
+    why, name = odd_rows(token_ids, positions)
+    if why:
+        raise invalid(path, why, name)
+    return int(hidden.shape[1])
+
+
+def _header(specs: dict[str, Spec], target: str) -> bytes:
+    """The first bytes of the file, padded to their fixed length."""
+    entries: dict[str, object] = {"__metadata__": {"format": FORMAT, "target": target}}
+    end = 0
+    for name, spec in specs.items():
+        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.n_bytes]}
+        end += spec.n_bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    room = _HEADER_BYTES - 8
+    return room.to_bytes(8, "little") + text.ljust(room)
+
+
+def _put(fd: int, values: Tensor, at: int) -> int:
+    """Write a tensor's bytes at an offset; where the next ones go."""
+    import torch
+
+    left = values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    while left:
+        n_bytes = os.pwrite(fd, left, at)
+        left, at = left[n_bytes:], at + n_bytes
+    return at
+
+
+def _sync_names(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,134 @@
+"""windows(): the token ids of a text, cut into sequences, by the tokenizer.json of a checkpoint.
+
+A form feed starts a new document; no window spans two. Nothing is put before or between them: windows lie anywhere in
+running text, and only some would begin with the tokens that begin a prompt.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from mtpforge import errors
+from mtpforge.errors import MtpforgeError, shown
+
+TOKENIZER: Final = "tokenizer.json"
+SHORTEST: Final = 2  # tokens of a sequence: each is scored with the one after it
+_PIECE_BYTES: Final = 1 << 20
+_MAX_TOKENIZER_BYTES: Final = 200_000_000  # GLM-5.2's has 20 million
+_NEW_DOCUMENT: Final = "\f"
+
+
+def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -> list[list[int]]:
+    """Windows of `length` token ids, at most `most` tokens in all; the rest of a document is a shorter window.
+
+    No more of the text is read than is needed. A text that is empty, no UTF-8 or too short, a missing or broken
+    tokenizer and a token id that lies beyond `vocab_size` are MtpforgeErrors. No code of the checkpoint is run.
+    """
+    encode = _encoder(folder / TOKENIZER)
+    found: list[list[int]] = []
+    left, held = most, list[int]()
+    for piece, begins in _pieces(text):
+        if begins:
+            left -= _cut(found, held, length, left, whole=False)
+            held = []
+        held += _checked(encode(piece), vocab_size, folder)
+        left -= _cut(found, held, length, left, whole=True)
+        if left < SHORTEST:
+            break
+    _cut(found, held, length, left, whole=False)
+    if not found:
+        raise MtpforgeError(
+            "the text gives no sequence to capture",
+            where=shown(text),
+            why=f"a sequence has at least {SHORTEST} tokens",
+            fix="name a file with more text with `--text`",
+        )
+    return found
+
+
+def _cut(found: list[list[int]], held: list[int], length: int, left: int, *, whole: bool) -> int:
+    """Move windows from the front of `held` to `found`; how many tokens went. whole: only those of full length."""
+    moved = 0
+    while held and moved < left:
+        n = min(length, left - moved, len(held))
+        if n < SHORTEST or (whole and len(held) < min(length, left - moved)):
+            break
+        found.append(held[:n])
+        del held[:n]
+        moved += n
+    return moved
+
+
+def _checked(ids: list[int], vocab_size: int, folder: Path) -> list[int]:
+    if ids and max(ids) >= vocab_size:
+        raise MtpforgeError(
+            f"the tokenizer gives token id {max(ids):,}, the vocabulary has {vocab_size:,}",
+            where=shown(folder / TOKENIZER),
+            why="tokenizer and weights are of different models",
+            fix="fetch tokenizer.json again from where the target was published",
+        )
+    return ids
+
+
+def _encoder(file: Path) -> Callable[[str], list[int]]:
+    from tokenizers import Tokenizer
+
+    if file.is_file() and file.stat().st_size > _MAX_TOKENIZER_BYTES:
+        raise _unusable(file, f"it is larger than {_MAX_TOKENIZER_BYTES:,} bytes")
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unusable(file, shown(error.strerror or error)) from error
+    except Exception as error:  # the library raises no other class
+        raise _unusable(file, shown(error)) from error
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _unusable(file: Path, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        "the target's tokenizer cannot be used",
+        where=shown(file),
+        why=why,
+        fix="fetch tokenizer.json again from where the target was published",
+    )
+
+
+def _pieces(text: Path) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, and whether each begins a document."""
+    begins = True
+    for decoded in _decoded(text):
+        for number, part in enumerate(decoded.split(_NEW_DOCUMENT)):
+            begins = begins or number > 0
+            if part:
+                yield part, begins
+                begins = False
+
+
+def _decoded(text: Path) -> Iterator[str]:
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with text.open("rb") as file:
+            while raw := file.read(_PIECE_BYTES):
+                yield decoder.decode(raw)
+                done += len(raw)
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        why = f"{error.reason} near byte {done + error.start:,}"
+        fix = f"convert it, for example `iconv -f LATIN1 -t UTF-8 {shown(text)}`"
+        raise MtpforgeError("the text is not UTF-8", where=shown(text), why=why, fix=fix) from error
+    except OSError as error:
+        raise MtpforgeError(
+            "the text cannot be read",
+            where=shown(text),
+            why=shown(error.strerror or error),
+            fix="name a plain text file with `--text`",
+            code=errors.INPUT,
+        ) from error
