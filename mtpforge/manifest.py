@@ -74,6 +74,8 @@ def write(
         "source_layer": plan.source_layer,
         "n_experts": plan.n_experts,
         "kept_experts": plan.kept_experts,
+        "kept_by": plan.facts.get("kept_by"),
+        "fitted_to": plan.facts.get("fitted_to"),
         "scheme": asdict(plan.scheme),
         "changes": plan.changes,
         "unused": [asdict(unused) for unused in plan.unused],
@@ -82,6 +84,8 @@ def write(
         "scales": plan.scales,
         "relative_error": _measured(report, "relative_error"),
         "rtn_relative_error": _measured(report, "rtn_relative_error"),
+        "output_error": _measured(report, "output_error"),
+        "rtn_output_error": _measured(report, "rtn_output_error"),
         "tensors": {name: _entry(specs[name], digests[name]) for name in sorted(specs)},
     }
     return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
-ScaleMethod: TypeAlias = Literal["rtn", "mse", "hqq"]  # how the scales of codes are found: arithmetic/searching.py
-SCALE_METHODS: Final[tuple[ScaleMethod, ...]] = ("rtn", "mse", "hqq")
+# How integers are found: mse, hqq search scales (arithmetic/searching.py), gptq codes under rtn's (arithmetic/gptq.py).
+ScaleMethod: TypeAlias = Literal["rtn", "mse", "hqq", "gptq"]
+SCALE_METHODS: Final[tuple[ScaleMethod, ...]] = ("rtn", "mse", "hqq", "gptq")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ LP: Final = 0.7
 _BETA, _KAPPA, _ITERATIONS = 10.0, 1.01, 20
 _BLOCK: Final = 1 << 18  # weights searched at a time on a CPU: their temporaries stay in the caches
 _ON_CPU: Final = frozenset({"hqq"})
+_RANGES: Final = frozenset({"rtn", "gptq"})  # gptq finds codes under rtn's scales: gptq.py
 
 
 def qparams(weight: Tensor, bits: int, dtype: torch.dtype, method: ScaleMethod, *, symmetric: bool) -> Qparams:
@@ -45,7 +46,7 @@ def qparams(weight: Tensor, bits: int, dtype: torch.dtype, method: ScaleMethod, 
 
     weight: float32 [rows, groups, size], finite.
     """
-    if method == "rtn":
+    if method in _RANGES:
         return affine.qparams(weight, bits, dtype, symmetric=symmetric)
     if weight.device.type != "cpu":
         if method not in _ON_CPU:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from mtpforge import errors, manifest
-from mtpforge.building import attribution
+from mtpforge.building import attribution, fitted
 from mtpforge.building import device as devices
 from mtpforge.building.compiled import Kernels, is_worthwhile
 from mtpforge.building.crew import Crew
@@ -23,6 +23,7 @@ from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.choosing import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning.steps import Plan
 from mtpforge.report import Check, OnProgress, Progress, Report
 from mtpforge.tensors import Spec
@@ -58,6 +59,7 @@ def build(
     judge: Judge | None = None,
     kernels: bool | None = None,
     device: str = "cpu",
+    calibration: Calibration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Draft:
     """The draft that the plan decides, at `out`; whole, or not there.
@@ -67,11 +69,14 @@ def build(
     an independent library decodes again. force: replace an existing draft, at the very end. max_shard_bytes: split the
     weights. judge: is shown the finished folder before it appears; a report that is not ok is an error with code 1.
     kernels: compiled row kernels, which change no byte; None where they save time. device: "cpu", "cuda", "cuda:N", or
-    "auto" for a GPU where there is one and enough to do; it changes no byte either, and uses no kernels.
+    "auto" for a GPU where there is one and enough to do; it changes no byte either, and uses no kernels. calibration:
+    what a plan with `inputs` needs: those very inputs, and the plan's own experts.
 
     The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
     """
-    job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels, devices.choose(device, plan.steps))
+    fitted.refuse_other(plan, calibration)
+    where = devices.choose(device, plan.steps)
+    job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels, where, calibration)
     layouts = layout.place(job.specs.items(), max_shard_bytes)
     preflight.refuse_output(checkpoints, job.out)
     preflight.refuse_small_disk(plan, checkpoints, job.out)
@@ -79,8 +84,11 @@ def build(
     try:
         _fetch(job, on_progress)
         threads = workers or (0 if job.device is None else min(os.cpu_count() or 1, devices.THREADS))
+        if calibration is not None:
+            calibration.run(on_progress)
+            memory -= calibration.n_bytes
         checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, threads, memory), on_progress)
-        report = _rest(job, folder, layouts, checked, judge)
+        report = _rest(job, folder, layouts, checked, judge, on_progress)
         folder.commit()
     except KeyboardInterrupt as stop:
         keep = folder.has_progress
@@ -106,6 +114,7 @@ class _Job:
     specs: Mapping[str, Spec]
     kernels: bool | None
     device: devices.Device | None
+    calibration: Calibration | None
 
 
 def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_progress: OnProgress | None) -> Check:
@@ -120,11 +129,14 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_pr
 
     compiled = job.kernels if job.kernels is not None else is_worthwhile(job.plan.steps)
 
+    factor = job.calibration.factor if job.calibration else lambda _: None
+
     def executor() -> Executor:
         if job.device is None:
-            return Executor(Reader(job.checkpoints), folder, samples, advance, Kernels() if compiled else None)
+            kernels = Kernels() if compiled else None
+            return Executor(Reader(job.checkpoints), folder, samples, advance, kernels, factor=factor)
         reader = Reader(job.checkpoints, job.device.host, buffers=2)
-        return Executor(reader, folder, samples, advance, lane=devices.Lane(job.device, samples))
+        return Executor(reader, folder, samples, advance, lane=devices.Lane(job.device, samples), factor=factor)
 
     with ReferenceCheck(drawn.samples, files) as reference:
         with devices.told(job.device):
@@ -149,7 +161,12 @@ def _compared(drawn: Selection, result: CheckResult) -> Check:
 
 
 def _rest(
-    job: _Job, folder: DraftFolder, layouts: tuple[ShardLayout, ...], checked: Check, judge: Judge | None
+    job: _Job,
+    folder: DraftFolder,
+    layouts: tuple[ShardLayout, ...],
+    checked: Check,
+    judge: Judge | None,
+    on_progress: OnProgress | None,
 ) -> Report:
     """The small files, then the judge's word on the whole, which the manifest keeps."""
     folder.flush()
@@ -165,6 +182,8 @@ def _rest(
     report = judge(folder.path)
     if not report.ok:
         raise _refused(report)
+    if job.calibration is not None:
+        report = fitted.compared(report, job.plan, job.calibration, folder.path, on_progress)
     told = replace(report, checks=tuple(_without_paths(check, job, folder) for check in report.checks))
     folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked], told))
     return replace(report, checks=(checked, *report.checks))

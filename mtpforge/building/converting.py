@@ -16,11 +16,16 @@ def decoded(move: Move, band: Band) -> Tensor:
     return FORMATS[move.stored.format].decode(band.parts, band.shape, move.stored)
 
 
-def encoded(move: Move, values: Tensor, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of float32 [rows, in] in the wanted format, under the matrix parts, the scales as the plan says."""
+def encoded(
+    move: Move, values: Tensor, matrix: Mapping[str, Tensor], factor: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The row parts of float32 [rows, in] in the wanted format, under the matrix parts, the scales as the plan says.
+
+    factor: of the inputs of the weight, where the plan says gptq and there are some.
+    """
     wanted = FORMATS[move.wanted.format]
     if move.scales != "rtn" and wanted.search is not None:
-        return wanted.search(values, move.wanted, matrix, move.scales)
+        return wanted.search(values, move.wanted, matrix, move.scales, factor)
     if wanted.encode is None:
         raise AssertionError(f"{move.module}: {wanted.name} is only read")
     return wanted.encode(values, move.wanted, matrix)

@@ -32,10 +32,14 @@ class Executor:
         advance: Callable[[int], None],
         kernels: Kernels | None = None,
         lane: Lane | None = None,
+        factor: Callable[[str], Tensor | None] = lambda _: None,
     ) -> None:
-        """`kernels`, `lane`: what works faster than the plain functions, which take and explain what these leave."""
+        """`kernels`, `lane`: what works faster than the plain functions, which take and explain what these leave.
+
+        factor: of the inputs of a module, for codes that are found by gptq.
+        """
         self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
-        self._kernels, self._lane = kernels, lane
+        self._kernels, self._lane, self._factor = kernels, lane, factor
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
@@ -104,14 +108,17 @@ class Executor:
         matrix = wanted.matrix_parts(move.shape, move.wanted, amax)
         for suffix, tensor in matrix.items():
             named[suffix].add(tensor)
+        factor = self._factor(move.module) if move.scales == "gptq" else None
         for band, made in self._encoded(move, matrix):
             with sound.named(move):
-                parts = made or self._plain(move, band, matrix)
+                parts = made or self._plain(move, band, matrix, factor)
             for suffix, rows in parts.items():
                 named[suffix].add(rows)
 
     def _encoded(self, move: Move, matrix: Mapping[str, Tensor]) -> Iterator[Made]:
         """Every band with its row parts, None where they are left to the plain functions."""
+        if move.scales == "gptq":  # its products depend on the device: its bytes are the CPU's
+            return ((band, None) for band in self._bands(move))
         if self._lane is not None:
             return self._lane.encode(move, self._bands(move), matrix)
         return ((band, self._compiled(move, band, matrix)) for band in self._bands(move))
@@ -123,11 +130,11 @@ class Executor:
             self._samples.observe(move, band, values)
         return self._kernels.encode(move, band, matrix)
 
-    def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor], factor: Tensor | None) -> dict[str, Tensor]:
         values = decoded(move, band)
         sound.refuse_values(move, band, values)
         self._samples.observe(move, band, values)
-        return encoded(move, values, matrix)
+        return encoded(move, values, matrix, factor)
 
     def _largest(self, move: Move) -> Tensor:
         """Largest magnitude of the whole weight, float32 scalar."""

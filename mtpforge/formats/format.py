@@ -23,6 +23,9 @@ BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at mos
 WORTH_COMPILING: Final = 64 << 20
 
 Specs: TypeAlias = Mapping[str, Spec]
+Search: TypeAlias = Callable[
+    ["Tensor", Quantization, Mapping[str, "Tensor"], ScaleMethod, "Tensor | None"], dict[str, "Tensor"]
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,8 @@ class Format:
         scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
         given when `needs_amax(quantization)`. None where the format is only read.
     encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
-    search(rows, quantization, matrix, method): as `encode`, the scales found by a method; None where there is none but
-        round-to-nearest.
+    search(rows, quantization, matrix, method, factor): as `encode`, the scales found by a method, the codes by gptq
+        where there is a factor of the weight's inputs (arithmetic/gptq.py); None where all is round-to-nearest.
     packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
         compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
     reference: library and function that decodes the same bytes, for messages.
@@ -99,7 +102,7 @@ class Format:
     needs_amax: Callable[[Quantization], bool] = lambda _: False
     matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
     encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None
-    search: Callable[[Tensor, Quantization, Mapping[str, Tensor], ScaleMethod], dict[str, Tensor]] | None = None
+    search: Search | None = None
     packed_rows: Callable[[Mapping[str, Tensor], Shape, Quantization], PackedRows | None] | None = None
     row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None

@@ -79,15 +79,19 @@ def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor
 
 
 def search(
-    rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], method: ScaleMethod
+    rows: Tensor,
+    quantization: Quantization,
+    _matrix: Mapping[str, Tensor],
+    method: ScaleMethod,
+    factor: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The same parts, the scales found by a method."""
-    from mtpforge.arithmetic import affine, scales, searching
+    """The same parts, the scales found by a method, the codes by gptq where there is a factor."""
+    from mtpforge.arithmetic import gptq, scales, searching
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.unsqueeze(1)
     scale, zero_point = searching.qparams(groups, _BITS, dtype, method, symmetric=quantization.symmetric)
-    codes = affine.quantize(groups, scale, zero_point, _BITS).squeeze(1)
+    codes = gptq.codes(groups, scale, zero_point, _BITS, factor).squeeze(1)
     parts = {"weight": _signed(codes), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
         parts[_ZERO] = _signed(zero_point)

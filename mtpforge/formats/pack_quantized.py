@@ -143,15 +143,19 @@ def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor
 
 
 def search(
-    rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], method: ScaleMethod
+    rows: Tensor,
+    quantization: Quantization,
+    _matrix: Mapping[str, Tensor],
+    method: ScaleMethod,
+    factor: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The same parts, the scales found by a method."""
-    from mtpforge.arithmetic import affine, bits, scales, searching
+    """The same parts, the scales found by a method, the codes by gptq where there is a factor."""
+    from mtpforge.arithmetic import bits, gptq, scales, searching
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
     scale, zero_point = searching.qparams(groups, quantization.bits, dtype, method, symmetric=quantization.symmetric)
-    codes = affine.quantize(groups, scale, zero_point, quantization.bits).flatten(1)
+    codes = gptq.codes(groups, scale, zero_point, quantization.bits, factor).flatten(1)
     parts = {"weight_packed": bits.pack(codes, quantization.bits), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
         parts[_ZERO] = bits.compact(bits.pack(zero_point.t(), quantization.bits).t())

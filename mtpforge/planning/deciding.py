@@ -26,6 +26,7 @@ from mtpforge.sourcing import StoredLayer, StoredModule, stored_layer
 from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
 
 _WEIGHT: Final = "weight"
+_CALIBRATED: Final = frozenset({"routed experts", "shared experts"})  # kinds whose inputs mtpforge.nextn knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,14 @@ def plan(
     serving: Serving | None = None,
     input_scales: Checkpoint | None = None,
     scales: ScaleMethod = "rtn",
+    inputs: str = "",
 ) -> Plan:
     """Decide everything about a draft of `source`'s nextn layer for `target`.
 
     Without a target the source's own config stands in for it and a scheme is needed. `kept`: experts of the source that
     stay, ascending, as many of every group. `scales`: how the scales of what is encoded are found, where its format
-    leaves a choice. Raises MtpforgeError for inputs that no draft can be made from, and for every trap of severity
-    "error".
+    leaves a choice; `inputs`: sha256 of the calibration inputs, which gptq needs. Raises MtpforgeError for what no
+    draft can be made from, and for every trap of severity "error".
     """
     judge = ENGINES[engine]
     served = target or source
@@ -75,6 +77,7 @@ def plan(
     config = judge.draft_config(served, source.config, family, wanted, n_experts)
     steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))
     _refuse_idle(scales, steps)
+    _refuse_mismatched(scales, inputs)
     found = _traps(judge, family, source, target, config, wanted, serving or Serving())
     return Plan(
         source=_side(source),
@@ -91,6 +94,7 @@ def plan(
         changes=_changes(steps),
         config=config,
         traps=found,
+        inputs=inputs,
         facts=facts(judge, steps, source, target, input_scales, serving or Serving()),
     )
 
@@ -136,14 +140,29 @@ def _refuse_idle(method: ScaleMethod, steps: Iterable[Step]) -> None:
     if method == "rtn" or any(move.scales == method for move in moves):
         return
     encoded = sorted({str(move.wanted) for move in moves if move.action == "encode"})
+    sought, how = ("code", "codes of experts are fitted") if method == "gptq" else ("scale", "scales are searched")
     why = f"it has no meaning for {', '.join(encoded)}" if encoded else "nothing is encoded, only copied or cast"
     raise MtpforgeError(
-        f"`{method}` would find no scale of this draft",
+        f"`{method}` would find no {sought} of this draft",
         where="option `--scales`",
-        why=f"{why}; scales are searched for integers",
+        why=f"{why}; {how} for integers",
         fix="leave `--scales` out",
         code=errors.USAGE,
     )
+
+
+def _refuse_mismatched(method: ScaleMethod, inputs: str) -> None:
+    """Gptq fits codes to inputs; nothing else does."""
+    if method == "gptq" and not inputs:
+        raise MtpforgeError(
+            "`gptq` needs calibration inputs",
+            where="option `--scales`",
+            why="it fits the codes of each expert to what the expert is given",
+            fix="`mtpforge capture --target CKPT --text FILE -o FILE`, then `--inputs FILE`",
+            code=errors.USAGE,
+        )
+    if method != "gptq" and inputs:
+        raise ValueError(f"{method} looks at no inputs")
 
 
 def _n_experts(family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None) -> int:
@@ -268,7 +287,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
         action="copy" if copied else "encode",
         writes=tuple(Write(suffix, f"{draft.prefix}{module.name}.{suffix}", spec) for suffix, spec in codes.items()),
         reason=reason,
-        scales=draft.scales if searched else "rtn",
+        scales=draft.scales if searched and (draft.scales != "gptq" or module.kind in _CALIBRATED) else "rtn",
     )
 
 

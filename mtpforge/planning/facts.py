@@ -12,12 +12,20 @@ from mtpforge.tensors import Shape
 # Copies of a band that decoding and encoding hold at once, in bytes per weight: float32 values, quotients and
 # temporaries. Measured with the eager path on every format here.
 _BYTES_PER_WEIGHT = 16
+_GPTQ_BYTES_PER_WEIGHT = 32
+_FACTORS = 3  # matrices [in, in] of float32 that making a factor for gptq holds at once
 
 
 def peak_bytes(step: Step) -> int:
     """Memory that running the step takes: one band at a time, its parts read and written."""
-    bands = [_band(m.shape) * _BYTES_PER_WEIGHT for m in step.moves if m.action == "encode" or step.ties]
+    bands = [_move_bytes(m) for m in step.moves if m.action == "encode" or step.ties]
     return max([*bands, 1 << 20])
+
+
+def _move_bytes(move: Move) -> int:
+    if move.scales == "gptq":
+        return _band(move.shape) * _GPTQ_BYTES_PER_WEIGHT + _FACTORS * 4 * move.shape[1] ** 2
+    return _band(move.shape) * _BYTES_PER_WEIGHT
 
 
 def _band(shape: Shape) -> int:

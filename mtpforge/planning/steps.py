@@ -153,7 +153,8 @@ class Plan:
     """A draft, decided. `target` is None for an extract without a target.
 
     layer: index in the draft; source_layer: index in the source. kept_experts: numbers in the source, None for all.
-    config: the draft's config.json. changes: every dtype that differs from the source's, as sentences.
+    config: the draft's config.json. changes: every dtype that differs from the source's, as sentences. inputs: sha256
+    of the calibration inputs that codes are fitted to, "" for none.
     """
 
     source: Side
@@ -170,6 +171,7 @@ class Plan:
     changes: tuple[str, ...]
     config: dict[str, object]
     traps: tuple[Trap, ...]
+    inputs: str = ""
     facts: dict[str, object] = field(default_factory=dict)
 
     @property

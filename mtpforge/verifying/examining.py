@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from mtpforge.tensors import ScaleMethod, Shape
-from mtpforge.verifying import bounds, searched
+from mtpforge.verifying import bounds, fitted, searched
 from mtpforge.verifying.bands import Stored, bands
 
 if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
     from mtpforge.formats.format import PackedRows
 
+_PLAIN: Final = frozenset({"hqq", "gptq"})  # methods that no kernel judges
 _LANES: Final = 16  # columns that the kernels compare at a time
 # dtype of a scale -> signed integers of its size, and the bits of the first positive that is no number
 _BITS: Final = {
@@ -182,7 +183,7 @@ class _Tally:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
         from mtpforge.formats import compiled
 
-        if self.same or self.scales == "hqq":
+        if self.same or self.scales in _PLAIN:
             return False
         shape, held = (rows, self.draft.shape[1]), {**parts, **self.matrix}
         ours = compiled.packed(held, shape, self.draft.quantization)
@@ -217,7 +218,10 @@ class _Tally:
             beyond = ~(difference <= 0)
         elif self.scales != "rtn":
             held = {**parts, **self.matrix}
-            judged = searched.judge(held, self.draft.quantization, reference, values, self.scales)
+            if self.scales == "gptq":
+                judged = fitted.judge(held, self.draft.quantization, reference, values)
+            else:
+                judged = searched.judge(held, self.draft.quantization, reference, values, self.scales)
             self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
         else:
             beyond = bounds.beyond({**parts, **self.matrix}, self.draft.quantization, reference, difference)

@@ -21,7 +21,8 @@ from mtpforge.formats import FORMATS
 from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
-from mtpforge.verifying import diagnosing, examining, kept, searched
+from mtpforge.tensors import ScaleMethod
+from mtpforge.verifying import diagnosing, examining, fitted, kept, searched
 from mtpforge.verifying.bands import Stored, read, sha256_of
 from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
@@ -87,7 +88,8 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
     fitting = [w for w in subject.weights if subject.fits(w)]
     hashes: dict[str, str] = {}
     found = [*_weights(subject, fitting, origin, hashes, on_progress), *_plain(subject, origin, hashes)]
-    values = (*_values(subject, origin, found), *_searched(found))
+    method = searched.claimed(subject.draft.location)
+    values = (*_values(subject, origin, found, method), *_searched(found, method))
     checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)
     errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
     by_rtn = {e.module: e.rtn_error for e in found if e.rtn_error is not None}
@@ -109,7 +111,8 @@ def _weights(
         draft = _stored(subject, weight)
         theirs = _counterpart(weight, origin)
         name = weight.module.name
-        result = examining.weight(name, draft, theirs, anew=name in anew, scales=scales, kernels=kernels())
+        method = fitted.method_of(weight.module, scales)
+        result = examining.weight(name, draft, theirs, anew=name in anew, scales=method, kernels=kernels())
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
 
@@ -230,7 +233,7 @@ def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) ->
     return Check("tied scales", "passed", what)
 
 
-def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> tuple[Check, ...]:
+def _values(subject: Subject, origin: Source | None, found: list[Examined], method: ScaleMethod) -> tuple[Check, ...]:
     if origin is None:
         return (
             Check(
@@ -247,7 +250,8 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> t
     if not wrong:
         n_compared = sum(e.n_compared for e in found)
         worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
-        detail = f"{n_compared:,} weights within the rounding of their formats; largest relative error"
+        within = "what fitting may leave" if method == "gptq" else "the rounding of their formats"
+        detail = f"{n_compared:,} weights within {within}; largest relative error"
         return (Check("values", "passed", f"{detail} {worst.relative_error:.3g} ({worst.module})"),)
     weights = {w.module.name: w for w in subject.weights}
     told = [_told(subject, origin, weights.get(e.module), e) for e in wrong[:_DIAGNOSED]]
@@ -255,14 +259,16 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined]) -> t
     return (Check("values", "failed", detail, rebuild(subject)),)
 
 
-def _searched(found: list[Examined]) -> tuple[Check, ...]:
-    """What the search of scales gained."""
+def _searched(found: list[Examined], method: ScaleMethod) -> tuple[Check, ...]:
+    """What the search of scales gained, or what fitted codes cost in weights."""
     both = [(e.relative_error, e.rtn_error) for e in found if e.relative_error is not None and e.rtn_error is not None]
     if not both:
         return ()
     ours, rtn = (sum(column) / len(both) for column in zip(*both, strict=True))
-    less = f"{1 - ours / rtn:.1%} less" if rtn else "no less"
-    detail = f"searched in {len(both)} weights: mean relative error {ours:.4g}, {less} than {rtn:.4g} by rtn"
+    how_much = f"{abs(1 - ours / rtn):.1%}" if rtn else "no"
+    more = "more" if ours > rtn else "less"
+    how = "fitted to inputs" if method == "gptq" else "searched"
+    detail = f"{how} in {len(both)} weights: mean relative error {ours:.4g}, {how_much} {more} than {rtn:.4g} by rtn"
     return (Check("scales", "passed", detail),)
 
 
