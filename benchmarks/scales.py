@@ -1,17 +1,18 @@
-"""What `--scales` gains, on the trained tiny model: weight error, and tokens that the target accepts.
+"""What `--scales` gains, on the trained tiny model: weight error, output error, and tokens that the target accepts.
 
-    python benchmarks/scales.py                 the table of docs/scales.md, a few minutes
-    python benchmarks/scales.py --windows 8     a quick look
+    python benchmarks/scales.py                 the tables of docs/scales.md, ten minutes
+    python benchmarks/scales.py --windows 24    a quick look
 
-Every method builds the BF16 layer in each scheme; the target is the INT4 one. All drafts are measured on the same text
-and the same continuations, so that differences to rtn are paired. Intervals are 95 %, over windows.
+Every method builds the BF16 layer in each scheme; the target is the INT4 one. The first 21 windows of the text are for
+calibration (gptq alone looks at them), the others are measured, for all methods alike: on the same text and the same
+continuations, so that differences to rtn are paired. Intervals are 95 %, over windows.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, get_args
 
@@ -22,6 +23,8 @@ from torch import Tensor
 from mtpforge import scheme
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.nextn import hessians, inputs
+from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning import plan
 from mtpforge.tensors import ScaleMethod
 
@@ -31,13 +34,15 @@ _TARGET: Final = _HOME / "mtpforge/_demo/awq-int4"
 _TEXT: Final = _HOME / "tests/data/tinyglm/eval.txt"
 _SCHEMES: Final = ("int4-g32-asym", "int4-g128-sym")
 _PROMPT, _GENERATED, _STEPS = 192, 128, 3
-_HEAD: Final = "| scheme | scales | weight error | first token | against rtn | mean length | against rtn |"
-
-Row = tuple[str, Tensor, Tensor, float]
+_CALIBRATE: Final = 21
+_SIZES: Final = (80, 320, 5 * 320, 21 * 320)  # tokens
+_HEAD: Final = (
+    "| scheme | scales | weight error | output error | first token | against rtn | mean length | against rtn |"
+)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--windows", type=int, default=1000, help="of 320 tokens each; default: all of the text's")
     asked = asked.parse_args()
@@ -48,38 +53,111 @@ def main() -> None:
 def _measure(folder: Path, n_windows: int) -> None:
     target = Target(_TARGET)
     text = windows(_TARGET, _TEXT.read_text(), _PROMPT + _GENERATED)[:n_windows]
+    hidden = target.forward(text)[0]
+    before, (text, states) = (text[:_CALIBRATE], hidden[:_CALIBRATE]), (text[_CALIBRATE:], hidden[_CALIBRATE:])
     made = target.sampled(text[:, :_PROMPT], _GENERATED, torch.Generator().manual_seed(0))
-    hidden = [target.forward(ids)[0] for ids in (text, made)]
-    print(f"{len(text)} windows of {_PROMPT} + {_GENERATED} tokens, {_STEPS} steps, temperature 1\n")
-    print(_HEAD, "|---|---|---|---|---|---|---|", sep="\n")
+    continued = target.forward(made)[0]
+    print(f"calibrated on {_CALIBRATE} windows, measured on {len(text)} others")
+    print(f"of {_PROMPT} + {_GENERATED} tokens, {_STEPS} steps, temperature 1\n")
+    print(_HEAD, "|---|---|---|---|---|---|---|---|", sep="\n")
+    source = Draft(_SOURCE, target)
+    rows = _expert_rows(source, text, states)
 
-    def measured(draft_folder: Path) -> tuple[Tensor, Tensor]:
-        draft = Draft(draft_folder, target)
+    def measured(draft: Draft) -> tuple[Tensor, Tensor]:
         return (
-            first_step(target, draft, text, hidden[0]),
-            mean_length(target, draft, made, hidden[1], _PROMPT, _STEPS),
+            first_step(target, draft, text, states),
+            mean_length(target, draft, made, continued, _PROMPT, _STEPS),
         )
 
-    first, length = measured(_SOURCE)
-    print(f"| BF16 | | 0 | {_interval(first)} | | {_interval(length)} | |", flush=True)
+    first, length = measured(source)
+    print(f"| BF16 | | 0 | 0 | {_interval(first)} | | {_interval(length)} | |", flush=True)
     for name in _SCHEMES:
         baseline: tuple[Tensor, Tensor] | None = None
-        for method, draft_folder in _drafts(folder, name):
-            now = measured(draft_folder)
+        for method in get_args(ScaleMethod):
+            built = _built(folder, name, method, _written(folder, *before) if method == "gptq" else None)
+            draft = Draft(built, target)
+            now = measured(draft)
             baseline = baseline or now
             gains = [_interval(a - b) if method != "rtn" else "" for a, b in zip(now, baseline, strict=True)]
-            error = f"{_weight_error(draft_folder):.4f}"
-            cells = (name, method, error, _interval(now[0]), gains[0], _interval(now[1]), gains[1])
+            errors = f"{_weight_error(built):.4f}", f"{_output_error(source, draft, rows):.4f}"
+            cells = (name, method, *errors, _interval(now[0]), gains[0], _interval(now[1]), gains[1])
             print(f"| {' | '.join(cells)} |", flush=True)
+    _by_tokens(folder, before, lambda built: _output_error(source, Draft(built, target), rows))
 
 
-def _drafts(folder: Path, name: str) -> Iterator[tuple[ScaleMethod, Path]]:
-    """A draft by each method."""
+def _by_tokens(folder: Path, before: tuple[Tensor, Tensor], error: Callable[[Path], float]) -> None:
+    """Output error by tokens that calibrate, with the term for what they do not show, and without."""
+    name, own = _SCHEMES[0], hessians.hessian
+    by_rtn = error(_built(folder, name, "rtn", None))
+    print(f"\n{name}: output error of the same windows, {by_rtn:.4f} by rtn\n")
+    print("| tokens | rows an expert sees | gptq | llm-compressor's dampening alone |", "|---|---|---|---|", sep="\n")
+    for n_tokens in _SIZES:
+        count = max(n_tokens // before[0].shape[1], 1)
+        file = _written(folder, *(each[:count, : n_tokens // count] for each in before))
+        cells = []
+        for made in (own, _undampened):
+            hessians.hessian = made
+            cells.append(f"{error(_built(folder, name, 'gptq', file)):.4f}")
+        hessians.hessian = own
+        print(f"| {n_tokens:,} | {_rows_seen(file)} | {' | '.join(cells)} |", flush=True)
+
+
+def _undampened(x: Tensor) -> Tensor:
+    return (x.T @ x).mul_(2 / len(x))
+
+
+def _rows_seen(file: Path) -> str:
+    calibration = _calibration(file)
+    calibration.run()
+    counts = [len(calibration.seen(f"mlp.experts.{n}.gate_proj")) for n in calibration.kept]
+    return f"{min(counts):,} to {max(counts):,}"
+
+
+def _calibration(file: Path) -> Calibration:
     source = open_checkpoint(str(_SOURCE))
-    for method in get_args(ScaleMethod):
-        out = folder / f"{name}-{method}"
-        build(plan(source, None, scheme=scheme.load(name), scales=method), {"source": source}, out, check="off")
-        yield method, out
+    return Calibration(source, source, inputs.read(file))
+
+
+def _written(folder: Path, ids: Tensor, hidden: Tensor) -> Path:
+    """An inputs file of windows [n, length] and their hidden states."""
+
+    def sequences() -> Iterator[inputs.Sequence]:
+        for tokens, states in zip(ids, hidden, strict=True):
+            yield inputs.Sequence(tokens.contiguous(), torch.arange(len(tokens)), states.contiguous())
+
+    path = folder / "inputs.safetensors"
+    inputs.write(path, sequences(), target="tinyglm", force=True)
+    return path
+
+
+def _built(folder: Path, name: str, method: ScaleMethod, file: Path | None) -> Path:
+    source, out = open_checkpoint(str(_SOURCE)), folder / f"{name}-{method}"
+    calibration = _calibration(file) if file else None
+    digest = calibration.inputs.digest if calibration else ""
+    decided = plan(source, None, scheme=scheme.load(name), scales=method, inputs=digest)
+    build(decided, {"source": source}, out, check="off", force=True, calibration=calibration)
+    return out
+
+
+def _expert_rows(draft: Draft, ids: Tensor, hidden: Tensor) -> Tensor:
+    """What the second half of the layer is given in the first step."""
+    seen: list[Tensor] = []
+    feed = draft.layer.feed
+
+    def noting(x: Tensor) -> Tensor:
+        seen.append(x)
+        return feed(x)
+
+    draft.layer.feed = noting
+    draft.logits(ids, hidden, 1)
+    draft.layer.feed = feed
+    return seen[0]
+
+
+def _output_error(source: Draft, draft: Draft, rows: Tensor) -> float:
+    """Frobenius norm of the difference of what all experts add to these rows, over that of the source."""
+    wanted = source.layer.feed(rows) - rows
+    return float((draft.layer.feed(rows) - rows - wanted).double().norm() / wanted.double().norm())
 
 
 def _weight_error(folder: Path) -> float:

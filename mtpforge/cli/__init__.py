@@ -36,6 +36,7 @@ COMMANDS: Final = (
     Entry("extract", "Make a draft", "the layer as plain BF16"),
     Entry("schemes", "Make a draft", "list, explain, or derive a scheme"),
     Entry("prune-plan", "Make a draft", "which experts would stay beside a smaller target, by which scores"),
+    Entry("capture", "Make a draft", "calibration inputs: what a target hands to its MTP layer for a text"),
     Entry("verify", "Prove it", "files, names, values, config; in seconds"),
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),

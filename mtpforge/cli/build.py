@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtpforge.cli import experts as experts_of
-from mtpforge.cli import making, options
+from mtpforge.cli import fitting, making, options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
@@ -48,11 +48,13 @@ if TYPE_CHECKING:
 )
 @options.experts()
 @options.prune_by()
+@options.inputs()
 @options.keep_experts()
 @options.scales()
 @options.check()
 @options.workers()
 @options.memory()
+@options.device()
 @options.tp()
 @options.ep()
 @click.pass_obj
@@ -71,11 +73,13 @@ def command(  # noqa: D103 -- the help text above
     standalone: bool,
     experts: int | str,
     prune_by: str | None,
+    inputs: Path | None,
     keep_experts: str | None,
     scales: ScaleMethod,
     check: making.Check,
     workers: int | None,
     memory: int,
+    device: str,
     tp: int,
     ep: bool,
 ) -> Ending:
@@ -85,7 +89,8 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     screen.line(f"target  {title(served)}   {summary(served)}")
-    asked = experts_of.wish(screen, experts, prune_by, keep_experts)
+    asked = replace(experts_of.asked(screen, experts, prune_by, keep_experts, inputs), fits=scales == "gptq")
+    experts_of.refuse_idle_inputs(asked)
     origin, choice = chosen_source(screen, served, source, engine)
     job = making.Job(
         source=origin,
@@ -96,12 +101,14 @@ def command(  # noqa: D103 -- the help text above
         input_scales=open_scales(input_scales, served.config, offline=screen.offline) if input_scales else None,
         serving=Serving(tp, ep),
         scales=scales,
-        limits=making.Limits(workers or 0, memory, check, force, max_shard_size),
+        limits=making.Limits(workers or 0, memory, check, force, max_shard_size, device),
     )
-    if choice is not None and choice.self_sufficient and asked.is_default and not standalone:
+    if choice is not None and choice.self_sufficient and asked.wish.is_default and not standalone:
         return _nothing_to_do(screen, job, choice)
-    job = replace(job, kept=experts_of.kept(screen, origin, served, asked))
+    chosen = experts_of.chosen(screen, origin, served, asked)
+    job = fitting.fitted(screen, replace(job, kept=None if chosen.keeps_all else chosen.kept), asked.inputs)
     plan, folder = making.decide(screen, job)
+    plan = experts_of.noted(plan, chosen, asked)
     if dry_run:
         return making.end_dry_run(screen, job, plan, folder)
     ending = making.carry_out(screen, job, plan, folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtpforge.cli import making, options
+from mtpforge.cli import fitting, making, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 @options.dry_run()
 @options.max_shard_size()
 @options.scales()
+@options.inputs(help="Calibration inputs for `--scales gptq`; `mtpforge capture` makes them.")
 @options.check()
 @options.workers()
 @options.memory()
+@options.device()
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
     screen: Screen,
@@ -47,17 +49,20 @@ def command(  # noqa: D103 -- the help text above
     dry_run: bool,
     max_shard_size: int | None,
     scales: ScaleMethod,
+    inputs: Path | None,
     check: making.Check,
     workers: int | None,
     memory: int,
+    device: str,
 ) -> Ending:
     from mtpforge import scheme as schemes
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines.engine import Serving
 
+    given = fitting.opened(inputs, scales)
     origin = open_checkpoint(source, offline=screen.offline)
     screen.line(f"source  {title(origin)}   {summary(origin)}")
-    limits = making.Limits(workers or 0, memory, check, force, max_shard_size)
+    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
     job = making.Job(
         source=origin,
         target=None,
@@ -67,6 +72,7 @@ def command(  # noqa: D103 -- the help text above
         scales=scales,
         limits=limits,
     )
+    job = fitting.fitted(screen, job, given)
     plan, folder = making.decide(screen, job)
     if dry_run:
         return making.end_dry_run(screen, job, plan, folder)

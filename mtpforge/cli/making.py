@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from mtpforge.cli.experts import measured_on
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import show_plan, without
 from mtpforge.errors import MtpforgeError
@@ -15,6 +16,7 @@ from mtpforge.units import file_size
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.engines.engine import Serving
+    from mtpforge.nextn.hessians import Calibration
     from mtpforge.planning import Plan
     from mtpforge.report import OnProgress, Report
     from mtpforge.scheme import Scheme
@@ -40,7 +42,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One draft to make: checkpoints by role, whose rules, where to. kept: experts of the source, None for all."""
+    """One draft to make: checkpoints by role, whose rules, where to.
+
+    kept: experts of the source, None for all. calibration: what codes are fitted to, where `scales` is gptq.
+    """
 
     source: Checkpoint
     target: Checkpoint | None
@@ -51,6 +56,7 @@ class Job:
     input_scales: Checkpoint | None = None
     kept: tuple[int, ...] | None = None
     scales: ScaleMethod = "rtn"
+    calibration: Calibration | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -79,7 +85,11 @@ def decide(screen: Screen, job: Job) -> tuple[Plan, Path]:
         serving=job.serving,
         input_scales=job.input_scales,
         scales=job.scales,
+        inputs=job.calibration.inputs.digest if job.calibration else "",
     )
+    if job.calibration:
+        fitted_to = measured_on(job.calibration.inputs)
+        decided = replace(decided, facts={**decided.facts, "fitted_to": fitted_to})
     out = job.out or default_out(job.served, decided.scheme.name)
     show_plan(screen, decided, out, ENGINES[job.engine], job.serving)
     return decided, out
@@ -119,6 +129,7 @@ def carry_out(screen: Screen, job: Job, plan: Plan, out: Path) -> Ending:
             force=limits.force,
             max_shard_bytes=limits.max_shard_bytes,
             device=limits.device,
+            calibration=job.calibration,
             judge=_judge(job, plan, out, on_progress),
             on_progress=on_progress,
         )

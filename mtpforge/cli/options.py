@@ -77,6 +77,23 @@ class Count(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
         )
 
 
+class DeviceName(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """Where torch computes: `auto`, `cpu`, `cuda` or `cuda:N`. Whether it is there is asked by who uses it."""
+
+    name = "DEVICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+        """The name."""
+        if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value), re.ASCII):
+            return str(value)
+        raise MtpforgeError(
+            f"`{shown(value)}` is no device",
+            where=f"option `{param.opts[-1] if param else self.name}`",
+            fix="`--device cpu`, `--device cuda`, `--device cuda:1` or `--device auto`",
+            code=errors.USAGE,
+        )
+
+
 def _engines() -> Iterable[str]:
     from mtpforge.engines import ENGINES
 
@@ -94,6 +111,13 @@ def _option(*names: str, heading: str, **attrs: Any) -> Callable[..., Callable[[
 
 target = _option("--target", type=CheckpointName(), heading="Input", help="Checkpoint that is served.")
 source = _option("--source", type=CheckpointName(), heading="Input", help="Checkpoint that the layer comes from.")
+text = _option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    heading="Input",
+    help="Plain text, UTF-8; a form feed begins a new document.",
+)
 scheme = _option(
     "--scheme",
     metavar="NAME|FILE",
@@ -134,8 +158,16 @@ prune_by = _option(
     "--prune-by",
     type=OneOf("METHOD", _methods),
     heading="Experts",
-    help="What chooses the experts that go: bias, router-norm, aimer.  [default: bias, which of those that need no data"
-    " keeps most acceptance on the tiny model: 0.755 of 0.810 with 12 of 16]",
+    help="What chooses the experts that go: bias, router-norm, aimer; with --inputs reap, frequency.  [default: reap"
+    " with --inputs, else bias, which of those that need no data keeps most acceptance on the tiny model: 0.753 of"
+    " 0.808 with 12 of 16]",
+)
+inputs = _option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    heading="Input",
+    help="Calibration inputs, for reap, frequency and `--scales gptq`; `mtpforge capture` makes them.",
 )
 keep_experts = _option(
     "--keep-experts",
@@ -173,11 +205,20 @@ scales = _option(
     default="rtn",
     show_default=True,
     heading="Compute",
-    help="rtn, mse or hqq: how the scales of integer codes are found; the format stays the same.",
+    help="rtn; mse, hqq: search the scales of integers; gptq: fit the codes of experts to --inputs. The format stays.",
 )
 workers = _option("--workers", type=click.IntRange(min=1), metavar="N", heading="Compute", help="Threads.")
 memory = _option(
     "--memory", type=Size(), default="2GiB", show_default=True, heading="Compute", help="Memory to stay within."
+)
+device = _option(
+    "--device",
+    type=DeviceName(),
+    metavar="auto|cpu|cuda[:N]",
+    default="cpu",
+    show_default=True,
+    heading="Compute",
+    help="cpu, cuda, or auto: a GPU where there is one and enough to do; the bytes are the same.",
 )
 tp = _option(
     "--tp",

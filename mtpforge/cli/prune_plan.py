@@ -51,6 +51,7 @@ def _methods() -> Sequence[str]:
 )
 @options.experts()
 @options.prune_by()
+@options.inputs()
 @options.keep_experts()
 @click.option(
     "--compare",
@@ -69,10 +70,12 @@ def command(  # noqa: D103 -- the help text above
     picture: Path | None,
     experts: int | str,
     prune_by: str | None,
+    inputs: Path | None,
     keep_experts: str | None,
     compare: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.pruning import METHODS
     from mtpforge.pruning import picture as pictures
     from mtpforge.pruning.choosing import compared
 
@@ -80,9 +83,9 @@ def command(  # noqa: D103 -- the help text above
         pictures.refuse(picture)
     served = open_checkpoint(target, offline=screen.offline)
     screen.line(f"target  {title(served)}   {summary(served)}")
-    asked = experts_of.wish(screen, experts, prune_by, keep_experts)
+    asked = experts_of.asked(screen, experts, prune_by, keep_experts, inputs)
     origin, _ = chosen_source(screen, served, source, _ENGINE)
-    found = compared(origin, served, asked, compare)
+    found = compared(origin, served, asked.wish, compare)
     _show(screen, found)
     if picture is not None:
         pictures.draw(picture, found.scores, found.choices)
@@ -90,6 +93,7 @@ def command(  # noqa: D103 -- the help text above
     screen.answer(json.dumps(found.chosen.kept))
     given = ["--source", source] if source else []
     by = ["--keep-experts", keep_experts] if keep_experts else ["--prune-by", found.chosen.method]
+    by += ["--inputs", str(inputs)] if METHODS[found.chosen.method].needs == "inputs" else []
     how_many = ["--experts", str(experts)] if experts != "match" else []
     screen.next("mtpforge", "build", "--target", target, *given, *how_many, *by)
     return Ending(
@@ -100,6 +104,7 @@ def command(  # noqa: D103 -- the help text above
             "scores": found.scores,
             "choices": found.choices,
             "agreement": found.agreement,
+            "inputs": experts_of.measured_on(asked.inputs),
             "picture": picture,
         }
     )

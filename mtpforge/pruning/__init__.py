@@ -9,6 +9,8 @@ from mtpforge.pruning.methods import Method
 
 # Of the methods that need no data the one that keeps most on the tiny trained model: docs/pruning.md has the figures.
 DEFAULT_METHOD: Final = "bias"
+# Where there are calibration inputs.
+INPUTS_METHOD: Final = "reap"
 
 METHODS: Final[dict[str, Method]] = {
     method.name: method

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge import errors
@@ -13,7 +13,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.families.routing import Routing, routing
-from mtpforge.pruning import DEFAULT_METHOD, METHODS, ranking, reading
+from mtpforge.pruning import DEFAULT_METHOD, INPUTS_METHOD, METHODS, ranking, reading
 from mtpforge.pruning.methods import Router
 from mtpforge.sourcing import StoredLayer, stored_layer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE: Final = "file"
+_DATA_FREE: Final = tuple(name for name, method in METHODS.items() if method.needs in ("router", "experts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Wish:
 
     experts: "match" the target's count where it is smaller, "keep" all, or so many. method: a name of METHODS, "" for
     `file` where a list is given, else the default. kept: the list itself, ascending; or `copy`, a checkpoint that was
-    pruned before. given: scores by method, one per expert, of methods that need inputs.
+    pruned before. given: scores by method, one per expert, of methods that need inputs; measure: makes them for a
+    source beside a target, called once and only where they are needed. Either makes INPUTS_METHOD the default.
     """
 
     experts: int | Literal["match", "keep"] = "match"
@@ -37,11 +39,17 @@ class Wish:
     kept: tuple[int, ...] | None = None
     copy: Checkpoint | None = None
     given: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    measure: Callable[[Checkpoint, Checkpoint], Mapping[str, Sequence[float]]] | None = None
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether methods that need inputs can be asked."""
+        return bool(self.given) or self.measure is not None
 
     @property
     def is_default(self) -> bool:
         """Whether nothing is asked for that a layer which loads as it is would not fulfil."""
-        return self.experts in ("match", "keep") and not self.method and not self.lists
+        return self.experts in ("match", "keep") and not (self.method or self.lists or self.has_inputs)
 
     @property
     def lists(self) -> bool:
@@ -85,6 +93,9 @@ def pruned(source: Checkpoint, target: Checkpoint, wish: Wish | None = None) -> 
     n_kept = _n_kept(wish, layer, served_experts(family, target))
     if n_kept == layer.n_experts:
         return Pruned(method, tuple(range(n_kept)), n_kept, "all stay")
+    route.refuse_count(n_kept)
+    if METHODS[method].needs == "inputs":
+        wish = _measured(wish, source, target)
     found = scores(source, layer, (method,), wish.given)[method]
     kept = choice(method, found, n_kept, route)
     drops = METHODS[method].drops
@@ -106,13 +117,18 @@ class Comparison:
 
 
 def compared(source: Checkpoint, target: Checkpoint, wish: Wish, names: Sequence[str] = ()) -> Comparison:
-    """The choice that a build would make, beside those of the methods that read the router alone, and of `names`."""
+    """The choice that a build would make, beside those of the methods that read the router alone, and of `names`.
+
+    Where there are inputs, the methods that need some are beside it too.
+    """
+    wish = _measured(wish, source, target)
     chosen = pruned(source, target, wish)
     family = family_of(target.config)
     layer = stored_layer(source, family)
     route = routing(family.text(target.config), family.text(source.config))
     found = {chosen.method: chosen.scores} if chosen.scores else {}
-    asked = [name for name, method in METHODS.items() if method.needs == "router" or name in (*names, wish.method)]
+    names = (*names, *wish.given, wish.method)
+    asked = [name for name, method in METHODS.items() if method.needs == "router" or name in names]
     rest = [name for name in asked if name not in found and METHODS[name].needs != "list"]
     found |= scores(source, layer, rest, wish.given)
     ordered = {name: found[name] for name in METHODS if name in found}
@@ -138,7 +154,7 @@ def scores(
             raise MtpforgeError(
                 f"`{name}` needs {method.needs} to score experts",
                 where="option `--prune-by`",
-                fix="; ".join(f"`--prune-by {m.name}`" for m in METHODS.values() if m.needs in ("router", "experts")),
+                fix="; ".join(["`--inputs FILE`", *(f"`--prune-by {name}`" for name in _DATA_FREE)]),
                 code=errors.USAGE,
             )
     return found
@@ -162,7 +178,12 @@ def _method(wish: Wish) -> str:
         raise MtpforgeError(
             "`--prune-by file` needs the list", fix="`--keep-experts FILE`, a JSON list", code=errors.USAGE
         )
-    return wish.method or (_FILE if wish.lists else DEFAULT_METHOD)
+    return wish.method or (_FILE if wish.lists else INPUTS_METHOD if wish.has_inputs else DEFAULT_METHOD)
+
+
+def _measured(wish: Wish, source: Checkpoint, target: Checkpoint) -> Wish:
+    """The wish with the scores that its inputs give."""
+    return replace(wish, given=wish.measure(source, target), measure=None) if wish.measure else wish
 
 
 def _n_kept(wish: Wish, layer: StoredLayer, n_target: int) -> int:

@@ -4,7 +4,7 @@
     list        nothing: the experts are named                            nothing
     router      the router's rows and correction bias                     these two tensors
     experts     every weight of every expert                              the whole layer's experts
-    inputs      the layer run on calibration inputs; scores are given     the router, and the experts that are run
+    inputs      the layer run on calibration inputs: mtpforge.nextn       the whole layer, and rows of the embedding
 
 What is added: a row in METHODS, and for `router` or `experts` a function here.
 """

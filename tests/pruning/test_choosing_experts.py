@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from pruning.counting import CountingCheckpoint
@@ -182,3 +183,49 @@ def test_list_file_that_is_none_is_refused(tmp_path, text, what):
         (tmp_path / "keep.json").write_text(text)
     with pytest.raises(MtpforgeError, match=what):
         lists.read(tmp_path / "keep.json")
+
+
+def measuring(calls):
+    """Stands in for the layer run on inputs: reap would drop every fourth expert, frequency the last four."""
+
+    def measure(source, target):
+        calls.append((source, target))
+        return {"reap": tuple(float(n % 4) for n in range(16)), "frequency": tuple(float(16 - n) for n in range(16))}
+
+    return measure
+
+
+def test_inputs_make_reap_the_default_and_are_run_once(opened):
+    source, target, calls = opened("bf16"), opened("awq-int4-12experts"), []
+    found = pruned(source, target, Wish(measure=measuring(calls)))
+    assert (found.method, found.kept) == ("reap", tuple(n for n in range(16) if n % 4))
+    assert calls == [(source, target)]
+    by_count = pruned(source, target, Wish(method="frequency", measure=measuring(calls)))
+    assert (by_count.method, by_count.kept) == ("frequency", tuple(range(12)))
+    assert not Wish(measure=measuring(calls)).is_default
+
+
+def test_inputs_are_not_run_where_nothing_depends_on_them(opened):
+    calls = []
+    assert pruned(opened("bf16"), opened("awq-int4"), Wish(measure=measuring(calls))).keeps_all
+    assert pruned(opened("bf16"), opened("awq-int4-12experts"), Wish(kept=BY_BIAS, measure=measuring(calls)))
+    with pytest.raises(MtpforgeError, match="3 experts are fewer than the 4"):
+        pruned(opened("bf16"), opened("awq-int4-12experts"), Wish(3, measure=measuring(calls)))
+    assert calls == []
+
+
+def test_comparison_with_inputs_shows_what_they_say_beside_any_choice(opened):
+    for wish in (Wish(), Wish(method="bias"), Wish(kept=BY_BIAS)):
+        calls = []
+        asked = replace(wish, measure=measuring(calls))
+        found = compared(opened("bf16"), opened("awq-int4-12experts"), asked)
+        assert list(found.scores) == ["bias", "router-norm", "frequency", "reap"]
+        assert found.chosen.method == (wish.method or ("file" if wish.kept else "reap"))
+        assert found.agreement["reap"]["frequency"] == 1
+        assert len(calls) == 1
+
+
+def test_method_that_needs_inputs_says_which_option_gives_them(opened):
+    with pytest.raises(MtpforgeError, match="`frequency` needs inputs") as caught:
+        pruned(opened("bf16"), opened("awq-int4-12experts"), Wish(method="frequency"))
+    assert caught.value.fix.startswith("`--inputs FILE`; ")

@@ -11,7 +11,7 @@ from pruning.layers import PREFIX, layer_of, tensors_of
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
-from mtpforge.pruning import DEFAULT_METHOD, METHODS, methods
+from mtpforge.pruning import DEFAULT_METHOD, INPUTS_METHOD, METHODS, methods
 from mtpforge.pruning.choosing import scores
 
 N = 16
@@ -115,4 +115,5 @@ def test_table_says_what_each_method_needs():
         "reap": "inputs",
     }
     assert METHODS[DEFAULT_METHOD].needs == "router"
+    assert METHODS[INPUTS_METHOD].needs == "inputs"
     assert {name for name, m in METHODS.items() if m.drops == "highest"} == {"bias", "aimer"}

@@ -1,0 +1,167 @@
+"""capture as it is typed: what it prints, its document, its exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from golden_text import GOLDEN, compare, tidy
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def typed(tinyglm, in_folder):
+    """The words of a capture of a few tokens, and the text beside it."""
+    (in_folder / "text.txt").write_text("the cat sat on the mat.\n" * 40)
+    return "capture", "--target", str(tinyglm("awq-int4")), "--text", "text.txt", "--length", "50", "--tokens", "120"
+
+
+def test_capture_for_people(run, in_folder, typed, tinyglm):
+    ran = run(*typed)
+    assert ran.code == 0
+    *_, then = ran.err.splitlines()  # before it progress, as often as time went by
+    compare(GOLDEN / "output" / "capture.txt", tidy(f"{ran.out}--- stderr\n{then}\n", demo=tinyglm("awq-int4").parent))
+    made = load_file(in_folder / "out" / "awq-int4-inputs.safetensors")
+    assert made["sequence_starts"].tolist() == [0, 50, 100, 120]
+    assert (made["hidden_states"].dtype, made["hidden_states"].shape) == (torch.bfloat16, (120, 128))
+
+
+def test_document_says_what_the_file_holds(run, in_folder, typed):
+    document = run(*typed, "-o", "a.safetensors", "--json").document
+    assert document["ok"]
+    assert document["inputs"] == "a.safetensors"
+    assert document["digest"] == hashlib.sha256((in_folder / "a.safetensors").read_bytes()).hexdigest()
+    assert (document["n_tokens"], document["n_sequences"], document["hidden_size"]) == (120, 3, 128)
+    assert document["target"].startswith("awq-int4#")
+    assert document["first_layer"] == 0
+
+
+def test_quiet_prints_the_path(run, typed):
+    assert run(*typed, "-q").out == "out/awq-int4-inputs.safetensors\n"
+
+
+def test_same_capture_gives_the_same_bytes(run, in_folder, typed):
+    for name in ("a", "b"):
+        assert run(*typed, "-o", name).code == 0
+    assert (in_folder / "a").read_bytes() == (in_folder / "b").read_bytes()
+
+
+def test_existing_file_is_kept_unless_forced(run, in_folder, typed):
+    (in_folder / "a").write_text("mine")
+    ran = run(*typed, "-o", "a")
+    assert ran.code == 5
+    assert ran.err.startswith("error: the output exists already\nwhere: a\n hint: `--force` replaces it")
+    assert (in_folder / "a").read_text() == "mine"
+    assert run(*typed, "-o", "a", "--force").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "error: the text gives no sequence to capture\nwhere: text.txt\n"),
+        (
+            b"caf\xe9 au lait",
+            "error: the text is not UTF-8\nwhere: text.txt\ncause: invalid continuation byte near byte 3",
+        ),
+    ],
+)
+def test_text_that_cannot_be_used(run, in_folder, typed, content, says):
+    (in_folder / "text.txt").write_bytes(content)
+    ran = run(*typed)
+    assert (ran.code, ran.err.startswith(says)) == (3, True), ran.err
+    assert [path.name for path in in_folder.iterdir()] == ["text.txt"]
+
+
+def test_text_shorter_than_a_window_is_one_short_window(run, in_folder, typed):
+    (in_folder / "text.txt").write_text("the cat sat")
+    document = run(*typed, "--json").document
+    assert (document["ok"], document["n_sequences"], document["n_tokens"] < 50) == (True, 1, True)
+
+
+def test_absent_text_is_named(run, in_folder, typed):
+    (in_folder / "text.txt").unlink()
+    ran = run(*typed)
+    assert (ran.code, ran.err.splitlines()[:2]) == (3, ["error: the text cannot be read", "where: text.txt"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--from-vllm", "states"), "`--text` and `--from-vllm` exclude each other"),
+        (("--length", "5000"), "a window of 5,000 tokens is longer than the target takes"),
+    ],
+)
+def test_words_that_contradict_are_refused(run, typed, more, says):
+    ran = run(*typed, *more)
+    assert (ran.code, ran.err.splitlines()[0]) == (2, f"error: {says}")
+
+
+def test_one_origin_is_needed(run, tinyglm):
+    target = ("capture", "--target", str(tinyglm("awq-int4")))
+    assert (run(*target).code, run(*target, "--from-vllm", "d", "--length", "9").code) == (2, 2)
+
+
+def test_hub_repository_is_refused_before_it_is_fetched(run, monkeypatch, typed):
+    from mtpforge.checkpoint import hub
+
+    class Repository:
+        revision, label, location = "1234567890", "org/GLM-5.2@main", "org/GLM-5.2"
+
+    monkeypatch.setattr(hub, "open_hub", lambda *args, **kwargs: Repository())
+    ran = run("capture", "--target", "org/GLM-5.2@main", *typed[3:])
+    assert ran.code == 3
+    assert "`org/GLM-5.2@main` is on the hub, capture needs every weight on this machine" in ran.err
+    assert "`hf download org/GLM-5.2 --local-dir DIR`" in ran.err
+
+
+def test_too_little_memory_is_said_before_the_first_layer(run, in_folder, typed, monkeypatch):
+    from mtpforge.nextn import capturing
+
+    monkeypatch.setattr(capturing.os, "sysconf", lambda name: 1000)
+    ran = run(*typed)
+    assert ran.code == 5
+    assert "of memory are needed, this machine has 977 KiB" in ran.err
+    assert not (in_folder / "out").exists()
+
+
+def test_states_of_vllm_are_finished_here(run, in_folder, tinyglm):
+    states = {"hidden_states": torch.ones(7, 1, 128).bfloat16(), "token_ids": torch.arange(7)}
+    (in_folder / "states").mkdir()
+    save_file(states, in_folder / "states" / "cmpl-0.safetensors")
+    typed = ("capture", "--target", str(tinyglm("bf16")), "--from-vllm", "states", "-o", "a")
+    document = run(*typed, "--json").document
+    assert (document["ok"], document["first_layer"], document["n_tokens"]) == (True, 1, 7)
+
+
+def test_target_that_lacks_a_tensor_ends_before_anything_is_written(run, in_folder, typed, tinyglm):
+    copy = in_folder / "copy"
+    shutil.copytree(tinyglm("awq-int4"), copy)
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    name = "model.layers.2.self_attn.o_proj.weight"
+    file = index["weight_map"].pop(name)
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors = load_file(copy / file)
+    del tensors[name]
+    save_file(tensors, copy / file, {"format": "pt"})
+    ran = run("capture", "--target", "copy", *typed[3:])
+    assert (ran.code, ran.err.splitlines()[0]) == (3, "error: `model.layers.2.self_attn.o_proj` is missing")
+    assert not (in_folder / "out").exists()
+
+
+def test_no_code_of_a_checkpoint_is_run(in_folder, typed, tinyglm):
+    """A config that names code of its own, in the way that transformers would import it."""
+    copy = in_folder / "copy"
+    shutil.copytree(tinyglm("awq-int4"), copy)
+    config = json.loads((copy / "config.json").read_text())
+    names = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    (copy / "config.json").write_text(json.dumps(config | {"auto_map": names}))
+    (copy / "tokenizer_config.json").write_text(json.dumps({"auto_map": names, "tokenizer_class": "Own"}))
+    (copy / "own.py").write_text("open('run', 'w').close()\n")
+    words = [sys.executable, "-m", "mtpforge", "capture", "--target", "copy", *typed[3:], "-q"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, (in_folder / "run").exists()) == (0, False), done.stderr
