@@ -68,7 +68,7 @@ def plan(
     _same_family(family, source, served)
     wanted = _scheme(judge, family, target, scheme)
     stored = stored_layer(source, family)
-    n_experts = _n_experts(family, target, stored, kept)
+    n_experts = _n_experts(judge, family, target, stored, kept)
     if kept is not None:
         _refuse_unpruned(family, served, source, stored, kept)
     layer = family.layer(served.config)
@@ -165,7 +165,9 @@ def _refuse_mismatched(method: ScaleMethod, inputs: str) -> None:
         raise ValueError(f"{method} looks at no inputs")
 
 
-def _n_experts(family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None) -> int:
+def _n_experts(
+    judge: Engine, family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None
+) -> int:
     """Experts of the draft. More than the target's cannot load, fewer can."""
     n_draft = stored.n_experts if kept is None else len(kept)
     n_target = n_draft if target is None else served_experts(family, target)
@@ -174,8 +176,7 @@ def _n_experts(family: Family, target: Checkpoint | None, stored: StoredLayer, k
         raise MtpforgeError(
             f"{what} {n_draft} experts, the target {n_target}",
             where=target.label if target else "",
-            why="the engine names experts by the target's count: expert"
-            f" {n_target} of the draft would end the load with a KeyError",
+            why=judge.most_experts.format(n=n_target),
             fix=f"keep {n_target} of them: `--experts match`; `mtpforge prune-plan` shows which",
         )
     return n_draft
