@@ -87,6 +87,8 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint, open_scales
     from mtpforge.engines.engine import Serving
 
+    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
+    making.refuse_early(limits, out)
     served = open_checkpoint(target, offline=screen.offline)
     screen.line(f"target  {title(served)}   {summary(served)}")
     asked = replace(experts_of.asked(screen, experts, prune_by, keep_experts, inputs), fits=scales == "gptq")
@@ -101,7 +103,7 @@ def command(  # noqa: D103 -- the help text above
         input_scales=open_scales(input_scales, served.config, offline=screen.offline) if input_scales else None,
         serving=Serving(tp, ep),
         scales=scales,
-        limits=making.Limits(workers or 0, memory, check, force, max_shard_size, device),
+        limits=limits,
     )
     if choice is not None and choice.self_sufficient and asked.wish.is_default and not standalone:
         return _nothing_to_do(screen, job, choice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from mtpforge.cli import options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import count, file_size, memory_size
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.nextn.target import open_target
 
     _refuse_both(text, from_vllm, length)
+    _refuse_remote(target)
     checkpoint = open_checkpoint(target, offline=screen.offline)
     place = out or Path("out") / f"{Path(checkpoint.location).name}-inputs.safetensors"
+    _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=force)
     model = open_target(checkpoint)
     screen.line(f"target  {title(checkpoint)}   {summary(checkpoint)}")
@@ -108,6 +111,30 @@ def command(  # noqa: D103 -- the help text above
             "first_layer": first,
         }
     )
+
+
+def _refuse_remote(target: str) -> None:
+    """Only what lies here can be computed; nobody has to be asked for that."""
+    if not Path(target).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", target):
+        name = shown(target.split("@", maxsplit=1)[0])
+        raise MtpforgeError(
+            f"there is no folder `{shown(target)}`, capture needs every weight on this machine",
+            where="option `--target`",
+            why="all layers are computed, and what is fetched for that is the whole checkpoint",
+            fix=f"`hf download {name} --local-dir DIR`, then `--target DIR`",
+        )
+
+
+def _refuse_among(place: Path, folder: Path) -> None:
+    """An output among the target's files would replace one, or be taken for one by whoever loads the folder."""
+    if place.resolve().parent == folder.resolve():
+        raise MtpforgeError(
+            "the output would lie among the target's files",
+            where=shown(place),
+            why="loaders read every *.safetensors of the folder",
+            fix="name a place outside of it with `--out`",
+            code=errors.MACHINE,
+        )
 
 
 def _refuse_both(text: Path | None, from_vllm: Path | None, length: int | None) -> None:

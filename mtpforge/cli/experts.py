@@ -110,12 +110,20 @@ def _scores(screen: Screen, inputs: Inputs, source: Checkpoint, target: Checkpoi
     of = f" of {inputs.target}" if inputs.target else ""
     n_sequences = f"{inputs.n_sequences:,} sequence{'s' if inputs.n_sequences > 1 else ''}"
     screen.line(f"inputs  {shown(inputs.path)}   {inputs.n_tokens:,} tokens in {n_sequences}{of}")
+    note_foreign(screen, inputs, target)
     with screen.progress() as on_progress:
         found = scores(source, target, inputs, on_progress=on_progress)
     counts = found["frequency"]
     unseen = f"; {counts.count(0)} see none" if 0 in counts else ""
     screen.line(f"        an expert sees {min(counts):,.0f} to {max(counts):,.0f} of them{unseen}")
     return found
+
+
+def note_foreign(screen: Screen, inputs: Inputs, target: Checkpoint) -> None:
+    """Say where the inputs are of another target: one of the same model serves nearly as well, any other does not."""
+    if inputs.target and inputs.target != shown(target.identity):
+        name = target.identity
+        screen.note(f"        captured from another target than {shown(name)}: right only if it is the same model")
 
 
 def _idle(what: str, fix: str = "") -> MtpforgeError:

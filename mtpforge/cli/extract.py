@@ -59,10 +59,11 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines.engine import Serving
 
+    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
+    making.refuse_early(limits, out)
     given = fitting.opened(inputs, scales)
     origin = open_checkpoint(source, offline=screen.offline)
     screen.line(f"source  {title(origin)}   {summary(origin)}")
-    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
     job = making.Job(
         source=origin,
         target=None,

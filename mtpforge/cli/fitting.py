@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtpforge import errors
+from mtpforge.cli.experts import note_foreign
 from mtpforge.cli.making import Job
 from mtpforge.cli.output import Screen
 from mtpforge.errors import MtpforgeError, shown
@@ -40,4 +41,5 @@ def fitted(screen: Screen, job: Job, inputs: Inputs | None) -> Job:
 
     n_sequences = f"{inputs.n_sequences:,} sequence{'s' if inputs.n_sequences > 1 else ''}"
     screen.line(f"codes   fitted to {shown(inputs.path)}   {inputs.n_tokens:,} tokens in {n_sequences}")
+    note_foreign(screen, inputs, job.served)
     return replace(job, calibration=Calibration(job.source, job.served, inputs, job.kept))

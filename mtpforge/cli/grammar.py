@@ -44,6 +44,17 @@ class Command(click.Command):
         super().__init__(name, params=[*(params or []), *general_options()], add_help_option=False, **attrs)
         self.examples, self.then = tuple(examples), then
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse them; a value that is given twice is an error, since only the last would count."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for param in order:
+                if isinstance(param, Option) and not (param.multiple or param.is_flag) and order.count(param) > 1:
+                    raise MtpforgeError(
+                        f"`{param.opts[0]}` is given twice", fix="give one of the two values", code=errors.USAGE
+                    )
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run it; `-q` and `-v` together are an error."""
         if ctx.obj is not None and ctx.obj.quiet and ctx.obj.verbose:

@@ -71,6 +71,18 @@ class Job:
         return {origin: checkpoint for origin, checkpoint in given.items() if checkpoint is not None}
 
 
+def refuse_early(limits: Limits, out: Path | None) -> None:
+    """MtpforgeError, before anything is read, for a GPU that is not there and an output that would be refused."""
+    from mtpforge.writing.folder import refuse_existing
+
+    if limits.device.startswith("cuda"):
+        from mtpforge.building import device as devices
+
+        devices.choose(limits.device, ())
+    if out is not None:
+        refuse_existing(out, force=limits.force)
+
+
 def decide(screen: Screen, job: Job) -> tuple[Plan, Path]:
     """The plan, shown, and the folder that the draft will be."""
     from mtpforge.engines import ENGINES

@@ -135,7 +135,7 @@ def _methods_table(found: Comparison) -> list[tuple[str, str, str, str]]:
     from mtpforge.pruning import METHODS
 
     return [
-        (name, f"{min(values):.4g} to {max(values):.4g}", METHODS[name].drops, METHODS[name].what)
+        (name, f"{_score(min(values))} to {_score(max(values))}", METHODS[name].drops, METHODS[name].what)
         for name, values in found.scores.items()
     ]
 
@@ -145,11 +145,16 @@ def _experts_table(found: Comparison) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for number in range(found.chosen.n_stored):
         cells = [
-            f"{values[number]:.4g}" if number in found.choices[name] else f"({values[number]:.4g})"
+            _score(values[number]) if number in found.choices[name] else f"({_score(values[number])})"
             for name, values in found.scores.items()
         ]
         rows.append((number, *cells, "kept" if number in found.chosen.kept else "dropped"))
     return rows
+
+
+def _score(value: float) -> str:
+    """Counts as whole numbers, everything else with four digits."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -68,6 +68,26 @@ def refuse_existing(path: Path, *, force: bool = False) -> None:
     if not force and os.path.lexists(path):
         fix = "`--force` replaces it; `--out` names another"
         raise MtpforgeError("the output exists already", where=shown(path), fix=fix, code=errors.MACHINE)
+    if path.exists() and not _is_ours(path):
+        raise MtpforgeError(
+            "the output exists and holds no calibration inputs",
+            where=shown(path),
+            why="`--force` replaces only files that `mtpforge capture` wrote",
+            fix="remove it yourself, or name another with `--out`",
+            code=errors.MACHINE,
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as `_header` has it."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER_BYTES)
+    try:
+        entries = json.loads(start[8:])
+    except (ValueError, RecursionError):
+        return False
+    metadata = entries.get("__metadata__") if isinstance(entries, dict) else None
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
 def refuse_small_disk(path: Path, n_bytes: int) -> None:

@@ -122,7 +122,7 @@ def _decoded(text: Path) -> Iterator[str]:
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         why = f"{error.reason} near byte {done + error.start:,}"
-        fix = f"convert it, for example `iconv -f LATIN1 -t UTF-8 {shown(text)}`"
+        fix = f"save it as UTF-8; if it is Latin-1: `iconv -f LATIN1 -t UTF-8 {shown(text)} > utf8.txt`"
         raise MtpforgeError("the text is not UTF-8", where=shown(text), why=why, fix=fix) from error
     except OSError as error:
         raise MtpforgeError(

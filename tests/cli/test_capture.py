@@ -57,7 +57,32 @@ def test_existing_file_is_kept_unless_forced(run, in_folder, typed):
     assert ran.code == 5
     assert ran.err.startswith("error: the output exists already\nwhere: a\n hint: `--force` replaces it")
     assert (in_folder / "a").read_text() == "mine"
+    (in_folder / "a").unlink()
+    assert run(*typed, "-o", "a").code == 0
+    before = (in_folder / "a").stat().st_ino
     assert run(*typed, "-o", "a", "--force").code == 0
+    assert (in_folder / "a").stat().st_ino != before
+
+
+@pytest.mark.parametrize("content", [b"mine", b"", b"\xff" * 100, b"        [1]", b'        {"__metadata__": 3}'])
+def test_forcing_replaces_no_file_but_ours(run, in_folder, typed, content):
+    (in_folder / "a").write_bytes(content)
+    ran = run(*typed, "-o", "a", "--force")
+    assert ran.code == 5
+    assert "the output exists and holds no calibration inputs" in ran.err
+    assert (in_folder / "a").read_bytes() == content
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("name", ["model.safetensors", "new.safetensors"])
+def test_nothing_is_written_among_the_files_of_the_target(run, in_folder, typed, tinyglm, force, name):
+    shutil.copytree(tinyglm("awq-int4"), in_folder / "target", ignore=lambda *_: {"README.md"})
+    before = {file.name: file.read_bytes() for file in (in_folder / "target").iterdir()}
+    again = [word if word != str(tinyglm("awq-int4")) else "target" for word in typed]
+    ran = run(*again, "-o", f"target/{name}", *force)
+    assert ran.code == 5
+    assert "the output would lie among the target's files" in ran.err
+    assert {file.name: file.read_bytes() for file in (in_folder / "target").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -97,7 +122,8 @@ def test_absent_text_is_named(run, in_folder, typed):
     ],
 )
 def test_words_that_contradict_are_refused(run, typed, more, says):
-    ran = run(*typed, *more)
+    at = typed.index("--length")
+    ran = run(*typed[:at], *typed[at + 2 :], *more)
     assert (ran.code, ran.err.splitlines()[0]) == (2, f"error: {says}")
 
 
@@ -106,17 +132,14 @@ def test_one_origin_is_needed(run, tinyglm):
     assert (run(*target).code, run(*target, "--from-vllm", "d", "--length", "9").code) == (2, 2)
 
 
-def test_hub_repository_is_refused_before_it_is_fetched(run, monkeypatch, typed):
+def test_hub_repository_is_refused_without_asking_the_hub(run, monkeypatch, typed):
     from mtpforge.checkpoint import hub
 
-    class Repository:
-        revision, label, location = "1234567890", "org/GLM-5.2@main", "org/GLM-5.2"
-
-    monkeypatch.setattr(hub, "open_hub", lambda *args, **kwargs: Repository())
+    monkeypatch.setattr(hub, "open_hub", None)
     ran = run("capture", "--target", "org/GLM-5.2@main", *typed[3:])
     assert ran.code == 3
-    assert "`org/GLM-5.2@main` is on the hub, capture needs every weight on this machine" in ran.err
-    assert "`hf download org/GLM-5.2 --local-dir DIR`" in ran.err
+    assert "there is no folder `org/GLM-5.2@main`, capture needs every weight on this machine" in ran.err
+    assert "hint: `hf download org/GLM-5.2 --local-dir DIR`" in ran.err
 
 
 def test_too_little_memory_is_said_before_the_first_layer(run, in_folder, typed, monkeypatch):

@@ -19,12 +19,14 @@ def test_a_name_that_is_no_device_is_refused(run, sides, in_folder, name):
     assert not any(in_folder.iterdir())
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=str)
 @pytest.mark.parametrize("command", ["build", "extract"])
-def test_a_device_that_is_not_there_ends_with_5(run, tinyglm, in_folder, monkeypatch, command):
+def test_a_device_that_is_not_there_ends_with_5_at_once(run, tinyglm, in_folder, monkeypatch, command, more):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     target = ("--target", tinyglm("awq-int4")) if command == "build" else ()
-    ran = run(command, "--source", tinyglm("bf16"), *target, "--device", "cuda:1", "-o", "draft")
+    ran = run(command, "--source", tinyglm("bf16"), *target, "--device", "cuda:1", "-o", "draft", *more)
     assert ran.code == 5
+    assert not ran.out
     assert "there is no device cuda:1" in ran.err
     assert "`--device cpu` makes the same bytes" in ran.err
     assert not any(in_folder.iterdir())

@@ -47,6 +47,26 @@ def test_build_prunes_by_reap_and_records_method_and_inputs(run, in_folder, pair
     assert manifest["kept_by"] == {"method": "reap", "inputs": {"sha256": sha256, "tokens": 111}}
 
 
+def test_inputs_of_another_target_are_said_to_be(run, in_folder, pair, inputs, tinyglm):
+    says = "captured from another target than awq-int4-12experts#"
+    assert says in run("prune-plan", *pair, *inputs).err
+    (in_folder / "text.txt").write_text("the cat sat on the mat.\n" * 40)
+    target = tinyglm("awq-int4-12experts")
+    assert run("capture", "--target", target, "--text", "text.txt", "--tokens", "60", "-o", "own").code == 0
+    assert says not in run("prune-plan", *pair, "--inputs", "own").err
+
+
+@pytest.mark.parametrize("other", ["--inputs", "--prune-by", "--experts", "--target"])
+def test_a_value_that_is_given_twice_is_refused(run, pair, inputs, other):
+    once = {"--inputs": inputs, "--prune-by": ("--prune-by", "reap"), "--experts": ("--experts", "12"), "--target": ()}
+    more = once[other] or pair[:2]
+    words = ("prune-plan", *pair, *inputs, *([] if other in ("--inputs", "--target") else more))
+    assert run(*words).code == 0
+    ran = run(*words, *more)
+    assert ran.code == 2
+    assert f"`{other}` is given twice" in ran.err
+
+
 def test_plan_is_the_one_of_the_list_that_the_inputs_stand_for(run, in_folder, pair, inputs, by_reap):
     """What chose the experts decides no byte: the digest names the list alone."""
     (in_folder / "keep.json").write_text(json.dumps(by_reap[1]))

@@ -111,6 +111,11 @@ def test_existing_file_stays_unless_forced(tmp_path):
         inputs.write(path, [sequence(2)], target="")
     assert (str(error.value.what), error.value.code) == ("the output exists already", 5)
     assert path.read_text() == "mine"
+    with pytest.raises(MtpforgeError, match="holds no calibration inputs"):
+        inputs.write(path, [sequence(2)], target="", force=True)
+    assert path.read_text() == "mine"
+    path.unlink()
+    inputs.write(path, [sequence(3)], target="")
     inputs.write(path, [sequence(2)], target="", force=True)
     assert inputs.read(path).n_tokens == 2
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
