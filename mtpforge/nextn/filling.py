@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.whose import of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.families.family import Module
@@ -210,19 +211,21 @@ def _fill(into: Tensor, checkpoint: Checkpoint, stored: StoredModule | TensorRef
     if isinstance(stored, TensorRef):
         values = reading.tensor(checkpoint, stored).float()
         exact = stored.spec.dtype == "F32"
-        into.copy_(_finite(stored.name, values if exact else values.to(torch.bfloat16)))
+        into.copy_(_finite(checkpoint, stored, values if exact else values.to(torch.bfloat16)))
         return
     exact, first = stored.quantization.dtype == "F32", 0
     for band in reading.bands(checkpoint, stored, kernels):
-        values = _finite(stored.module.name, band if exact else band.to(torch.bfloat16))
+        ref = next(iter(stored.parts.values()))
+        values = _finite(checkpoint, ref, band if exact else band.to(torch.bfloat16))
         into[first : first + len(band)].copy_(values)
         first += len(band)
 
 
-def _finite(name: str, values: Tensor) -> Tensor:
+def _finite(checkpoint: Checkpoint, ref: TensorRef, values: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         raise MtpforgeError(
-            f"`{shown(name)}` holds values that are no numbers",
+            f"`{shown(ref.name)}` holds values that are no numbers",
+            where=of(checkpoint, shown(ref.file)),
             fix="download the checkpoint again, or name another one",
         )
     return values

@@ -19,7 +19,18 @@ from mtpforge.checkpoint import header
 from mtpforge.checkpoint.files import Files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.recording import write
-from mtpforge.nextn.sequences import DTYPES_OF, FORMAT, HIDDEN, POSITIONS, STARTS, TOKENS, Sequence, invalid, odd_rows
+from mtpforge.nextn.sequences import (
+    DTYPES_OF,
+    FORMAT,
+    HIDDEN,
+    POSITIONS,
+    STARTS,
+    TOKENS,
+    Sequence,
+    invalid,
+    odd_rows,
+    overflowing,
+)
 from mtpforge.tensors import DTYPES, TensorRef
 
 if TYPE_CHECKING:
@@ -59,12 +70,25 @@ class Inputs:
             at += len(piece)
         return found.hexdigest()
 
+    def refuse_beyond(self, most: int) -> None:
+        """MtpforgeError where a position is not below `max_position_embeddings` of the model that the inputs are for.
+
+        Not for `read`: a file may be older than the choice of the model.
+        """
+        for first, last in pairwise(self.starts):
+            highest = int(self._rows(POSITIONS, last - 1, last))
+            if highest >= most:
+                why = f"`max_position_embeddings` of the model is {most:,}"
+                raise invalid(self.path, f"rows {first:,} to {last:,} reach position {highest:,}, {why}", POSITIONS)
+
     def __iter__(self) -> Iterator[Sequence]:
-        """Sequences in the file's order. Hidden states that are no numbers are an MtpforgeError."""
+        """Sequences in the file's order. Hidden states that are no numbers, or have no norm, are an MtpforgeError."""
         for first, last in pairwise(self.starts):
             hidden = self._rows(HIDDEN, first, last).float()
             if not bool(hidden.isfinite().all()):
                 raise invalid(self.path, f"rows {first:,} to {last:,} hold values that are no numbers", HIDDEN)
+            if (row := overflowing(hidden)) is not None:
+                raise invalid(self.path, f"row {first + row:,} is too large for float32 once it is squared", HIDDEN)
             yield Sequence(self._rows(TOKENS, first, last).long(), self._rows(POSITIONS, first, last).long(), hidden)
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
@@ -83,12 +107,7 @@ def read(path: Path, *, hidden_size: int | None = None, vocab_size: int | None =
     hidden_size, vocab_size: of the model that they are for, where it is known. Every fault is an MtpforgeError that
     names file, tensor and cause.
     """
-    if not path.is_file():
-        raise MtpforgeError(
-            f"there is no inputs file `{shown(path)}`",
-            where=shown(path),
-            fix="`mtpforge capture --help` says how to make one",
-        )
+    _refuse_no_file(path)
     files = Files(Path(os.path.realpath(path)).parent)
     refs, metadata = _header(files, path)
     if (found := metadata.get("format")) != FORMAT:
@@ -103,6 +122,18 @@ def read(path: Path, *, hidden_size: int | None = None, vocab_size: int | None =
     inputs = Inputs(path, n_tokens, len(starts) - 1, hidden, target, starts, files, refs)
     _check_rows(inputs, vocab_size)
     return inputs
+
+
+def _refuse_no_file(path: Path) -> None:
+    if path.is_file():
+        return
+    what = f"there is no inputs file `{shown(path)}`"
+    if path == Path():  # also what an empty name becomes
+        what = "the name of the inputs file is empty, or `.`"
+    elif path.exists():
+        what = f"`{shown(path)}` is {'a folder' if path.is_dir() else 'no regular file'}, inputs are one regular file"
+    fix = "`mtpforge capture --help` says how to make one"
+    raise MtpforgeError(what, where=shown(path), fix=fix)
 
 
 def _name(path: Path) -> str:

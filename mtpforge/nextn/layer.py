@@ -22,7 +22,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.families.counting import expert_numbers
 from mtpforge.formats.format import WORTH_COMPILING
-from mtpforge.nextn.configuring import of_one_layer
+from mtpforge.nextn.configuring import making, of_one_layer
 from mtpforge.nextn.embedding import Embedding
 from mtpforge.nextn.filling import by_stem, empty, fill
 from mtpforge.report import OnProgress, Progress
@@ -55,7 +55,8 @@ class Block:
 
     def part(self, name: str, make: Callable[[], nn.Module]) -> Any:  # noqa: ANN401 -- transformers has no types
         """One of transformers' modules with the weights of `name`."""
-        module = empty(make, self.device)
+        with making(self.checkpoint, f"`{name}`"):
+            module = empty(make, self.device)
         fill(module, self.checkpoint, f"{self.prefix}{name}.", kernels=self.kernels)
         return module
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.nextn.sequences import FORMAT, HIDDEN, POSITIONS, STARTS, TOKENS, Sequence, invalid, odd_rows
+from mtpforge.nextn.sequences import FORMAT, HIDDEN, POSITIONS, STARTS, TOKENS, Sequence, invalid, odd_rows, overflowing
 from mtpforge.tensors import DTYPES, Spec
 from mtpforge.units import file_size
 
@@ -156,6 +156,8 @@ def _fill(fd: int, path: Path, sequences: Iterable[Sequence], target: str, dtype
         rows = sequence.hidden.to(getattr(torch, DTYPES[dtype].torch))
         if not bool(rows.isfinite().all()):
             raise invalid(path, f"sequence {len(starts) - 1} holds values that are no numbers", HIDDEN)
+        if (row := overflowing(rows.float())) is not None:
+            raise invalid(path, f"row {row} of sequence {len(starts) - 1} is too large for a norm", HIDDEN)
         at = _put(fd, rows, at)
         starts.append(starts[-1] + len(rows))
         token_ids.append(sequence.token_ids)

@@ -92,6 +92,7 @@ def _refuse_foreign(nextn: Block, held: Embedding, inputs: Inputs) -> None:
             why="the MTP layer takes a token and the next one",
             fix="capture longer sequences",
         )
+    inputs.refuse_beyond(nextn.config.max_position_embeddings)
     highest = int(_tokens(inputs)[-1])
     if highest >= held.n_tokens:
         raise _foreign(inputs, f"it holds token {highest:,}", held.n_tokens)

@@ -28,6 +28,7 @@ TOKENS: Final = "token_ids"
 POSITIONS: Final = "positions"
 STARTS: Final = "sequence_starts"
 _WHOLE: Final = ("I64", "I32")
+_ROWS: Final = 1024  # that are squared at a time
 DTYPES_OF: Final = {HIDDEN: ("BF16", "F32"), TOKENS: _WHOLE, POSITIONS: _WHOLE, STARTS: _WHOLE}
 
 
@@ -48,6 +49,20 @@ def invalid(path: Path, why: str, tensor: str = "") -> MtpforgeError:
     where = f"{shown(path)}, tensor {tensor}" if tensor else shown(path)
     fix = "make it again with `mtpforge capture`, or as docs/calibration.md says"
     return MtpforgeError("the file holds no calibration inputs", where=where, why=why, fix=fix)
+
+
+def overflowing(hidden: Tensor) -> int | None:
+    """The first row, float32 [n, hidden], that a norm makes zeros of: its squares add up beyond float32. None if none.
+
+    A row of zeros is fine. Of transformers' and vLLM's norms alike: x * rsqrt(mean(x * x) + eps) in float32.
+    """
+    import torch
+
+    for number, some in enumerate(torch.split(hidden, _ROWS)):
+        odd = (~some.square().mean(-1).isfinite()).nonzero()
+        if len(odd):
+            return number * _ROWS + int(odd[0])
+    return None
 
 
 def odd_rows(token_ids: Tensor, positions: Tensor, vocab_size: int | None = None) -> tuple[str, str]:

@@ -32,16 +32,8 @@ if TYPE_CHECKING:
 
     from mtpforge.formats.compiled import RowKernels
 
-_MAX_LAYERS: Final = 1_000  # before lists of that length are made
 # What decides the computation of a whole model, beside that of its layers with experts.
-_NEEDED: Final = (
-    "vocab_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "max_position_embeddings",
-    "n_group",
-    "topk_group",
-)
+_NEEDED: Final = ("vocab_size", "intermediate_size", "num_hidden_layers", "n_group", "topk_group")
 _OPTIONAL: Final = (
     *("first_k_dense_replace", "mlp_layer_types"),
     *("indexer_types", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern"),
@@ -159,16 +151,12 @@ def _refuse_old_transformers() -> None:
 
 def _config(family: Family, checkpoint: Checkpoint, n_experts: int) -> GlmMoeDsaConfig:
     """Configuration of transformers; only known keys go in, since it would take any as an attribute."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
-    known = configuring.deciding(checkpoint, family.text(checkpoint.config), _NEEDED, _OPTIONAL, _FIXED)
+    known = configuring.deciding(checkpoint, family.text(checkpoint.config), n_experts, _NEEDED, _OPTIONAL, _FIXED)
     n_layers = known["num_hidden_layers"]
-    if not isinstance(n_layers, int) or not 1 <= n_layers <= _MAX_LAYERS:
-        why = f"1 to {_MAX_LAYERS:,} layers are computed"
-        raise configuring.refused(checkpoint, f"`num_hidden_layers` is {shown(n_layers)}", why)
-    try:
+    with configuring.making(checkpoint, "the model"):
         config = GlmMoeDsaConfig(
             **known,
             num_key_value_heads=known["num_attention_heads"],
@@ -177,15 +165,25 @@ def _config(family: Family, checkpoint: Checkpoint, n_experts: int) -> GlmMoeDsa
             attn_implementation="sdpa",
         )
         glm.GlmMoeDsaRotaryEmbedding(config)
-    except (StrictDataclassError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        what = "transformers cannot make the model from this config"
-        raise configuring.refused(checkpoint, what, shown(error)) from error
+    _refuse_other_layers(checkpoint, config, known)
+    return config
+
+
+def _refuse_other_layers(checkpoint: Checkpoint, config: GlmMoeDsaConfig, known: Mapping[str, Any]) -> None:
+    """The kinds of all layers, which two keys may state; `indexer_types` is cut to the main layers."""
+    n_layers, n_dense = known["num_hidden_layers"], known.get("first_k_dense_replace")
+    if n_dense is None and "mlp_layer_types" not in known:
+        raise configuring.missing(checkpoint, "first_k_dense_replace")
+    kinds = config.mlp_layer_types
+    # transformers takes the list, vLLM (0.33.0, deepseek_v2.py) the number
+    if n_dense is not None and kinds != ["dense" if number < n_dense else "sparse" for number in range(n_layers)]:
+        why = f"`mlp_layer_types` says otherwise: {kinds.count('dense'):,} of {n_layers:,} layers are dense"
+        raise configuring.refused(checkpoint, f"`first_k_dense_replace` is {n_dense:,}", why)
     kinds = config.indexer_types
-    if len(kinds) < n_layers or set(kinds) - {"full", "shared"} or kinds[0] != "full":
+    if len(kinds) < n_layers or any(kind not in ("full", "shared") for kind in kinds) or kinds[0] != "full":
         what = "`indexer_types` does not say of every layer where its keys come from"
         raise configuring.refused(checkpoint, what, "full or shared, each")
     config.indexer_types = kinds[:n_layers]
-    return config
 
 
 def _account(checkpoint: Checkpoint, config: GlmMoeDsaConfig, n_experts: int) -> None:
@@ -199,7 +197,8 @@ def _account(checkpoint: Checkpoint, config: GlmMoeDsaConfig, n_experts: int) ->
     for number, local in enumerate(held):
         kinds = config.mlp_layer_types[number], config.indexer_types[number]
         if kinds not in wanted:
-            wanted[kinds] = _wanted(config, number, n_experts)
+            with configuring.making(checkpoint, "the model"):
+                wanted[kinds] = _wanted(config, number, n_experts)
         _compare(f"model.layers.{number}.", local, *wanted[kinds])
 
 

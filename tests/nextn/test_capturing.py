@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from nextn.copies import changed, opened, twin
+from nextn.odd_configs import ODD, OF_A_TARGET
 from slow_twins import decoder
 from tokenizers import Tokenizer
 
@@ -127,6 +128,7 @@ def renamed(old, new):
 
 
 LAYER = "model.layers.1."
+MADE_UP = {"rope_type": "made up", "rope_theta": 10000}
 
 
 @pytest.mark.parametrize(
@@ -192,9 +194,7 @@ def test_shard_cut_short_is_an_error(tinyglm, tmp_path):
         (lambda c: c.pop("rope_parameters"), "config.json has no `rope_parameters`"),
         (lambda c: c.update(scoring_func="softmax"), "`scoring_func` is softmax"),
         (lambda c: c.update(rope_interleave=False), "`rope_interleave` is False"),
-        (lambda c: c.update(num_hidden_layers=10**9), "`num_hidden_layers` is 1000000000"),
-        (lambda c: c.update(hidden_size="many"), "transformers cannot make the model from this config"),
-        (lambda c: c.update(rope_parameters={"rope_type": "made up"}), "transformers cannot make the model"),
+        (lambda c: c.update(rope_parameters=MADE_UP), "transformers cannot make the model"),
         (lambda c: c.update(indexer_types=["shared", "full", "full"]), "`indexer_types` does not say"),
         (lambda c: c.update(indexer_types=["full"]), "`indexer_types` does not say"),
         (lambda c: c.update(mlp_layer_types=["dense"] * 5), "transformers cannot make the model from this config"),
@@ -208,6 +208,31 @@ def test_config_that_asks_for_something_else_is_refused(tinyglm, tmp_path, confi
     assert "config.json" in error.value.where
 
 
+@pytest.mark.parametrize(("changes", "what", "why"), ODD + OF_A_TARGET)
+def test_odd_value_is_refused_by_key_value_and_what_is_possible(tinyglm, tmp_path, changes, what, why):
+    assert opened(tinyglm("bf16")).config.num_experts_per_tok == 4
+    with pytest.raises(MtpforgeError) as error:
+        opened(changed(tinyglm("bf16"), tmp_path / "copy", config=lambda c: c.update(changes)))
+    assert what in error.value.what + error.value.why
+    assert why in error.value.why
+    assert (error.value.where, error.value.code) == (f"{tmp_path}/copy/config.json", 3)
+    assert "\\n" not in error.value.why
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.experts.3.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weight_that_is_no_number_is_named_with_its_file(tinyglm, tokens, tmp_path, name, value):
+    def spoil(tensors):
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[5] = value
+
+    assert bool(captured(tinyglm("bf16"), [tokens[:64]])[0].hidden.isfinite().all())
+    with pytest.raises(MtpforgeError, match="holds values that are no numbers") as error:
+        captured(changed(tinyglm("bf16"), tmp_path / "copy", spoil), [tokens[:64]])
+    assert name.removesuffix(".weight") in error.value.what
+    assert error.value.where == f"{tmp_path}/copy/model.safetensors"
+
+
 def test_embedding_smaller_than_the_vocabulary_is_refused(tinyglm, tmp_path):
     target = opened(changed(tinyglm("bf16"), tmp_path / "copy", config=lambda c: c.update(vocab_size=600)))
     with pytest.raises(MtpforgeError, match=r"the embedding has 512 tokens, config\.json says 600"):
@@ -215,7 +240,11 @@ def test_embedding_smaller_than_the_vocabulary_is_refused(tinyglm, tmp_path):
 
 
 def test_dense_layer_stored_as_experts_is_refused(tinyglm, tmp_path):
-    copy = changed(tinyglm("bf16"), tmp_path / "copy", config=lambda c: c.update(mlp_layer_types=["dense"] * 3))
+    copy = changed(
+        tinyglm("bf16"),
+        tmp_path / "copy",
+        config=lambda c: c.update(mlp_layer_types=["dense"] * 3, first_k_dense_replace=3),
+    )
     with pytest.raises(MtpforgeError, match=r"`model\.layers\.1\.mlp\.down_proj` is missing, and 2 more"):
         opened(copy)
 

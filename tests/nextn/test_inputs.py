@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +120,15 @@ def test_existing_file_stays_unless_forced(tmp_path):
     inputs.write(path, [sequence(2)], target="", force=True)
     assert inputs.read(path).n_tokens == 2
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_rows_that_a_reader_would_refuse_as_too_large_are_not_written(tmp_path):
+    good = sequence(2)
+    large = inputs.Sequence(good.token_ids, good.positions, torch.full_like(good.hidden, 3e38))
+    with pytest.raises(MtpforgeError, match="holds no calibration inputs") as error:
+        inputs.write(tmp_path / "made", [good, large], target="")
+    assert error.value.why == "row 0 of sequence 1 is too large for a norm"
+    assert list(tmp_path.iterdir()) == []
 
 
 def bad(**parts):
@@ -295,6 +305,44 @@ def test_file_of_another_model_is_refused(file):
 @pytest.mark.parametrize("meta", [None, {"format": "pt"}])
 def test_other_safetensors_file_is_no_inputs_file(file, meta):
     assert "metadata" in refusal(file(meta=meta))
+
+
+@pytest.mark.parametrize(("row", "value"), [(3, 3e38), (4, -1e30), (2, 2e19)])
+def test_row_that_a_norm_would_make_zeros_of_is_named(file, row, value):
+    def change(made, by=value):
+        made["hidden_states"] = made["hidden_states"].float()
+        made["hidden_states"][row] = by
+
+    def zeros(made):
+        change(made, 0.0)
+
+    norm = torch.nn.functional.rms_norm  # of torch, in float32
+    large = torch.full((8,), value)
+    assert bool(large.isfinite().all())
+    assert not bool(norm(large, (8,)).any())
+    assert len(list(inputs.read(file(zeros)))) == 2
+    assert refusal(file(change)).endswith(f"row {row} is too large for float32 once it is squared")
+
+
+def test_large_row_that_has_a_norm_is_read(file):
+    def change(made):
+        made["hidden_states"] = made["hidden_states"].float()
+        made["hidden_states"][3] = 1e18
+
+    assert float(list(inputs.read(file(change)))[1].hidden[1, 0]) == pytest.approx(1e18)
+
+
+def test_folder_or_pipe_is_no_inputs_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in [
+        (tmp_path / "folder", f"`{tmp_path}/folder` is a folder, inputs are one regular file"),
+        (tmp_path / "pipe", f"`{tmp_path}/pipe` is no regular file, inputs are one regular file"),
+        (Path(), "the name of the inputs file is empty, or `.`"),
+    ]:
+        with pytest.raises(MtpforgeError) as error:
+            inputs.read(path)
+        assert error.value.what == what
 
 
 def test_absent_file_is_named(tmp_path):

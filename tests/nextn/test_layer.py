@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from nextn.calibration import SEQUENCES, captured, twin
+from nextn.odd_configs import ODD
 from pruning.counting import CountingCheckpoint
 from pruning.layers import pruned_copy
 from slow_twins import decoder
@@ -18,6 +19,7 @@ from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.nextn import layer as layers
+from mtpforge.nextn.configuring import making
 from mtpforge.nextn.embedding import embedding
 from mtpforge.nextn.filling import fill
 
@@ -190,8 +192,6 @@ def test_tokens_that_do_not_fit_are_refused_by_number(both, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"hidden_act": "none of them"}, "transformers cannot make the layer from this config"),
-        ({"rms_norm_eps": "small"}, "transformers cannot make the layer from this config"),
         ({"routed_scaling_factor": None}, "config.json has no `routed_scaling_factor`"),
         ({"rope_parameters": None}, "config.json has no `rope_parameters`"),
         ({"scoring_func": "softmax"}, "`scoring_func` is softmax"),
@@ -204,6 +204,43 @@ def test_config_of_another_computation_is_refused(tinyglm, tmp_path, changes, wh
     with pytest.raises(MtpforgeError, match=what) as caught:
         layers.block(checkpoint)
     assert caught.value.where == f"{tmp_path}/c/config.json"
+
+
+@pytest.mark.parametrize(("changes", "what", "why"), ODD)
+def test_odd_value_is_refused_by_key_value_and_what_is_possible(tinyglm, tmp_path, changes, what, why):
+    assert layers.block(open_checkpoint(str(tinyglm("bf16")))).config.num_experts_per_tok == 4
+    with pytest.raises(MtpforgeError) as caught:
+        layers.block(open_checkpoint(str(reconfigured(tinyglm("bf16"), tmp_path / "c", **changes))))
+    assert what in caught.value.what + caught.value.why
+    assert why in caught.value.why
+    assert (caught.value.where, caught.value.code) == (f"{tmp_path}/c/config.json", 3)
+    assert "\\n" not in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": None, "rope_theta": 10000},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 10000.0},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "default", "rope_theta": 10000}},
+    ],
+)
+def test_base_of_the_positions_is_found_wherever_it_stands(tinyglm, tmp_path, changes):
+    config = layers.block(open_checkpoint(str(reconfigured(tinyglm("bf16"), tmp_path / "c", **changes)))).config
+    assert config.rope_parameters["rope_theta"] == 10000
+
+
+def test_whole_number_will_do_for_a_float(tinyglm, tmp_path):
+    whole = reconfigured(tinyglm("bf16"), tmp_path / "c", routed_scaling_factor=2)
+    assert layers.block(open_checkpoint(str(whole))).config.routed_scaling_factor == 2.0
+
+
+def test_error_of_several_lines_is_shown_in_one(tinyglm):
+    from transformers import GlmMoeDsaConfig
+
+    with pytest.raises(MtpforgeError) as caught, making(open_checkpoint(str(tinyglm("bf16"))), "it"):
+        GlmMoeDsaConfig(hidden_size="many")
+    assert caught.value.why.startswith("Validation error for field 'hidden_size': TypeError: Field")
 
 
 @pytest.mark.parametrize("name", ["target-bf16", "target-nvfp4-lukealonso", "target-awq-int4-218-experts"])

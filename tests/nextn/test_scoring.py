@@ -14,6 +14,7 @@ from slow_twins import decoder
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.nextn import inputs, layer, scoring
+from mtpforge.nextn.hessians import Calibration
 from mtpforge.pruning import METHODS
 
 N_ROUTED = 4 * sum(len(ids) - 1 for ids in SEQUENCES)
@@ -125,6 +126,24 @@ def test_inputs_of_another_model_are_refused(tinyglm, opened, tmp_path):
     with pytest.raises(MtpforgeError, match="captured from another model") as caught:
         scoring.scores(opened("bf16"), opened("bf16"), foreign)
     assert caught.value.why == "it holds token 512, the layer's model has 512"
+
+
+@pytest.mark.parametrize("more", [4096, 10**15, 2**62])
+def test_positions_that_the_model_does_not_have_are_refused(tinyglm, opened, tmp_path, more):
+    """By the scores and by what codes are fitted to; the second sequence ends at the last position that there is."""
+    first, (ids, _, hidden) = captured(tinyglm("bf16"))
+    last = tuple(range(4096 - len(ids), 4096))
+    file = inputs.read(write(tmp_path / "fits", [first, (ids, last, hidden)]))
+    assert sum(scoring.scores(opened("bf16"), opened("bf16"), file)["frequency"]) == N_ROUTED
+    assert Calibration(opened("bf16"), opened("bf16"), file).kept == tuple(range(16))
+    off = tuple(range(more - len(ids) + 1, more + 1))
+    file = inputs.read(write(tmp_path / "off", [first, (ids, off, hidden)]))
+    for use in (scoring.scores, Calibration):
+        with pytest.raises(MtpforgeError) as caught:
+            use(opened("bf16"), opened("bf16"), file)
+        limit = "`max_position_embeddings` of the model is 4,096"
+        assert caught.value.why == f"rows 70 to 111 reach position {more:,}, {limit}"
+        assert caught.value.where == f"{tmp_path}/off, tensor positions"
 
 
 def test_single_tokens_have_nothing_to_run(tinyglm, opened, tmp_path):
