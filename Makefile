@@ -1,5 +1,6 @@
 # make demo         builds an INT4 draft for a tiny AWQ target and verifies it
 # make test         the default tests
+# make test-slow    those that take more than a few seconds each
 # make lint         style, types, layers, lengths
 # make test-engines the drafts through vLLM's own loader (no GPU needed; first time 2 minutes, 2.5 GB)
 # make fuzz         the long run of the hostile-input tests: eleven times the cases of make test, a quarter of an hour
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mtpforge
 CODE := mtpforge tests .ci $(wildcard benchmarks)
 
-.PHONY: help setup demo test lint fuzz bench test-engines clean
+.PHONY: help setup demo test test-slow lint fuzz bench test-engines clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -35,7 +36,10 @@ demo: $(READY)
 	$(BIN)/mtpforge demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not engine and not gpu and not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check $(CODE)

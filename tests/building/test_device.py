@@ -30,7 +30,7 @@ TINY = [
     (source, target, scales)
     for source in ("bf16", "fp8", "nvfp4")
     for target in ("awq-int4", "nvfp4", "int4-int8mix", "bf16")
-    for scales in ("rtn", *(("mse", "hqq") if "int4" in target else ()))
+    for scales in ("rtn", *(("mse", "hqq") if source == "bf16" and target == "awq-int4" else ()))
 ]
 
 

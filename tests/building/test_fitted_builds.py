@@ -84,6 +84,7 @@ def test_a_device_changes_no_byte(made, monkeypatch):
     assert (plain.path / "model.safetensors").read_bytes() == (other.path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [None, KEPT])
 def test_outputs_are_nearer_on_the_inputs(made, tinyglm, kept):
     """By the slow twin's rows and plain products, of every expert."""

@@ -176,6 +176,7 @@ def test_target_that_lacks_a_tensor_ends_before_anything_is_written(run, in_fold
     assert not (in_folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_no_code_of_a_checkpoint_is_run(in_folder, typed, tinyglm):
     """A config that names code of its own, in the way that transformers would import it."""
     copy = in_folder / "copy"

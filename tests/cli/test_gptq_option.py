@@ -20,6 +20,7 @@ def inputs(tinyglm, in_folder):
     return "--inputs", "calib.safetensors"
 
 
+@pytest.mark.slow
 def test_from_captured_inputs_to_a_verified_draft(run, in_folder, sides, tinyglm):
     text = (tinyglm("bf16").parent / "eval.txt").read_text()[:4000]
     (in_folder / "text.txt").write_text(text)

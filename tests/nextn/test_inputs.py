@@ -204,6 +204,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     """A kill before the n-th call that changes the disk, for every n; what is left does not disturb the next writer."""
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "made"], capture_output=True, text=True, check=True)

@@ -45,6 +45,7 @@ def test_scores_are_those_of_plain_loops(tinyglm, opened, file):
     assert sum(frequency) == N_ROUTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_scores_of_a_main_layer_are_llm_compressors(tinyglm, opened, number):
     """Its REAP modifier ran on the whole model: tests/data/saliency/make.py."""

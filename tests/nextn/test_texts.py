@@ -49,6 +49,7 @@ def test_no_more_tokens_than_asked_for(tinyglm, text, most):
     assert all(texts.SHORTEST <= len(window) <= 10 for window in found)
 
 
+@pytest.mark.slow
 def test_long_text_is_read_no_further_than_needed(tinyglm, text):
     path = text(b"the cat sat. " * 100_000 + b"\xff")
     assert len(texts.windows(path, tinyglm("bf16"), 50, 100, 512)) == 2
