@@ -27,7 +27,6 @@ from mtpforge.units import memory_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROWS: Final = 256  # of a window that attend at a time: index scores of 32 heads and 2,048 keys take 64 MiB
 _TORCH_BYTES: Final = 500 << 20  # torch and transformers themselves
 _TOKENS: Final = 1024  # that go through a norm or a dense layer at a time
 
@@ -100,7 +99,7 @@ def memory_bytes(target: Target, lengths: list[int]) -> int:
     inner = c.q_lora_rank * query + c.kv_lora_rank * (query + value) + value * c.hidden_size
     weights = 4 * max(inner, 3 * c.hidden_size * c.intermediate_size)
     keys = 2 * 4 * longest * (query + value)
-    scores = 4 * _ROWS * longest * (2 * c.index_n_heads + 2 * c.num_attention_heads)
+    scores = 4 * stages.ROWS * longest * (2 * c.index_n_heads + 2 * c.num_attention_heads)
     choices = 4 * sum(n * min(n, c.index_topk) for n in lengths if n > c.index_topk)
     return int(_TORCH_BYTES + streams + weights + keys + scores + choices)
 
@@ -146,28 +145,19 @@ class _Chosen:
 def _attend(block: stages.Block, number: int, stream: Tensor, lengths: list[int], chosen: _Chosen) -> None:
     """Add self-attention in place, window by window, a few rows at a time, each token seeing those before it."""
     import torch
-    from transformers.cache_utils import DynamicCache
-    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 
-    config, most = block.config, block.config.index_topk
-    norm = block.norm("input_layernorm")
-    attention = block.part("self_attn", lambda: glm.GlmMoeDsaAttention(config, number))
-    stages.as_served(attention, config.rms_norm_eps)
-    rotary = glm.GlmMoeDsaRotaryEmbedding(config)
+    most = block.config.index_topk
+    attention = stages.self_attention(block, number)
+    shares = attention.module.skip_topk
     for window, states in enumerate(torch.split(stream, lengths)):
-        past = DynamicCache(config=config)
-        for first in range(0, len(states), _ROWS):
-            some = states[first : first + _ROWS]
-            at = torch.arange(first, first + len(some))[None]
-            keys = torch.arange(first + len(some))
-            causal = (keys <= at[0, :, None])[None, None]
-            place = window, first
-            prior = chosen.give(place, len(keys), len(some), most) if attention.skip_topk else None
-            output, _, indices = attention(
-                norm(some)[None], rotary(some[None], at), causal, past, at, prev_topk_indices=prior
-            )
-            chosen.keep(place, len(keys), most, indices)
-            some.add_(output[0])
+
+        def prior(first: int, n_keys: int, n_rows: int, window: int = window) -> Tensor | None:
+            return chosen.give((window, first), n_keys, n_rows, most) if shares else None
+
+        done = 0
+        for n_rows, indices in attention.add(states, torch.arange(len(states)), prior):
+            chosen.keep((window, done), done + n_rows, most, indices)
+            done += n_rows
 
 
 def _feed(block: stages.Block, stream: Tensor) -> Tensor:

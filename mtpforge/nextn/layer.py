@@ -12,7 +12,7 @@ What goes in and how is vLLM's DeepSeekMultiTokenPredictorLayer (vllm/model_exec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
     from mtpforge.nextn.inputs import Sequence
 
-_ROWS: Final = 256  # of a sequence that attend at a time: index scores of 32 heads and 2,048 keys take 64 MiB
+ROWS: Final = 256  # of a sequence that attend at a time: index scores of 32 heads and 2,048 keys take 64 MiB
 _TOKENS: Final = 1024  # that go through a norm or an expert at a time
 _MOST_BYTES: Final = 1 << 30  # of the activations of all tokens, and of the keys and values of one sequence
 
@@ -68,6 +68,42 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """Self-attention of a layer: its norm, transformers' module, and the rotary embedding."""
+
+    config: GlmMoeDsaConfig
+    norm: Any
+    module: Any
+    rotary: Any
+
+    def add(
+        self, states: Tensor, positions: Tensor, prior: Callable[[int, int, int], Tensor | None] = lambda *_: None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Add to the states of one sequence, float32 [n, hidden], in place, a few rows at a time.
+
+        Each row sees itself and those before it. positions: int64 [n]. prior(first row, keys, rows): the keys that an
+        earlier layer chose for these rows, where the layer has no indexer. After each step: rows, and the keys that
+        they were given, int32 [1, rows, chosen].
+        """
+        import torch
+        from transformers.cache_utils import DynamicCache
+
+        past = DynamicCache(config=self.config)
+        for first in range(0, len(states), ROWS):
+            some, at = states[first : first + ROWS], positions[None, first : first + ROWS]
+            n_keys = first + len(some)
+            seen = torch.arange(n_keys, device=some.device)
+            causal = (seen <= seen[first:, None])[None, None]
+            with torch.inference_mode():  # not around the yield: it would hold for whoever takes the rows
+                output, _, chosen = self.module(
+                    *(self.norm(some)[None], self.rotary(some[None], at), causal, past, at),
+                    prev_topk_indices=prior(first, n_keys, len(some)),
+                )
+                some.add_(output[0])
+            yield len(some), chosen
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Activations of all tokens, float32 [n, hidden]; positions: of each sequence in turn, int64 [rows of it]."""
 
@@ -94,8 +130,7 @@ def block(checkpoint: Checkpoint, number: int | None = None, device: str = "cpu"
     prefix = family.prefix(family.layer(checkpoint.config) if number is None else number)
     n_experts = len(expert_numbers(family, (name for name in checkpoint.names if name.startswith(prefix))))
     config = of_one_layer(family, checkpoint, n_experts)
-    weights = 3 * n_experts * config.hidden_size * config.moe_intermediate_size
-    return Block(checkpoint, prefix, config, n_experts, device, _kernels() if weights >= WORTH_COMPILING else None)
+    return Block(checkpoint, prefix, config, n_experts, device, kernels_for(config, n_experts))
 
 
 def as_served(attention: nn.Module, eps: float) -> nn.Module:
@@ -135,33 +170,28 @@ def enter(nextn: Block, embedding: Embedding, inputs: Iterable[Sequence], n_rows
 
 def attend(layer: Block, rows: Rows, on_progress: OnProgress | None = None) -> None:
     """Add self-attention to the rows, in place, sequence by sequence, each token seeing those before it."""
-    import torch
-    from transformers.cache_utils import DynamicCache
-    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
-
     config, done = layer.config, 0
     per_key = (
         4 * config.num_attention_heads * (config.v_head_dim + 2 * config.qk_nope_head_dim + config.qk_rope_head_dim)
     )
     for positions in rows.positions:
         _refuse_too_many(len(positions), per_key, "a sequence of the inputs has {} tokens", "shorter sequences of")
-    norm = layer.norm("input_layernorm")
-    attention = layer.part("self_attn", lambda: glm.GlmMoeDsaAttention(config, 0))
-    as_served(attention, config.rms_norm_eps)
+    attention = self_attention(layer)
+    for positions in rows.positions:
+        for n_rows, _ in attention.add(rows.x[done : done + len(positions)], positions):
+            done += n_rows
+            if on_progress:
+                on_progress(Progress("attend", done, len(rows.x), "items"))
+
+
+def self_attention(layer: Block, number: int = 0) -> Attention:
+    """The layer's own, `number` by its config."""
+    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
+
+    config = layer.config
+    module = layer.part("self_attn", lambda: glm.GlmMoeDsaAttention(config, number))
     rotary = glm.GlmMoeDsaRotaryEmbedding(config).to(layer.device)
-    with torch.inference_mode():
-        for positions in rows.positions:
-            past = DynamicCache(config=config)
-            for first in range(0, len(positions), _ROWS):
-                at = positions[None, first : first + _ROWS]
-                some = rows.x[done : done + at.shape[1]]
-                seen = torch.arange(first + at.shape[1], device=some.device)
-                causal = (seen <= seen[first:, None])[None, None]
-                output, *_ = attention(norm(some)[None], rotary(some[None], at), causal, past, at)
-                some += output[0]
-                done += at.shape[1]
-                if on_progress:
-                    on_progress(Progress("attend", done, len(rows.x), "items"))
+    return Attention(config, layer.norm("input_layernorm"), as_served(module, config.rms_norm_eps), rotary)
 
 
 def route(layer: Block, x: Tensor, kept: tuple[int, ...] | None = None) -> Routed:
@@ -237,7 +267,10 @@ def _refuse_too_many(count: int, bytes_each: int, what: str, less: str) -> None:
         )
 
 
-def _kernels() -> RowKernels:
+def kernels_for(config: GlmMoeDsaConfig, n_experts: int) -> RowKernels | None:
+    """Compiled kernels to decode so many experts with, where they save time."""
+    if 3 * n_experts * config.hidden_size * config.moe_intermediate_size < WORTH_COMPILING:
+        return None
     from mtpforge.formats.compiled import RowKernels
 
     return RowKernels(cache.home() / "kernels")

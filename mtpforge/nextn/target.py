@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge import errors
-from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.whose import whose
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
-from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.nextn import configuring
 from mtpforge.nextn.filling import empty, fill
-from mtpforge.nextn.layer import Block
+from mtpforge.nextn.layer import Block, kernels_for
 
 if TYPE_CHECKING:
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
@@ -101,8 +99,7 @@ def open_target(checkpoint: Checkpoint) -> Target:
         n_experts = served_experts(family, checkpoint)
         config = _config(family, checkpoint, n_experts)
         _account(checkpoint, config, n_experts)
-    weights = 3 * n_experts * config.hidden_size * config.moe_intermediate_size
-    return Target(checkpoint, family, config, n_experts, _kernels() if weights >= WORTH_COMPILING else None)
+    return Target(checkpoint, family, config, n_experts, kernels_for(config, n_experts))
 
 
 def _family(checkpoint: Checkpoint) -> Family:
@@ -238,9 +235,3 @@ def _compare(prefix: str, held: set[str], plain: set[str], matrices: set[str]) -
 
 def _more(names: list[str]) -> str:
     return f", and {len(names) - 1:,} more" if len(names) > 1 else ""
-
-
-def _kernels() -> RowKernels:
-    from mtpforge.formats.compiled import RowKernels
-
-    return RowKernels(cache.home() / "kernels")

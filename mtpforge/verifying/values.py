@@ -87,8 +87,8 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
         origin.fetch((weight.module for weight in subject.weights), on_progress)
     fitting = [w for w in subject.weights if subject.fits(w)]
     hashes: dict[str, str] = {}
-    found = [*_weights(subject, fitting, origin, hashes, on_progress), *_plain(subject, origin, hashes)]
     method = searched.claimed(subject.draft.location)
+    found = [*_weights(subject, fitting, origin, hashes, method, on_progress), *_plain(subject, origin, hashes)]
     values = (*_values(subject, origin, found, method), *_searched(found, method))
     checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)
     errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
@@ -101,17 +101,18 @@ def _weights(
     fitting: list[Weight],
     origin: Source | None,
     hashes: dict[str, str],
+    claimed: ScaleMethod,
     on_progress: OnProgress | None,
 ) -> list[Examined]:
     """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
     anew = frozenset() if origin is None else _untied(subject, origin)
-    kernels, scales = _kernels(fitting), searched.claimed(subject.draft.location)
+    kernels = _kernels(fitting)
 
     def examine(weight: Weight) -> tuple[Examined, dict[str, str]]:
         draft = _stored(subject, weight)
         theirs = _counterpart(weight, origin)
         name = weight.module.name
-        method = fitted.method_of(weight.module, scales)
+        method = fitted.method_of(weight.module, claimed)
         result = examining.weight(name, draft, theirs, anew=name in anew, scales=method, kernels=kernels())
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.nextn import capturing
+from mtpforge.nextn import layer as stages
 
 LAYOUTS = ("awq-int4", "nvfp4", "fp8", "int4-int8mix", "awq-int4-12experts")
 
@@ -62,7 +63,7 @@ def test_states_are_those_of_transformers_own_model(tinyglm, tokens, model, leng
 def test_rows_that_attend_a_few_at_a_time_change_nothing(tinyglm, tokens, monkeypatch):
     windows = [tokens[:200], tokens[500:700]]
     whole = captured(tinyglm("bf16"), windows)
-    monkeypatch.setattr(capturing, "_ROWS", 128)
+    monkeypatch.setattr(stages, "ROWS", 128)
     for one, other in zip(whole, captured(tinyglm("bf16"), windows), strict=True):
         torch.testing.assert_close(one.hidden, other.hidden, rtol=0, atol=2e-5)
 
