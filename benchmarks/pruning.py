@@ -29,7 +29,7 @@ from mtpforge.families import family_of
 from mtpforge.families.routing import routing
 from mtpforge.nextn import inputs, scoring
 from mtpforge.planning import plan
-from mtpforge.pruning import DEFAULT_METHOD, METHODS, choosing
+from mtpforge.pruning import DEFAULT_METHOD, METHODS, expert_choice
 from mtpforge.sourcing import stored_layer
 
 _HOME: Final = Path(__file__).parents[1]
@@ -100,13 +100,13 @@ def _scores(served: Path, target: Target, ids: Tensor, folder: Path) -> dict[str
     source, beside = open_checkpoint(str(_SOURCE)), open_checkpoint(str(served))
     measured = scoring.scores(source, beside, inputs.read(file))
     names = [name for name, method in METHODS.items() if method.needs != "list"]
-    return choosing.scores(source, stored_layer(source, family_of(source.config)), names, measured)
+    return expert_choice.scores(source, stored_layer(source, family_of(source.config)), names, measured)
 
 
 def _choices(served: Path, scores: dict[str, tuple[float, ...]], n_kept: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     route = routing(open_checkpoint(str(served)).config)
     for name, values in scores.items():
-        yield name, choosing.choice(name, values, n_kept, route)
+        yield name, expert_choice.choice(name, values, n_kept, route)
 
 
 def _at_random(whole: Sequence[int], n_kept: int) -> list[tuple[int, ...]]:

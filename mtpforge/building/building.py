@@ -20,7 +20,7 @@ from mtpforge.building.executing import Executor
 from mtpforge.building.reading import Reader
 from mtpforge.building.samples import Samples
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
-from mtpforge.checking.choosing import Mode
+from mtpforge.checking.selection import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.hessians import Calibration

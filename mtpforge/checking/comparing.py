@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Final, Self
 
 from mtpforge import errors, formats
-from mtpforge.checking.choosing import Key, Sample
+from mtpforge.checking.selection import Key, Sample
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.formats.format import part_rows, row_parts
 

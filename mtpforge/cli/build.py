@@ -16,7 +16,7 @@ from mtpforge.cli.showing import summary, title
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
-    from mtpforge.choosing import Choice
+    from mtpforge.source_choice import Choice
     from mtpforge.tensors import ScaleMethod
 
 
@@ -125,9 +125,9 @@ def chosen_source(
 ) -> tuple[Checkpoint, Choice | None]:
     """The checkpoint that the layer comes from: named, or chosen; the choice and its alternatives are shown."""
     from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.choosing import choose_source
     from mtpforge.engines import ENGINES
     from mtpforge.families import family_of
+    from mtpforge.source_choice import choose_source
 
     def opened(name: str) -> Checkpoint:
         return open_checkpoint(name, offline=screen.offline)

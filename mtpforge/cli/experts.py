@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.nextn.inputs import Inputs
     from mtpforge.planning import Plan
-    from mtpforge.pruning.choosing import Pruned, Wish
+    from mtpforge.pruning.expert_choice import Pruned, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def asked(
     """The options read: a list or the inputs are opened, or a checkpoint that was pruned before."""
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.pruning import lists
-    from mtpforge.pruning.choosing import Wish
+    from mtpforge.pruning.expert_choice import Wish
 
     kept = copy = None
     if keep_experts is not None:
@@ -70,7 +70,7 @@ def refuse_idle_inputs(options: Asked) -> None:
 
 def chosen(screen: Screen, source: Checkpoint, target: Checkpoint, options: Asked) -> Pruned:
     """The experts that a draft keeps, shown. MtpforgeError where inputs were given and no expert goes."""
-    from mtpforge.pruning.choosing import pruned
+    from mtpforge.pruning.expert_choice import pruned
 
     found = pruned(source, target, options.wish)
     if options.inputs is not None and found.keeps_all and not options.fits:

@@ -17,7 +17,7 @@ from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import summary, title
 
 if TYPE_CHECKING:
-    from mtpforge.pruning.choosing import Comparison
+    from mtpforge.pruning.expert_choice import Comparison
 
 _ENGINE: Final = "vllm"  # every engine reads the expert count from the same files
 _FEW: Final = 32  # experts whose scores fit a screen
@@ -77,7 +77,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.pruning import METHODS
     from mtpforge.pruning import picture as pictures
-    from mtpforge.pruning.choosing import compared
+    from mtpforge.pruning.expert_choice import compared
 
     if picture is not None:
         pictures.refuse(picture)

@@ -11,7 +11,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import installed
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning import plan
-from mtpforge.pruning.choosing import Wish, pruned
+from mtpforge.pruning.expert_choice import Wish, pruned
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
 pytestmark = [

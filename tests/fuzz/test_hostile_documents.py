@@ -13,12 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.choosing import choose_source
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
 from mtpforge.planning import plan
+from mtpforge.source_choice import choose_source
 
 INDEX, SIDE = "model.safetensors.index.json", "hf_quant_config.json"
 FILES = st.sampled_from(

@@ -12,7 +12,7 @@ from pruning.layers import PREFIX, layer_of, tensors_of
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.pruning import DEFAULT_METHOD, INPUTS_METHOD, METHODS, methods
-from mtpforge.pruning.choosing import scores
+from mtpforge.pruning.expert_choice import scores
 
 N = 16
 

@@ -17,7 +17,7 @@ from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.cli import main
 from mtpforge.planning import plan
-from mtpforge.pruning.choosing import pruned
+from mtpforge.pruning.expert_choice import pruned
 from mtpforge.verifying import verify
 
 KEPT = (0, 1, 3, 5, 6, 8, 9, 11, 12, 13, 14, 15)

@@ -12,10 +12,10 @@ import pytest
 from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.choosing import Choice, choose_source
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.source_choice import Choice, choose_source
 
 
 def choose(folder: Path, hub: dict[str, Path] | None = None) -> Choice:

@@ -11,13 +11,13 @@ from pruning.counting import CountingCheckpoint
 from pruning.layers import layer_of, pruned_copy
 
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.choosing import choose_source
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.planning import plan
 from mtpforge.pruning import lists
-from mtpforge.pruning.choosing import Wish, compared, pruned
+from mtpforge.pruning.expert_choice import Wish, compared, pruned
+from mtpforge.source_choice import choose_source
 
 BY_BIAS = (0, 1, 3, 5, 6, 7, 8, 9, 11, 12, 14, 15)  # the four highest of the stored bias: 2, 13, 10, 4
 
