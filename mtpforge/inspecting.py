@@ -11,7 +11,7 @@ from typing import Final
 
 from mtpforge import traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError, shown
@@ -35,7 +35,7 @@ def inspect(
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target).
     MtpforgeError for a model that has no known MTP layer.
     """
-    with whose(checkpoint):
+    with errors_of(checkpoint):
         return _inspect(checkpoint, engine, scheme, serving)
 
 

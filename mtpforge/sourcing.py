@@ -14,7 +14,7 @@ from typing import Final
 
 from mtpforge import formats
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
@@ -66,7 +66,7 @@ def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     Raises MtpforgeError where there is none, where an expert, scale or norm is missing, a tensor is stored twice, a
     shape contradicts the config, or a tensor is covered by no rule.
     """
-    with whose(checkpoint):
+    with errors_of(checkpoint):
         return _stored_layer(checkpoint, family)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from mtpforge.building.reading import Band
-from mtpforge.checkpoint import cache
+from mtpforge.checkpoint.hub import cache
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.planning.steps import Move, Step

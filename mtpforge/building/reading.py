@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtpforge.checkpoint import whose
+from mtpforge.checkpoint import error_places
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.formats import FORMATS
@@ -53,7 +53,7 @@ class Reader:
         except MtpforgeError as error:
             for ref in refs:
                 if error.where == f"{shown(ref.file)}, tensor {shown(ref.name)}":
-                    error.where = whose.of(self._checkpoints[ref.origin], error.where)
+                    error.where = error_places.place_in(self._checkpoints[ref.origin], error.where)
                     break
             raise
 

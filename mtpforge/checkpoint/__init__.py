@@ -37,9 +37,9 @@ def open_checkpoint(text: str, *, offline: bool = False) -> Checkpoint:
         raise _absent(
             text, f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
         )
-    from mtpforge.checkpoint import hub
+    from mtpforge.checkpoint.hub import repository
 
-    return hub.open_hub(match["name"], match["revision"], offline=offline)
+    return repository.open_hub(match["name"], match["revision"], offline=offline)
 
 
 def open_scales(text: str, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:

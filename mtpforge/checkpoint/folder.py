@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from mtpforge.checkpoint import documents, header
+from mtpforge.checkpoint import header, metadata
 from mtpforge.checkpoint.checkpoint import Downloaded, Stray
-from mtpforge.checkpoint.files import Files
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.folder_files import Files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
@@ -29,7 +29,7 @@ _OTHER_WEIGHTS: Final = (".bin", ".pt", ".pth", ".gguf")
 
 def open_folder(path: Path, *, label: str = "") -> Folder:
     """The checkpoint in a folder; a path to its config.json means the folder."""
-    folder = path.parent if path.name == documents.CONFIG and path.is_file() else path
+    folder = path.parent if path.name == metadata.CONFIG and path.is_file() else path
     if not folder.is_dir():
         raise MtpforgeError(
             f"`{shown(path)}` is no folder",
@@ -59,16 +59,16 @@ class Folder:
         if config is not None:
             self._config = config
             return
-        raw = self._files.whole(documents.CONFIG)
+        raw = self._files.whole(metadata.CONFIG)
         if raw is None:
             raise MtpforgeError(
-                f"`{shown(label)}` has no {documents.CONFIG}",
+                f"`{shown(label)}` has no {metadata.CONFIG}",
                 where=shown(self._path),
                 why="a checkpoint is read by its config",
-                fix=f"give a folder that holds {documents.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
+                fix=f"give a folder that holds {metadata.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
             )
-        with whose(self):
-            self._config = documents.config(raw)
+        with errors_of(self):
+            self._config = metadata.config(raw)
 
     def __repr__(self) -> str:
         return f"Folder({str(self._path)!r})"
@@ -101,7 +101,7 @@ class Folder:
         in the middle of a file of the same size goes unseen here; `read` refuses files that change under it.
         """
         digest = hashlib.sha256()
-        for name in (documents.CONFIG, documents.INDEX):
+        for name in (metadata.CONFIG, metadata.INDEX):
             raw = self._files.whole(name) or b""
             digest.update(f"{name} {len(raw)}\n".encode() + raw)
         for name in self._weights:
@@ -114,8 +114,8 @@ class Folder:
     @cached_property
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
-        with whose(self):
-            return documents.quantization(self._config, self._files.whole)
+        with errors_of(self):
+            return metadata.quantization(self._config, self._files.whole)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -153,13 +153,13 @@ class Folder:
 
     def base_models(self) -> tuple[str, ...]:
         """`base_model` of README.md."""
-        return documents.base_models(self._files.whole(documents.CARD))
+        return metadata.base_models(self._files.whole(metadata.CARD))
 
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files, by file name."""
-        found = {name: self._files.whole(name) or b"" for name in documents.document_names(self._files.names())}
+        found = {name: self._files.whole(name) or b"" for name in metadata.document_names(self._files.names())}
         for name, raw in found.items():
-            documents.refuse_large_document(name, len(raw))
+            metadata.refuse_large_document(name, len(raw))
         return found
 
     def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
@@ -190,7 +190,7 @@ class Folder:
     def _weights(self) -> tuple[str, ...]:
         if self._only:
             return (self._only,)
-        return tuple(name for name in self._files.names() if name.endswith(documents.SUFFIX))
+        return tuple(name for name in self._files.names() if name.endswith(metadata.SUFFIX))
 
     @cached_property
     def _counted(self) -> tuple[str, ...]:
@@ -199,13 +199,13 @@ class Folder:
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
-        raw = None if self._only else self._files.whole(documents.INDEX)
-        with whose(self):
-            return None if raw is None else documents.index(raw)
+        raw = None if self._only else self._files.whole(metadata.INDEX)
+        with errors_of(self):
+            return None if raw is None else metadata.index(raw)
 
     def _header(self, file: str) -> dict[str, TensorRef]:
         """The tensors of one file, remembered."""
-        with self._lock, whose(self):
+        with self._lock, errors_of(self):
             if file not in self._headers:
                 self._headers[file] = header.parse(self._raw_header(file), file, self._files.size(file))
             return self._headers[file]
@@ -220,7 +220,7 @@ class Folder:
         A layer lies in a handful of hundreds of shards, and parsing them all would take seconds. A backslash could
         spell the same name in other letters.
         """
-        with whose(self):
+        with errors_of(self):
             raw = self._raw_header(file)
             if prefix.encode() not in raw and b"\\" not in raw:
                 return []
@@ -237,7 +237,7 @@ class Folder:
             raise MtpforgeError(
                 f"`{shown(name)}` lies in {len(holders)} files",
                 where=", ".join(shown(self._path / file) for file in holders),
-                why=f"without a {documents.INDEX} nothing says which copy counts",
+                why=f"without a {metadata.INDEX} nothing says which copy counts",
                 fix="remove the files that are superseded, or add the index",
             )
         return holders[0]
@@ -250,14 +250,14 @@ class Folder:
             raise MtpforgeError(
                 f"`{shown(file)}` is not in `{shown(self._label)}`",
                 where=shown(self._path / file),
-                why=f"{documents.INDEX} says that it holds `{shown(name)}`",
+                why=f"{metadata.INDEX} says that it holds `{shown(name)}`",
                 fix="download the file into the folder, or give the hub id instead of the folder",
             )
         if name not in self._header(file):
             raise MtpforgeError(
                 f"`{shown(file)}` does not hold `{shown(name)}`",
                 where=shown(self._path / file),
-                why=f"{documents.INDEX} says that it does",
+                why=f"{metadata.INDEX} says that it does",
                 fix="fetch file and index again from the same revision",
             )
         return file
@@ -266,7 +266,7 @@ class Folder:
         others = [file for file in self._files.names() if file.endswith(_OTHER_WEIGHTS)]
         fix = "give a folder that holds the weights as safetensors, or a hub id"
         if self._index is not None:
-            why, fix = f"{documents.INDEX} does not name it", "`mtpforge inspect` shows what the checkpoint holds"
+            why, fix = f"{metadata.INDEX} does not name it", "`mtpforge inspect` shows what the checkpoint holds"
         elif self.has_headers:
             why, fix = "no header of its files names it", "`mtpforge inspect` shows what the checkpoint holds"
         elif others:

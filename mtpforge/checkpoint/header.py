@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from reprlib import repr as brief  # of a value that may be as large and as deep as the file
 from typing import Final
 
-from mtpforge.checkpoint import fields
+from mtpforge.checkpoint import json_fields
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import DTYPES, Shape, Spec, TensorRef
 
@@ -37,7 +37,7 @@ def length(first: bytes, file: str, file_bytes: int) -> int:
     """Length of the JSON header in bytes, from the first eight bytes of a file that has `file_bytes` in all."""
     if len(first) < LENGTH_BYTES or file_bytes < LENGTH_BYTES:
         raise _invalid(file, f"it has {file_bytes} bytes, a header needs at least {LENGTH_BYTES}")
-    fields.refuse_pointer(first, file)
+    json_fields.refuse_pointer(first, file)
     (n_bytes,) = struct.unpack_from("<Q", first)
     if n_bytes > MAX_HEADER_BYTES:
         raise _invalid(file, f"its header claims {n_bytes:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed")

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mtpforge.checkpoint import groups
-from mtpforge.checkpoint.fields import Fields
-from mtpforge.checkpoint.groups import NVFP4_GROUP, Args, Group, quantization_of
+from mtpforge.checkpoint import config_groups
+from mtpforge.checkpoint.config_groups import NVFP4_GROUP, Args, Group, quantization_of
+from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import shown
 from mtpforge.tensors import Quantization
 
@@ -108,7 +108,7 @@ def _compressed_tensors(whole: Fields) -> QuantConfig:
         "compressed-tensors",
         whole.texts("ignore"),
         format=whole.text("format"),
-        groups=tuple(groups.read(name, group) for name, group in listed.objects()) if listed else (),
+        groups=tuple(config_groups.read(name, group) for name, group in listed.objects()) if listed else (),
         raw=whole.values,
     )
 
@@ -157,7 +157,7 @@ def fp8_quantization(config: QuantConfig) -> Quantization:
             "fp8_scaled", 8, strategy="tensor", scale_dtype="F32", input_scale="static" if static else "dynamic"
         )
     if static:
-        raise groups.unsupported("quantization_config", "static activations with weight blocks are not written")
+        raise config_groups.unsupported("quantization_config", "static activations with weight blocks are not written")
     return Quantization("fp8_block", 8, strategy="block", block=config.block, scale_dtype="F32", input_scale="dynamic")
 
 
@@ -165,8 +165,10 @@ def modelopt_quantization(quant_algo: str, group_size: int | None = None) -> Qua
     """How ModelOpt stores a weight under an algorithm (`NVFP4`, `W4A16_NVFP4`, `FP8`); others are errors."""
     match quant_algo.upper():
         case "NVFP4" | "W4A16_NVFP4" as algo if group_size in (None, NVFP4_GROUP):
-            return groups.nvfp4("modelopt_nvfp4", "static" if algo == "NVFP4" else "none")
+            return config_groups.nvfp4("modelopt_nvfp4", "static" if algo == "NVFP4" else "none")
         case "FP8":
             return Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32", input_scale="static")
     sized = "" if group_size is None else f" with groups of {group_size}"
-    raise groups.unsupported("quant_algo", f"ModelOpt's {shown(quant_algo) or 'empty algorithm'}{sized} is not written")
+    raise config_groups.unsupported(
+        "quant_algo", f"ModelOpt's {shown(quant_algo) or 'empty algorithm'}{sized} is not written"
+    )

@@ -29,11 +29,11 @@ def title(checkpoint: Checkpoint) -> str:
 
 def summary(checkpoint: Checkpoint) -> str:
     """`glm_moe_dsa, compressed-tensors, 256 experts, no layer 78`."""
-    from mtpforge.checkpoint.whose import whose
+    from mtpforge.checkpoint.error_places import errors_of
     from mtpforge.families import family_of
     from mtpforge.sourcing import has_layer
 
-    with whose(checkpoint):
+    with errors_of(checkpoint):
         family = family_of(checkpoint.config)
         layer = family.layer(checkpoint.config)
         n_experts = family.n_experts(checkpoint.config)

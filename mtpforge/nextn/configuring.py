@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import of
+from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.routing import routing
@@ -152,7 +152,7 @@ def making(checkpoint: Checkpoint, what: str) -> Iterator[None]:
 def refused(checkpoint: Checkpoint, what: str, why: str) -> MtpforgeError:
     """The error for a config that cannot be computed."""
     fix = "correct config.json, as the published base model states it"
-    return MtpforgeError(what, where=of(checkpoint, "config.json"), why=why, fix=fix)
+    return MtpforgeError(what, where=place_in(checkpoint, "config.json"), why=why, fix=fix)
 
 
 def missing(checkpoint: Checkpoint, key: str) -> MtpforgeError:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.checkpoint import header
-from mtpforge.checkpoint.files import Files
+from mtpforge.checkpoint.folder_files import Files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.capturing import Entering
 from mtpforge.nextn.sequences import HIDDEN, TOKENS, odd_rows

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import of
+from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.families.family import Module
@@ -225,7 +225,7 @@ def _finite(checkpoint: Checkpoint, ref: TensorRef, values: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         raise MtpforgeError(
             f"`{shown(ref.name)}` holds values that are no numbers",
-            where=of(checkpoint, shown(ref.file)),
+            where=place_in(checkpoint, shown(ref.file)),
             fix="download the checkpoint again, or name another one",
         )
     return values

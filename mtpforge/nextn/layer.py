@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.families.counting import expert_numbers

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
@@ -93,7 +93,7 @@ def open_target(checkpoint: Checkpoint) -> Target:
     MtpforgeError where it is not on this machine, of a family that transformers has no modules for, its config lacks
     what they need or says what they do not do, or where a main layer lacks a tensor or has one that nothing takes.
     """
-    with whose(checkpoint):
+    with errors_of(checkpoint):
         family = _family(checkpoint)
         _refuse_old_transformers()
         n_experts = served_experts(family, checkpoint)

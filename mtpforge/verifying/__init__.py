@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError
@@ -53,7 +53,7 @@ def verify(
     `relative_error` (module -> Frobenius error against the source), `sha256`, `n_experts`, `scheme`, `n_tensors`,
     `n_bytes`. MtpforgeError is for a draft that is no checkpoint, and for a target or source that cannot be used.
     """
-    with whose(target):
+    with errors_of(target):
         family = family_of(target.config)
     layer = None if source is None else (source, stored_layer(source, family))
     looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), scheme, served_as)
@@ -99,7 +99,7 @@ class _Looked:
 def _look(
     held: Checkpoint, target: Checkpoint, judge: Engine, serving: Serving, scheme: Scheme | None, served_as: str | None
 ) -> _Looked:
-    with whose(target):
+    with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
     wanted = scheme or judge.scheme(target, family)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, cast
 import torch
 from torch import Tensor
 
-from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.hub import cache
 from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import WORTH_COMPILING

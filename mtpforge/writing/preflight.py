@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge import errors
-from mtpforge.checkpoint import cache
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef

@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mtpforge.checkpoint import files, open_checkpoint
+from mtpforge.checkpoint import folder_files, open_checkpoint
 from mtpforge.errors import INPUT, MACHINE, MtpforgeError
 from mtpforge.tensors import Spec
 
@@ -254,7 +254,7 @@ def test_a_file_that_shrank_is_refused_with_both_sizes(folder):
 
 
 def test_a_replaced_file_is_refused_once_it_is_opened_anew(folder, monkeypatch):
-    monkeypatch.setattr(files, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(folder_files, "MAX_OPEN_FILES", 1)
     checkpoint = open_checkpoint(str(folder))
     refs = checkpoint.locate(["a", "c"])  # the second file pushes the first one out
     copy = (folder / "one.safetensors").read_bytes()
@@ -286,13 +286,13 @@ def test_few_files_stay_open(tmp_path):
     before = len(list(Path("/proc/self/fd").iterdir()))
     checkpoint = open_checkpoint(str(tmp_path))
     assert len(checkpoint.names) == 40
-    assert len(list(Path("/proc/self/fd").iterdir())) - before <= files.MAX_OPEN_FILES
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= folder_files.MAX_OPEN_FILES
     del checkpoint
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_threads_that_crowd_out_each_others_files_read_the_right_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(folder_files, "MAX_OPEN_FILES", 1)
     (tmp_path / "config.json").write_text("{}")
     for number in range(4):
         save_file({f"t{number}": A + number}, tmp_path / f"{number}.safetensors")

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import sys
-import types
-
 import pytest
 
 from mtpforge.checkpoint import open_checkpoint
@@ -26,10 +23,7 @@ def asked(monkeypatch):
         calls.append((name, revision, offline))
         return "hub"
 
-    stand_in = types.ModuleType("mtpforge.checkpoint.hub")
-    stand_in.open_hub = open_hub
-    monkeypatch.setitem(sys.modules, "mtpforge.checkpoint.hub", stand_in)
-    monkeypatch.setattr("mtpforge.checkpoint.hub", stand_in, raising=False)
+    monkeypatch.setattr("mtpforge.checkpoint.hub.repository.open_hub", open_hub)
     return calls
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mtpforge.checkpoint import documents
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.quantization import (
     Args,
     Group,
@@ -71,7 +71,7 @@ def group_of(weights: dict, **others) -> Group:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_published_config_is_understood(release_config, release):
-    config = parse(documents.quantization(release_config(release), lambda name: None))
+    config = parse(metadata.quantization(release_config(release), lambda name: None))
     assert (config.method, len(config.ignore), stored(config)) == RELEASES[release]
 
 
@@ -285,8 +285,8 @@ def test_fp8_without_blocks_and_its_two_lists():
 
 def test_modelopt_in_both_of_its_files(tinyglm):
     checkpoint_config = (tinyglm("nvfp4") / "config.json").read_bytes()
-    inline = parse(documents.quantization(documents.config(checkpoint_config), lambda name: None))
-    side = parse(documents.config((tinyglm("nvfp4") / "hf_quant_config.json").read_bytes()))
+    inline = parse(metadata.quantization(metadata.config(checkpoint_config), lambda name: None))
+    side = parse(metadata.config((tinyglm("nvfp4") / "hf_quant_config.json").read_bytes()))
     assert side.method == inline.method == "modelopt"
     assert side.quant_algo == inline.quant_algo == "NVFP4"
     assert side.group_size == inline.group_size == 16

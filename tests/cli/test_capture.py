@@ -133,9 +133,7 @@ def test_one_origin_is_needed(run, tinyglm):
 
 
 def test_hub_repository_is_refused_without_asking_the_hub(run, monkeypatch, typed):
-    from mtpforge.checkpoint import hub
-
-    monkeypatch.setattr(hub, "open_hub", None)
+    monkeypatch.setattr("mtpforge.checkpoint.hub.repository.open_hub", None)
     ran = run("capture", "--target", "org/GLM-5.2@main", *typed[3:])
     assert ran.code == 3
     assert "there is no folder `org/GLM-5.2@main`, capture needs every weight on this machine" in ran.err

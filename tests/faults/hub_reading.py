@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub.repository import open_hub
 from mtpforge.errors import MtpforgeError
 
 REPO = "org/tiny-GLM"

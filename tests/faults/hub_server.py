@@ -334,7 +334,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[Hub]:
 
     huggingface_hub reads the environment when it is imported: so its constants are set instead.
     """
-    from mtpforge.checkpoint import patience
+    from mtpforge.checkpoint.hub import retries
 
     with Hub() as hub:
         threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
@@ -350,7 +350,7 @@ def serving(tmp_path: Path, monkeypatch) -> Iterator[Hub]:
             monkeypatch.setattr(constants, name, value)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MTPFORGE_CACHE"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(patience, "BACKOFF_SECONDS", 0.001)
+        monkeypatch.setattr(retries, "BACKOFF_SECONDS", 0.001)
         try:
             yield hub  # the session stays: a new one loads the certificates of the world, 0.15 s each time
         finally:

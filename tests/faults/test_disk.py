@@ -11,7 +11,7 @@ from faults.killing import files, hidden
 from small_plans import DENSE, INT4, carry, checkpoint, move, plan, weight
 
 from mtpforge.building import build
-from mtpforge.checkpoint import files as source_files
+from mtpforge.checkpoint import folder_files as source_files
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Step

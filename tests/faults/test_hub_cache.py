@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal, truth
 
-from mtpforge.checkpoint import agreement, cache
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import agreement, cache
+from mtpforge.checkpoint.hub.repository import open_hub
 
 
 def flip(path, at):
@@ -52,7 +52,7 @@ def test_a_header_that_the_disk_damaged_is_fetched_again(hub, tinyglm):
 
 
 def test_damage_in_many_places_is_mended_at_once_while_several_threads_read(hub, tinyglm, monkeypatch):
-    monkeypatch.setattr("mtpforge.checkpoint.checksums.PIECE_BYTES", 10_000)
+    monkeypatch.setattr("mtpforge.checkpoint.hub.checksums.PIECE_BYTES", 10_000)
     remote, refs = kept(hub, tinyglm)
     path = remote.local_file(next(iter(refs.values())).file)
     here = {name: ref for name, ref in refs.items() if remote.local_file(ref.file) == path}

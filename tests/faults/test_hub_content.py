@@ -12,9 +12,9 @@ import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal, truth
 from faults.hub_server import Fault
 
-from mtpforge.checkpoint import agreement, cache, fetching, transfer
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import agreement, cache, fetching, transfer
+from mtpforge.checkpoint.hub.repository import open_hub
 from mtpforge.cli import main
 
 FILE = "model.safetensors"

@@ -16,9 +16,9 @@ import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal
 from faults.hub_server import Fault, environment
 
-from mtpforge.checkpoint import fetching, patience, transfer
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import fetching, retries, transfer
+from mtpforge.checkpoint.hub.repository import open_hub
 from mtpforge.errors import MtpforgeError
 
 RECOVERED = [
@@ -78,9 +78,9 @@ def test_a_server_that_asks_to_wait_is_obeyed(hub, tinyglm, monkeypatch):
 )
 def test_both_ways_to_say_how_long_to_wait_are_read(monkeypatch, retry_after, seconds):
     noon = email.utils.parsedate_to_datetime("Sat, 21 Nov 2026 12:00:00 GMT").timestamp()
-    monkeypatch.setattr(patience.time, "time", lambda: noon)
-    answer = patience.http.Response(429, headers={"Retry-After": retry_after})
-    trouble = patience.busy(answer)
+    monkeypatch.setattr(retries.time, "time", lambda: noon)
+    answer = retries.http.Response(429, headers={"Retry-After": retry_after})
+    trouble = retries.busy(answer)
     assert trouble.seconds == seconds
     assert trouble.cause == "it answered 429 (too many requests)"
 
@@ -141,7 +141,7 @@ def test_trouble_that_stays_is_said_after_six_tries(hub, tinyglm, fault, cause):
 
 
 def test_a_connection_that_trickles_is_given_up(hub, tinyglm, monkeypatch):
-    monkeypatch.setattr(patience, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(retries, "STALL_SECONDS", 0.05)
     hub.faults = [Fault("trickle", times=2)]
     remote, refs = opened(hub, tinyglm)
     refs = dict([max(refs.items(), key=lambda item: item[1].stop - item[1].start)])
@@ -151,7 +151,7 @@ def test_a_connection_that_trickles_is_given_up(hub, tinyglm, monkeypatch):
 
 
 def test_a_connection_that_always_trickles_is_said_after_six_tries(hub, tinyglm, monkeypatch):
-    monkeypatch.setattr(patience, "STALL_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "STALL_SECONDS", 0.01)
     hub.faults = [Fault("trickle", times=99)]
     remote, refs = opened(hub, tinyglm)
     message = refusal(remote.fetch, [max(refs.values(), key=lambda r: r.stop - r.start)])
@@ -161,14 +161,14 @@ def test_a_connection_that_always_trickles_is_said_after_six_tries(hub, tinyglm,
 
 
 def test_a_trickle_is_one_of_less_than_32_kib_in_30_seconds():
-    slow, trickling = (patience.Pace(iter(range(1000)).__next__) for _ in range(2))  # each look at the clock: a second
+    slow, trickling = (retries.Pace(iter(range(1000)).__next__) for _ in range(2))  # each look at the clock: a second
     for _ in range(300):
         slow.count(1100)
     for _ in range(30):
         trickling.count(1000)
-    with pytest.raises(patience.Trouble, match=r"only 31,000 bytes came in 31 s"):
+    with pytest.raises(retries.Trouble, match=r"only 31,000 bytes came in 31 s"):
         trickling.count(1000)
-    with pytest.raises(patience.Trouble, match=r"bytes came in 31 s"):  # what came long ago counts no more
+    with pytest.raises(retries.Trouble, match=r"bytes came in 31 s"):  # what came long ago counts no more
         deque(map(slow.count, [100] * 62), maxlen=0)
 
 
@@ -199,8 +199,8 @@ def test_a_failure_keeps_what_came_before_it(hub, tinyglm, monkeypatch):
 
 CHILD = """
 import sys
-from mtpforge.checkpoint import fetching
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import fetching
+from mtpforge.checkpoint.hub.repository import open_hub
 fetching.CONNECTIONS, fetching.PART_BYTES = 1, 100_000
 remote = open_hub("org/tiny-GLM", None, offline=False)
 remote.fetch(remote.locate(n for n in remote.names if n.startswith("model.layers.3.")).values())
@@ -267,17 +267,17 @@ def test_ctrl_c_keeps_what_came_and_ends_the_other_connections(hub, tinyglm, mon
 
 
 def test_waiting_doubles_and_is_bounded(monkeypatch):
-    monkeypatch.setattr(patience, "BACKOFF_SECONDS", 8.0)
+    monkeypatch.setattr(retries, "BACKOFF_SECONDS", 8.0)
     waits = []
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", waits.append)
-    patient = patience.Patience("here", stop)
+    patient = retries.Patience("here", stop)
     for _ in range(5):
-        patient.wait(patience.Trouble("it rains"), 0)
+        patient.wait(retries.Trouble("it rains"), 0)
     for seconds, middle in zip(waits, (8, 16, 30, 30, 30), strict=True):
         assert 0.75 * middle <= seconds <= 1.25 * middle
-    patient.wait(patience.Trouble("it rains"), patience.PROGRESS_BYTES)  # bytes came: the count starts again
+    patient.wait(retries.Trouble("it rains"), retries.PROGRESS_BYTES)  # bytes came: the count starts again
     for _ in range(4):
-        patient.wait(patience.Trouble("it rains"), 0)
+        patient.wait(retries.Trouble("it rains"), 0)
     with pytest.raises(MtpforgeError, match="the hub failed 6 times in a row"):
-        patient.wait(patience.Trouble("it rains"), 0)
+        patient.wait(retries.Trouble("it rains"), 0)

@@ -9,9 +9,9 @@ import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal
 from faults.hub_server import GOOD_TOKEN, Fault
 
-from mtpforge.checkpoint import transfer
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import transfer
+from mtpforge.checkpoint.hub.repository import open_hub
 
 
 def test_a_missing_repository(hub):

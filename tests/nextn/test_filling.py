@@ -15,7 +15,8 @@ from torch import nn
 from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
 from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
-from mtpforge.checkpoint import cache, open_checkpoint
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError
 from mtpforge.nextn.filling import empty, fill
 

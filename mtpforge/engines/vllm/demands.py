@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.checkpoint.whose import whose
 from mtpforge.engines.vllm.asked import DENSE, questions
 from mtpforge.engines.vllm.methods import decide
 from mtpforge.families import Family
@@ -21,7 +21,7 @@ def scheme(target: Checkpoint, family: Family) -> Scheme:
 
     One rule per module template. Raises MtpforgeError for a target that vLLM refuses, or that no draft can be made for.
     """
-    with whose(target):
+    with errors_of(target):
         return scheme_under(target.config, target.quantization, family)
 
 

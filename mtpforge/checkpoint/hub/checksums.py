@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from mtpforge.checkpoint.ranges import Range
+from mtpforge.checkpoint.hub.ranges import Range
 
 PIECE_BYTES: Final = 1 << 20  # what is read at least to check one byte, and fetched again where one is damaged
 

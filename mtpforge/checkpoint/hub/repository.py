@@ -1,8 +1,8 @@
 """A hub repository as a checkpoint: pinned to a commit, read by headers and byte ranges.
 
-Small files (config, index, card, licences) go through the hub's own cache (`small.py`). Of weight files only headers
-and the ranges asked for are fetched, into the range cache (`weights.py`), unless the hub's cache holds the whole file:
-then that is used.
+Small files (config, index, card, licences) go through the hub's own cache (`small_files.py`). Of weight files only
+headers and the ranges asked for are fetched, into the range cache (`weight_files.py`), unless the hub's cache holds the
+whole file: then that is used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Final
 
 from huggingface_hub import constants
 
-from mtpforge.checkpoint import documents, fetching, fields, header, pinning, refusals, small
+from mtpforge.checkpoint import header, json_fields, metadata
 from mtpforge.checkpoint.checkpoint import Downloaded, Stray
-from mtpforge.checkpoint.ranges import Range
-from mtpforge.checkpoint.transfer import Info, Remote
-from mtpforge.checkpoint.weights import WeightFiles
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.hub import fetching, pinning, refusals, small_files
+from mtpforge.checkpoint.hub.ranges import Range
+from mtpforge.checkpoint.hub.transfer import Info, Remote
+from mtpforge.checkpoint.hub.weight_files import WeightFiles
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
@@ -47,11 +48,11 @@ class HubRepo:
         self._headers: dict[str, dict[str, TensorRef]] = {}
         refuse = self._refuse_offline
         self._bytes = WeightFiles(repo, info.commit, is_offline=self._is_offline, refuse_offline=refuse)
-        raw = self._small(documents.CONFIG)
+        raw = self._small(metadata.CONFIG)
         if raw is None:
-            raise refusals.no_file(repo, self._commit, documents.CONFIG)
-        with whose(self):
-            self._config = documents.config(raw)
+            raise refusals.no_file(repo, self._commit, metadata.CONFIG)
+        with errors_of(self):
+            self._config = metadata.config(raw)
 
     def __repr__(self) -> str:
         return f"HubRepo({self.identity!r})"
@@ -84,8 +85,8 @@ class HubRepo:
     @cached_property
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
-        with whose(self):
-            return documents.quantization(self._config, self._small)
+        with errors_of(self):
+            return metadata.quantization(self._config, self._small)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -135,22 +136,22 @@ class HubRepo:
                 raise MtpforgeError(
                     f"`{shown(file)}` does not hold `{shown(name)}`",
                     where=f"{self._label}, {shown(file)}",
-                    why=f"{documents.INDEX} says that it does",
+                    why=f"{metadata.INDEX} says that it does",
                     fix="give another revision: `org/name@revision`",
                 )
         return {name: self._headers[file][name] for name, file in files.items()}
 
     def base_models(self) -> tuple[str, ...]:
         """`base_model` of README.md."""
-        return documents.base_models(self._small(documents.CARD))
+        return metadata.base_models(self._small(metadata.CARD))
 
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files, by file name."""
         found: dict[str, bytes] = {}
-        for name in documents.document_names(self._files):
-            documents.refuse_large_document(name, self._files[name] or 0)
+        for name in metadata.document_names(self._files):
+            metadata.refuse_large_document(name, self._files[name] or 0)
             found[name] = self._small(name) or b""
-            documents.refuse_large_document(name, len(found[name]))
+            metadata.refuse_large_document(name, len(found[name]))
         return found
 
     def fetch(self, refs: Iterable[TensorRef], on_progress: OnProgress | None = None) -> None:
@@ -179,14 +180,14 @@ class HubRepo:
     def _weights(self) -> tuple[str, ...]:
         """Weight files at the top of the repository, sorted; engines look nowhere else."""
         return tuple(
-            sorted(f for f in self._files if f.endswith(documents.SUFFIX) and "/" not in f and documents.is_below(f))
+            sorted(f for f in self._files if f.endswith(metadata.SUFFIX) and "/" not in f and metadata.is_below(f))
         )
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
-        raw = self._small(documents.INDEX)
-        with whose(self):
-            return None if raw is None else documents.index(raw)
+        raw = self._small(metadata.INDEX)
+        with errors_of(self):
+            return None if raw is None else metadata.index(raw)
 
     @cached_property
     def _holders(self) -> dict[str, str]:
@@ -202,7 +203,7 @@ class HubRepo:
                     raise MtpforgeError(
                         f"`{shown(name)}` lies in two files",
                         where=f"{self._label}: {shown(holders[name])}, {shown(file)}",
-                        why=f"without a {documents.INDEX} nothing says which copy counts",
+                        why=f"without a {metadata.INDEX} nothing says which copy counts",
                         fix="give another revision or another checkpoint",
                     )
                 holders[name] = file
@@ -214,7 +215,7 @@ class HubRepo:
             raise MtpforgeError(
                 f"`{shown(self._label)}` has no tensor `{shown(name)}`",
                 where=self.identity,
-                why=(f"{documents.INDEX} does not name it" if self._index is not None else "no header names it")
+                why=(f"{metadata.INDEX} does not name it" if self._index is not None else "no header names it")
                 if self.has_headers
                 else "the repository holds no safetensors",
                 fix=f"`mtpforge inspect {shown(self._label)}` shows what the checkpoint holds",
@@ -222,7 +223,7 @@ class HubRepo:
         if file not in self._files:
             raise MtpforgeError(
                 f"`{shown(file)}` is not in {self._repo}",
-                where=f"{self.identity}, {documents.INDEX}",
+                where=f"{self.identity}, {metadata.INDEX}",
                 why=f"the index says that it holds `{shown(name)}`",
                 fix="give another revision: `org/name@revision`",
             )
@@ -232,14 +233,14 @@ class HubRepo:
         """A small file, whole; None where there is none."""
         if file not in self._files:
             return None
-        if (size := self._files[file] or 0) > fields.MAX_JSON_BYTES:
+        if (size := self._files[file] or 0) > json_fields.MAX_JSON_BYTES:
             raise MtpforgeError(
                 f"`{shown(file)}` of {self._repo} is too large",
                 where=self.identity,
-                why=f"it has {size:,} bytes, at most {fields.MAX_JSON_BYTES:,} are read",
+                why=f"it has {size:,} bytes, at most {json_fields.MAX_JSON_BYTES:,} are read",
                 fix="give another revision: `org/name@revision`",
             )
-        return small.read(Remote(self._repo, self._commit), file, partial(self._refuse_offline, file))
+        return small_files.read(Remote(self._repo, self._commit), file, partial(self._refuse_offline, file))
 
     @property
     def _is_offline(self) -> bool:
@@ -263,7 +264,7 @@ class HubRepo:
         """The tensors of one file, from exactly its header's bytes."""
         n_bytes = header.LENGTH_BYTES
         first, size = self._bytes.piece(file, Range(0, n_bytes))
-        with whose(self):
+        with errors_of(self):
             length = header.length(first, file, size)
             raw, size = self._bytes.piece(file, Range(n_bytes, n_bytes + length))
             return header.parse(raw, file, size)

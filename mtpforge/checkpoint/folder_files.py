@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mtpforge.checkpoint import documents, fields
+from mtpforge.checkpoint import json_fields, metadata
 from mtpforge.errors import MACHINE, MtpforgeError, shown
 
 MAX_OPEN_FILES: Final = 16  # a layer lies in a handful of shards; whole checkpoints have hundreds
@@ -71,7 +71,7 @@ class Files:
     def inside(self, name: str) -> Path:
         """The path of a file. One that leads out of the folder, by name or by link, is an error."""
         path = self.folder / name
-        if not documents.is_below(name):
+        if not metadata.is_below(name):
             raise MtpforgeError(
                 f"`{shown(name)}` is no file below the checkpoint", where=shown(self.folder), fix="correct the name"
             )
@@ -99,11 +99,11 @@ class Files:
         try:
             if not _is_file(path):
                 return None
-            if (size := path.stat().st_size) > fields.MAX_JSON_BYTES:
+            if (size := path.stat().st_size) > json_fields.MAX_JSON_BYTES:
                 raise MtpforgeError(
                     f"`{shown(name)}` is too large",
                     where=shown(path),
-                    why=f"it has {size:,} bytes, at most {fields.MAX_JSON_BYTES:,} are read",
+                    why=f"it has {size:,} bytes, at most {json_fields.MAX_JSON_BYTES:,} are read",
                     fix="fetch the file again from where it was published",
                 )
             return path.read_bytes()

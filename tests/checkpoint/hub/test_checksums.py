@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from mtpforge.checkpoint import checksums
-from mtpforge.checkpoint.checksums import Checksums
+from mtpforge.checkpoint.hub import checksums
+from mtpforge.checkpoint.hub.checksums import Checksums
 
 
 def cut(raw, rng):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mtpforge.checkpoint import cache
-from mtpforge.checkpoint.checksums import Checksums, Piece
-from mtpforge.checkpoint.ranges import Range
+from mtpforge.checkpoint.hub import cache
+from mtpforge.checkpoint.hub.checksums import Checksums, Piece
+from mtpforge.checkpoint.hub.ranges import Range
 from mtpforge.errors import MtpforgeError
 
 IDENTITY = cache.Identity(1000, "e")

@@ -30,10 +30,10 @@ from huggingface_hub.utils import (
     hf_raise_for_status,
 )
 
-from mtpforge.checkpoint import refusals
-from mtpforge.checkpoint.cache import disk_errors
-from mtpforge.checkpoint.patience import BUSY, TRIES, Changed, Pace, Patience, Stopped, Trouble, broken, busy, http
-from mtpforge.checkpoint.ranges import Range
+from mtpforge.checkpoint.hub import refusals
+from mtpforge.checkpoint.hub.cache import disk_errors
+from mtpforge.checkpoint.hub.ranges import Range
+from mtpforge.checkpoint.hub.retries import BUSY, TRIES, Changed, Pace, Patience, Stopped, Trouble, broken, busy, http
 from mtpforge.errors import shown
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpforge.checkpoint.agreement import draw
-from mtpforge.checkpoint.ranges import Range
+from mtpforge.checkpoint.hub.agreement import draw
+from mtpforge.checkpoint.hub.ranges import Range
 
 KIB, MIB, GB = 1 << 10, 1 << 20, 10**9
 

@@ -11,9 +11,10 @@ import threading
 import pytest
 from faults.hub_server import Fault, commit_of, serving
 
-from mtpforge.checkpoint import fetching, open_checkpoint
+from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.checkpoint.hub import open_hub
+from mtpforge.checkpoint.hub import fetching
+from mtpforge.checkpoint.hub.repository import open_hub
 from mtpforge.errors import MtpforgeError
 
 REPO = "org/tiny-GLM"

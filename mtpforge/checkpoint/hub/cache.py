@@ -37,8 +37,8 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from mtpforge import errors
-from mtpforge.checkpoint.checksums import PIECE_BYTES, Piece
-from mtpforge.checkpoint.ranges import Range, coalesce, subtract
+from mtpforge.checkpoint.hub.checksums import PIECE_BYTES, Piece
+from mtpforge.checkpoint.hub.ranges import Range, coalesce, subtract
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import file_size
 

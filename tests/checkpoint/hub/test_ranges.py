@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpforge.checkpoint.ranges import Range, coalesce, split, subtract
+from mtpforge.checkpoint.hub.ranges import Range, coalesce, split, subtract
 
 RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)).map(lambda p: Range(p[0], p[0] + p[1])), max_size=8)
 

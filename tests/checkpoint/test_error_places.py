@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.checkpoint.whose import whose
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -97,7 +97,7 @@ class Hub:
 )
 def test_only_a_bare_file_gets_a_place(told, expected):
     def act() -> None:
-        with whose(Hub()):
+        with errors_of(Hub()):
             raise MtpforgeError("what", where=told)
 
     assert where(act) == expected
@@ -107,7 +107,7 @@ def test_it_is_said_once(copy):
     (copy / "config.json").write_text("{")
 
     def act() -> None:
-        with whose(Hub()):
+        with errors_of(Hub()):
             open_checkpoint(str(copy))
 
     assert where(act) == f"{copy}/config.json"

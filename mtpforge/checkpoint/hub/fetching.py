@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
 
-from mtpforge.checkpoint import agreement, cache, refusals
-from mtpforge.checkpoint.agreement import Call
-from mtpforge.checkpoint.cache import Identity, RangeFile
 from mtpforge.checkpoint.checkpoint import Downloaded
-from mtpforge.checkpoint.checksums import Checksums
-from mtpforge.checkpoint.patience import Changed
-from mtpforge.checkpoint.ranges import Range, coalesce, split
-from mtpforge.checkpoint.transfer import Remote
+from mtpforge.checkpoint.hub import agreement, cache, refusals
+from mtpforge.checkpoint.hub.agreement import Call
+from mtpforge.checkpoint.hub.cache import Identity, RangeFile
+from mtpforge.checkpoint.hub.checksums import Checksums
+from mtpforge.checkpoint.hub.ranges import Range, coalesce, split
+from mtpforge.checkpoint.hub.retries import Changed
+from mtpforge.checkpoint.hub.transfer import Remote
 from mtpforge.report import OnProgress, Progress
 
 Ranges: TypeAlias = tuple[Range, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from mtpforge.checkpoint.fields import Fields
+from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import Quantization
 

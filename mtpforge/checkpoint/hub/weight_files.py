@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from mtpforge.checkpoint import cache, fetching, pinning, refusals
-from mtpforge.checkpoint.cache import RangeFile
 from mtpforge.checkpoint.checkpoint import Downloaded
-from mtpforge.checkpoint.ranges import Range, coalesce
-from mtpforge.checkpoint.transfer import Known, Remote
+from mtpforge.checkpoint.hub import cache, fetching, pinning, refusals
+from mtpforge.checkpoint.hub.cache import RangeFile
+from mtpforge.checkpoint.hub.ranges import Range, coalesce
+from mtpforge.checkpoint.hub.transfer import Known, Remote
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from mtpforge.checkpoint import refusals
+from mtpforge.checkpoint.hub import refusals
 
 TRIES: Final = 6  # failures in a row; PROGRESS_BYTES in between start the count again
 PROGRESS_BYTES: Final = 1 << 20

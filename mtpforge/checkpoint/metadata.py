@@ -11,8 +11,8 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Final
 
-from mtpforge.checkpoint import fields, header
-from mtpforge.checkpoint.fields import Fields
+from mtpforge.checkpoint import header, json_fields
+from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
 
 CONFIG: Final = "config.json"
@@ -28,12 +28,12 @@ MAX_DOCUMENT_BYTES: Final = 1_000_000  # of a licence or a model card; the longe
 
 def config(raw: bytes, file: str = CONFIG) -> Mapping[str, object]:
     """config.json as an object."""
-    return fields.load(raw, file).values
+    return json_fields.load(raw, file).values
 
 
 def index(raw: bytes, file: str = INDEX) -> dict[str, str]:
     """`weight_map` of an index: tensor -> file. A file that is no plain path below the folder is an error."""
-    whole = fields.load(raw, file)
+    whole = json_fields.load(raw, file)
     weight_map = whole.within("weight_map") or whole.refuse("weight_map", "an object")
     files: dict[str, str] = {}
     for name in weight_map.values:
@@ -87,7 +87,7 @@ def quantization(config: Mapping[str, object], side_file: Callable[[str], bytes 
         return block_of_mlx
     for name in SIDE_FILES:
         if (raw := side_file(name)) is not None:
-            return fields.load(raw, name).values
+            return json_fields.load(raw, name).values
     return {}
 
 
@@ -95,7 +95,7 @@ def _with_layers(block: Mapping[str, object], side_file: Callable[[str], bytes |
     is_mixed = str(block.get("quant_algo", "")).upper() == "MIXED_PRECISION"
     if not is_mixed or block.get("quantized_layers") or (raw := side_file(SIDE_FILES[0])) is None:
         return block
-    side = fields.load(raw, SIDE_FILES[0]).within("quantization")
+    side = json_fields.load(raw, SIDE_FILES[0]).within("quantization")
     return (
         {**block, "quantized_layers": side.values["quantized_layers"]} if side and "quantized_layers" in side else block
     )

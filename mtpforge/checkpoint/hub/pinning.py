@@ -9,8 +9,8 @@ from typing import Final
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from mtpforge.checkpoint import cache, refusals
-from mtpforge.checkpoint.transfer import Info, Remote
+from mtpforge.checkpoint.hub import cache, refusals
+from mtpforge.checkpoint.hub.transfer import Info, Remote
 from mtpforge.errors import shown
 
 _LISTING: Final = ".repository.json"

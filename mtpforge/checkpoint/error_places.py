@@ -16,7 +16,7 @@ _BARE_FILE: Final = re.compile(r"(?!/)[^\s,]+\.(?:json|safetensors)(?:,|$)")
 
 
 @contextmanager
-def whose(checkpoint: Checkpoint) -> Iterator[None]:
+def errors_of(checkpoint: Checkpoint) -> Iterator[None]:
     """Put the checkpoint before the file in every error raised inside: `/models/glm/config.json, ...`, `org/name, ...`.
 
     An error that says it already is left as it is.
@@ -25,11 +25,11 @@ def whose(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except MtpforgeError as error:
         if _BARE_FILE.match(error.where) and not error.where.startswith(shown(checkpoint.label)):
-            error.where = of(checkpoint, error.where)
+            error.where = place_in(checkpoint, error.where)
         raise
 
 
-def of(checkpoint: Checkpoint, file: str) -> str:
+def place_in(checkpoint: Checkpoint, file: str) -> str:
     """A file of a checkpoint as errors name it; `file` may go on after the name."""
     if checkpoint.revision:
         return f"{shown(checkpoint.label)}, {file}"

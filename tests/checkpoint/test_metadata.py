@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtpforge.checkpoint import documents
+from mtpforge.checkpoint import metadata
 from mtpforge.errors import MtpforgeError
 
 BLOCK = {"quant_method": "fp8"}
@@ -23,27 +23,27 @@ def sides(**files):
     ],
 )
 def test_the_block_is_found_wherever_releases_put_it(config):
-    assert documents.quantization(config, sides(hf_quant_config=b'{"a": 1}')) == BLOCK
+    assert metadata.quantization(config, sides(hf_quant_config=b'{"a": 1}')) == BLOCK
 
 
 @pytest.mark.parametrize("config", [{}, {"quantization_config": None}, {"quantization": "none"}])
 @pytest.mark.parametrize("name", ["hf_quant_config", "quantize_config", "quant_config", "quantization_config"])
 def test_a_side_file_counts_when_the_config_has_no_block(config, name):
-    assert documents.quantization(config, sides(**{name: b'{"bits": 4}'})) == {"bits": 4}
-    assert documents.quantization(config, sides()) == {}
+    assert metadata.quantization(config, sides(**{name: b'{"bits": 4}'})) == {"bits": 4}
+    assert metadata.quantization(config, sides()) == {}
 
 
 def test_mixed_precision_takes_its_modules_from_the_side_file():
     block = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
     side = sides(hf_quant_config=b'{"quantization": {"quantized_layers": {"m": {"quant_algo": "FP8"}}}}')
-    found = documents.quantization({"quantization_config": block}, side)
+    found = metadata.quantization({"quantization_config": block}, side)
     assert found == {**block, "quantized_layers": {"m": {"quant_algo": "FP8"}}}
-    assert documents.quantization({"quantization_config": block}, sides()) == block
+    assert metadata.quantization({"quantization_config": block}, sides()) == block
 
 
 def test_a_block_that_is_no_object_is_refused():
     with pytest.raises(MtpforgeError) as caught:
-        documents.quantization({"quantization_config": "fp8"}, sides())
+        metadata.quantization({"quantization_config": "fp8"}, sides())
     assert caught.value.what == "`quantization_config` of config.json must be an object"
     assert caught.value.why == "it is 'fp8'"
 
@@ -67,18 +67,18 @@ def test_a_block_that_is_no_object_is_refused():
     ],
 )
 def test_base_models_of_a_model_card(card, models):
-    assert documents.base_models(card) == models
+    assert metadata.base_models(card) == models
 
 
 @pytest.mark.parametrize(("path", "below"), [("a.safetensors", True), ("sub/a", True), ("./a", True), ("a/..b", True),
                                               ("../a", False), ("a/../b", False), ("/a", False), ("", False),
                                               ("a\nb", False), ("..", False), ("a\\..\\b", False)])  # fmt: skip
 def test_which_paths_stay_below_the_folder(path, below):
-    assert documents.is_below(path) is below
+    assert metadata.is_below(path) is below
 
 
 def test_an_index_names_files():
-    assert documents.index(b'{"weight_map": {"a": "x.safetensors", "b": "y/z.safetensors"}}') == {
+    assert metadata.index(b'{"weight_map": {"a": "x.safetensors", "b": "y/z.safetensors"}}') == {
         "a": "x.safetensors",
         "b": "y/z.safetensors",
     }

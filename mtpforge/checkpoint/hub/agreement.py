@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
 
-from mtpforge.checkpoint import refusals
-from mtpforge.checkpoint.cache import RangeFile
-from mtpforge.checkpoint.checksums import Checksums, Piece
-from mtpforge.checkpoint.ranges import Range, coalesce, split
-from mtpforge.checkpoint.transfer import Remote
+from mtpforge.checkpoint.hub import refusals
+from mtpforge.checkpoint.hub.cache import RangeFile
+from mtpforge.checkpoint.hub.checksums import Checksums, Piece
+from mtpforge.checkpoint.hub.ranges import Range, coalesce, split
+from mtpforge.checkpoint.hub.transfer import Remote
 
 Call: TypeAlias = Callable[[], None]
 

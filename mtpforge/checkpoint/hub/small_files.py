@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from mtpforge.checkpoint import cache, pinning, refusals
-from mtpforge.checkpoint.transfer import Remote
+from mtpforge.checkpoint.hub import cache, pinning, refusals
+from mtpforge.checkpoint.hub.transfer import Remote
 
 _HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _OF_GIT: Final = 40
