@@ -36,12 +36,16 @@ def test_draft_from_every_source_is_accepted_beside_every_target(tinyglm, tmp_pa
     assert report.facts["tensors"] >= 71
 
 
-def test_weight_only_nvfp4_is_accepted_without_input_scales(tinyglm, tmp_path):
+@pytest.mark.parametrize(("ignored", "n_tensors"), [(None, 167), (["*indexer*"], 183)], ids=["experts", "linears too"])
+def test_weight_only_nvfp4_is_accepted_without_input_scales(tinyglm, tmp_path, ignored, n_tensors):
     config = json.loads((tinyglm("nvfp4") / "config.json").read_text())
-    config["quantization_config"]["quant_algo"] = "W4A16_NVFP4"
-    for group in config["quantization_config"]["config_groups"].values():
+    block = config["quantization_config"]
+    block["quant_algo"] = "W4A16_NVFP4"
+    for group in block["config_groups"].values():
         group["input_activations"] = None
+    if ignored is not None:
+        block["ignore"] = ignored
     target = tmp_path / "target"
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config))
-    assert accepted(tinyglm("nvfp4"), target, tmp_path / "draft").facts["tensors"] == 167
+    assert accepted(tinyglm("nvfp4"), target, tmp_path / "draft").facts["tensors"] == n_tensors

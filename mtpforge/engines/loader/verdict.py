@@ -136,9 +136,14 @@ def _writers(watch: Watch, parameter: str) -> str:
 
 
 def _is_weight_only(model: torch.nn.Module, parameter: str) -> bool:
-    """Weight-only NVFP4: vLLM makes the input scale and does not use it."""
-    module = model.get_submodule(parameter.rpartition(".")[0])
-    return bool(getattr(getattr(module, "quant_method", None), "use_a16", False))
+    """Weight-only NVFP4: vLLM makes the input scale and does not use it.
+
+    Experts say so by `use_a16`, ModelOpt's linears by a spec without an activation (quantization/modelopt.py:2710,
+    `resolve`, 0.33.0).
+    """
+    method = getattr(model.get_submodule(parameter.rpartition(".")[0]), "quant_method", None)
+    spec = getattr(method, "spec", None)
+    return bool(getattr(method, "use_a16", False)) or (spec is not None and getattr(spec, "activation", "") is None)
 
 
 def _is_main_model(name: str, n_main: int, n_nextn: int) -> bool:

@@ -6,7 +6,6 @@ Source: vllm model_executor/layers/quantization: utils/{config_utils,quant_utils
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
@@ -36,7 +35,7 @@ def exact_or_regex(name: str, entry: str) -> bool:
         return entry == name
     try:
         return expressions.matches(entry[3:], name)
-    except re.error as error:
+    except ValueError as error:
         raise MtpforgeError(
             f"`{shown(entry)}` is no regular expression that can be followed",
             where="config.json, quantization_config",
