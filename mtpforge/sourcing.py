@@ -17,7 +17,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.families import Family
+from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
 from mtpforge.families.family import Module, Plain
 from mtpforge.scheme import Scheme
@@ -26,6 +26,7 @@ from mtpforge.tensors import Quantization, TensorRef
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _SHOWN: Final = 3
 _DENSE: Final = 16  # bits, and more
+_TRAINED_WITH: Final = "a draft layer works beside the model that it was trained with"
 _FOREIGN_NEXTN: Final = re.compile(r"(model\.layers\.\d+\.)eh_proj\.|((?:model\.)?mtp\.)")  # Qwen and Mimo say `mtp.`
 
 
@@ -58,6 +59,27 @@ def has_layer(checkpoint: Checkpoint, family: Family) -> bool:
     """Whether the names hold any tensor of the nextn layer."""
     prefix = family.prefix(family.layer(checkpoint.config))
     return any(name.startswith(prefix) for name in checkpoint.names)
+
+
+def refuse_other_model(family: Family, source: Checkpoint, target: Checkpoint) -> None:
+    """MtpforgeError for a source of another family than the target, or of other sizes."""
+    with errors_of(source):
+        other = family_of(source.config)
+    what, why = f"source {source.label} is {other.name}, target {target.label} is {family.name}", _TRAINED_WITH
+    if other.name == family.name:
+        ours, theirs = family.dimensions(source.config), family.dimensions(target.config)
+        differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+        if not differing:
+            return
+        both = ", ".join(f"`{key}` {shown(ours[key])} against {shown(theirs[key])}" for key in differing)
+        what = f"source {source.label} and target {target.label} are not the same model: {both}"
+        why = f"{_TRAINED_WITH}, on its hidden states and between its embedding and its head"
+    raise MtpforgeError(
+        what,
+        where="config.json",
+        why=why,
+        fix=f"name a source of the target's model: `--source ORG/NAME`, e.g. `--source {family.base_models[0]}`",
+    )
 
 
 def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mtpforge.engines.engine import Engine
 
 # Keys on which a head of another version differs from the target without a tensor of another shape.
-_VERSION_KEYS: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "rope_theta", "routed_scaling_factor")
+_VERSION_KEYS: Final = ("num_hidden_layers", "rope_theta", "routed_scaling_factor")
 _VERSION: Final = re.compile(r"([A-Za-z]+)-(\d+(?:\.\d+)*)(?![\w.]*[bB]\b)")
 _SHOWN: Final = 3
 

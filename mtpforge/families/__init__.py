@@ -51,5 +51,5 @@ def _family(text: str) -> Family:
         expert_keys=tuple(table["expert_keys"]),
         module_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table["modules"]),
         plain_rows=tuple(PlainRow(**{**row, "shape": tuple(row["shape"])}) for row in table["plain"]),
-        dropped=tuple(Dropped(**row) for row in table["dropped"]),
+        dropped=tuple(Dropped(**{**row, "shape": tuple(row.get("shape", ()))}) for row in table["dropped"]),
     )

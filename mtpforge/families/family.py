@@ -53,10 +53,14 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Tensors of the layer that a draft does not carry: local name pattern (fnmatch), and why."""
+    """Tensors of the layer that a draft does not carry: local name pattern (fnmatch), and why.
+
+    shape: of those that a draft shares with its target, whose sizes then have to agree.
+    """
 
     pattern: str
     reason: str
+    shape: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,14 @@ class Family:
         """Every tensor of the layer that is no matrix."""
         known = self._sizes(config, n_experts)
         return tuple(Plain(r.name, r.kind, _shape(r.shape, known), r.dtype, r.per_expert) for r in self.plain_rows)
+
+    def dimensions(self, config: Mapping[str, object]) -> dict[str, object]:
+        """Config key -> value of every size of the layer, and of what it shares with the model around it."""
+        text = self.text(config)
+        rows = (self.module_rows, self.plain_rows, self.dropped)
+        shapes = (row.shape for table in rows for row in table)
+        known = dict.fromkeys(key for shape in shapes for expression in shape for key in sizes.keys(expression))
+        return {key: text[key] for key in known if key in text}
 
     def _sizes(self, config: Mapping[str, object], n_experts: int) -> dict[str, object]:
         if n_experts > _MOST_EXPERTS:

@@ -26,6 +26,11 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
     return value
 
 
+def keys(expression: str) -> tuple[str, ...]:
+    """The config keys of an expression, in order."""
+    return tuple(node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name))
+
+
 def whole_number(config: Mapping[str, object], key: str) -> int:
     """A positive whole number of the config; its absence, or anything else under that key, is an error."""
     if key not in config:

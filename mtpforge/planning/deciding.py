@@ -22,7 +22,7 @@ from mtpforge.planning.facts import facts, peak_bytes
 from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
-from mtpforge.sourcing import StoredLayer, StoredModule, stored_layer
+from mtpforge.sourcing import StoredLayer, StoredModule, refuse_other_model, stored_layer
 from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
 
 _WEIGHT: Final = "weight"
@@ -65,7 +65,7 @@ def plan(
     judge = ENGINES[engine]
     served = target or source
     family = family_of(served.config)
-    _same_family(family, source, served)
+    refuse_other_model(family, source, served)
     wanted = _scheme(judge, family, target, scheme)
     stored = stored_layer(source, family)
     n_experts = _n_experts(judge, family, target, stored, kept)
@@ -101,16 +101,6 @@ def plan(
 
 def _side(checkpoint: Checkpoint) -> Side:
     return Side(checkpoint.label, checkpoint.identity, checkpoint.location, checkpoint.revision)
-
-
-def _same_family(family: Family, source: Checkpoint, target: Checkpoint) -> None:
-    other = family_of(source.config)
-    if other.name != family.name:
-        raise MtpforgeError(
-            f"source {source.label} is {other.name}, target {target.label} is {family.name}",
-            why="a draft layer works beside the model that it was trained with",
-            fix=f"name a source of the target's family: `--source {family.base_models[0]}`",
-        )
 
 
 def _scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Scheme | None) -> Scheme:

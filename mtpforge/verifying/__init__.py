@@ -19,7 +19,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
-from mtpforge.sourcing import StoredLayer, stored_layer
+from mtpforge.sourcing import StoredLayer, refuse_other_model, stored_layer
 from mtpforge.verifying import names, settings
 from mtpforge.verifying.subject import Subject, subject
 
@@ -55,6 +55,8 @@ def verify(
     """
     with errors_of(target):
         family = family_of(target.config)
+    if source is not None:
+        refuse_other_model(family, source, target)
     layer = None if source is None else (source, stored_layer(source, family))
     looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), scheme, served_as)
     if looked.judged is None:
