@@ -42,8 +42,9 @@ def command(  # noqa: D103 -- the help text above
     ep: bool,
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.engines import ENGINES, installed
+    from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
+    from mtpforge.engines.vllm import installed
     from mtpforge.verifying import verify
 
     served = open_checkpoint(target, offline=screen.offline)

@@ -13,7 +13,7 @@ import pytest
 from golden_text import GOLDEN, compare, tidy
 
 from mtpforge.cli import doctor, main
-from mtpforge.engines import installed
+from mtpforge.engines.vllm import installed
 
 FORBIDDEN = ("torch", "transformers", "compressed_tensors", "modelopt")
 

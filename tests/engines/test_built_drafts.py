@@ -10,7 +10,7 @@ import pytest
 
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.engines import installed
+from mtpforge.engines.vllm import installed
 from mtpforge.planning import plan
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")

@@ -8,7 +8,7 @@ import pytest
 
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.engines import installed
+from mtpforge.engines.vllm import installed
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning import plan
 from mtpforge.pruning.expert_choice import Wish, pruned

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpforge.engines import ENGINES, installed
+from mtpforge.engines import ENGINES
+from mtpforge.engines.vllm import installed
 from mtpforge.families import family_of
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")

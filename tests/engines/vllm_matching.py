@@ -16,8 +16,8 @@ from vllm.model_executor.layers.quantization.quark.utils import should_ignore_la
 from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_skipped
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig
-from mtpforge.engines.vllm import compressed, matching
-from mtpforge.engines.vllm.asked import Asked, questions
+from mtpforge.engines.vllm import compressed_tensors, name_matching
+from mtpforge.engines.vllm.matrices import Asked, questions
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 
@@ -78,14 +78,14 @@ def both(question, listed):
         yield (
             "compressed-tensors ignore",
             outcome(lambda: should_ignore_layer(name, listed, FUSED)),
-            outcome(lambda: matching.listed(ours, listed, matching.exact_or_regex, "ignore") is not None),
+            outcome(lambda: name_matching.listed(ours, listed, name_matching.exact_or_regex, "ignore") is not None),
         )
         group = Group("g", tuple(listed), "", None)
         block = QuantConfig("compressed-tensors", groups=(group,))
         yield (
             "compressed-tensors targets",
             find_matched_target(name, module(question.class_name), listed, FUSED) is not None,
-            compressed._group(block, ours)[0] is not None,
+            compressed_tensors._group(block, ours)[0] is not None,
         )
     else:
         scheme_map = list(dict.fromkeys(listed))
@@ -97,18 +97,18 @@ def both(question, listed):
             yield (
                 "compressed-tensors expert targets",
                 find_matched_target(part, module("RoutedExperts"), scheme_map, FUSED) is not None,
-                compressed._group(block, single)[0] is not None,
+                compressed_tensors._group(block, single)[0] is not None,
             )
     plain = [entry for entry in listed if not entry.startswith("re:")]
     yield (
         "fp8",
         outcome(lambda: is_layer_skipped(name, plain, FUSED)),
-        outcome(lambda: matching.skipped(ours, plain, "x") is not None),
+        outcome(lambda: name_matching.skipped(ours, plain, "x") is not None),
     )
     yield (
         "modelopt",
         outcome(lambda: Excluding(plain).is_layer_excluded(name)),
-        outcome(lambda: matching.excluded(ours, plain, "x") is not None),
+        outcome(lambda: name_matching.excluded(ours, plain, "x") is not None),
     )
     yield (
         "quark",
@@ -116,8 +116,8 @@ def both(question, listed):
         outcome(
             lambda: (
                 (
-                    (matching.below(ours, listed) if question.experts else None)
-                    or matching.listed(ours, listed, matching.exact_or_regex, "exclude")
+                    (name_matching.below(ours, listed) if question.experts else None)
+                    or name_matching.listed(ours, listed, name_matching.exact_or_regex, "exclude")
                 )
                 is not None
             )

@@ -8,8 +8,8 @@ from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.vllm.asked import DENSE, questions
-from mtpforge.engines.vllm.methods import decide
+from mtpforge.engines.vllm.matrices import DENSE, questions
+from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.families import Family
 from mtpforge.formats import FORMATS
 from mtpforge.scheme import Rule, Scheme

@@ -8,8 +8,8 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.vllm import stating
-from mtpforge.engines.vllm.fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, ROPE
+from mtpforge.engines.vllm import quantization_block
+from mtpforge.engines.vllm.config_fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, ROPE
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.scheme import Scheme
@@ -61,7 +61,7 @@ def draft_config(
         "moe_router_dtype": "float32",
         "dtype": text.get("dtype") or text.get("torch_dtype") or "bfloat16",
     }
-    block = stating.block(config, family, scheme, parse(target.quantization), fp8_wk=_fp8_wk(source_config))
+    block = quantization_block.block(config, family, scheme, parse(target.quantization), fp8_wk=_fp8_wk(source_config))
     if block:
         config["quantization_config"] = block
     copied: dict[str, object] = json.loads(json.dumps(dict(sorted(config.items()))))

@@ -9,7 +9,7 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Serving
-from mtpforge.engines.vllm.counts import refuse_stale
+from mtpforge.engines.vllm.expert_counts import refuse_stale
 from mtpforge.families import family_of
 from mtpforge.report import Trap
 

@@ -8,12 +8,12 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.vllm.asked import Asked
-from mtpforge.engines.vllm.counts import cure, stale_counts
+from mtpforge.engines.vllm.config_fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, experts_seen, rope_seen, seen
 from mtpforge.engines.vllm.demands import scheme_under
-from mtpforge.engines.vllm.fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, experts_seen, rope_seen, seen
-from mtpforge.engines.vllm.matching import excluded
-from mtpforge.engines.vllm.methods import KNOWN
+from mtpforge.engines.vllm.expert_counts import cure, stale_counts
+from mtpforge.engines.vllm.matrices import Asked
+from mtpforge.engines.vllm.name_matching import excluded
+from mtpforge.engines.vllm.quantization_methods import KNOWN
 from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family

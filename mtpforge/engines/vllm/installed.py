@@ -1,6 +1,6 @@
 """Asks an installed engine's own loader about a draft, in a child process.
 
-The child runs `engines/loader` in the engine's interpreter, beside the engine's own pins: nothing of ours but that
+The child runs `engines/vllm/loader` in the engine's interpreter, beside the engine's own pins: nothing of ours but that
 folder is on its path. No GPU is needed or touched. Engine here: vLLM (written for and run with 0.33.0).
 """
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from mtpforge import errors
-from mtpforge.engines import loader
-from mtpforge.engines.loader.request import Request
+from mtpforge.engines.vllm import loader
+from mtpforge.engines.vllm.loader.request import Request
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef

@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines.vllm.fields import COUNT_TWINS
+from mtpforge.engines.vllm.config_fields import COUNT_TWINS
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.counting import stored_experts

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
-from mtpforge.engines.vllm.asked import CLASSES, Asked
-from mtpforge.engines.vllm.matching import exact_or_regex, listed, quoted
+from mtpforge.engines.vllm.matrices import CLASSES, Asked
+from mtpforge.engines.vllm.name_matching import exact_or_regex, listed, quoted
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import BF16, Quantization
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization, modelopt_quantization
-from mtpforge.engines.vllm import compressed
-from mtpforge.engines.vllm.asked import Asked
-from mtpforge.engines.vllm.matching import below, exact_or_regex, excluded, listed, quoted, skipped
+from mtpforge.engines.vllm import compressed_tensors
+from mtpforge.engines.vllm.matrices import Asked
+from mtpforge.engines.vllm.name_matching import below, exact_or_regex, excluded, listed, quoted, skipped
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import BF16, Quantization
 
@@ -127,7 +127,7 @@ def _refused(key: str, what: str) -> MtpforgeError:
 
 METHODS: Final[dict[str, Decide]] = {
     "": _unquantized,
-    "compressed-tensors": compressed.decide,
+    "compressed-tensors": compressed_tensors.decide,
     "fp8": _fp8,
     "modelopt": _modelopt,
     "quark": _quark,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtpforge.engines import installed
+from mtpforge.engines.vllm import installed
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
 pytestmark = [

@@ -13,7 +13,7 @@ import pytest
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Serving
-from mtpforge.engines.vllm.counts import stale_counts
+from mtpforge.engines.vllm.expert_counts import stale_counts
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
 
 from mtpforge.engines.vllm import expressions
-from mtpforge.engines.vllm.asked import Asked
+from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.errors import MtpforgeError, shown
 
 Matches: TypeAlias = Callable[[str, str], bool]

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtpforge.engines.loader import configs
-from mtpforge.engines.loader.coverage import Coverage
-from mtpforge.engines.loader.verdict import Findings, Rank, judge_dropped, judge_rank, spans
-from mtpforge.engines.loader.watch import Watch
+from mtpforge.engines.vllm.loader import configs
+from mtpforge.engines.vllm.loader.coverage import Coverage
+from mtpforge.engines.vllm.loader.verdict import Findings, Rank, judge_dropped, judge_rank, spans
+from mtpforge.engines.vllm.loader.watch import Watch
 
 
 class Layer(torch.nn.Module):

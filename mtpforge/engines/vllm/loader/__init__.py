@@ -11,7 +11,7 @@
     __main__.py   request file in, report file out
 
 This package runs in the engine's environment, beside the engine's own pins: it imports the standard library, numpy,
-torch and vLLM, and of mtpforge only its own files. `engines/installed.py` starts it.
+torch and vLLM, and of mtpforge only its own files. `engines/vllm/installed.py` starts it.
 
 Real: ModelConfig, SpeculativeConfig, VllmConfig, the quantization config made from the target, the target's class, the
 MTP class, its load_weights, the default loader with its file selection and strict check.
