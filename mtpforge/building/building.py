@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from mtpforge import errors, manifest
-from mtpforge.building import attribution, fitted
 from mtpforge.building import device as devices
+from mtpforge.building import fitted_codes, notice
 from mtpforge.building.compiled import Kernels, is_worthwhile
-from mtpforge.building.crew import Crew
 from mtpforge.building.executing import Executor
 from mtpforge.building.reading import Reader
-from mtpforge.building.samples import Samples
+from mtpforge.building.sample_digests import Samples
+from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.selection import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def build(
 
     The same call goes on where an interrupted one stopped. Raises MtpforgeError; code 5 for disk, lock and output.
     """
-    fitted.refuse_other(plan, calibration)
+    fitted_codes.refuse_other(plan, calibration)
     where = devices.choose(device, plan.steps)
     job = _Job(plan, checkpoints, out.absolute(), plan.specs, kernels, where, calibration)
     layouts = layout.place(job.specs.items(), max_shard_bytes)
@@ -87,7 +87,7 @@ def build(
         if calibration is not None:
             calibration.run(on_progress)
             memory -= calibration.n_bytes
-        checked = _weights(job, folder, choose(plan.steps, check), Crew(plan.steps, threads, memory), on_progress)
+        checked = _weights(job, folder, choose(plan.steps, check), Workers(plan.steps, threads, memory), on_progress)
         report = _rest(job, folder, layouts, checked, judge, on_progress)
         folder.commit()
     except KeyboardInterrupt as stop:
@@ -117,14 +117,14 @@ class _Job:
     calibration: Calibration | None
 
 
-def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_progress: OnProgress | None) -> Check:
+def _weights(job: _Job, folder: DraftFolder, drawn: Selection, pool: Workers, on_progress: OnProgress | None) -> Check:
     """Every tensor, by threads in plan order, while a process decodes the samples with the formats' libraries."""
     counter = _Counter(sum(spec.n_bytes for spec in job.specs.values()), on_progress)
     samples = Samples(drawn.bands)
     files = {r.file: job.checkpoints[r.origin].local_file(r.file) for s in drawn.samples for r in s.reads.values()}
 
     def advance(n_bytes: int) -> None:
-        crew.leave_if_stopped()
+        pool.leave_if_stopped()
         counter.add(n_bytes)
 
     compiled = job.kernels if job.kernels is not None else is_worthwhile(job.plan.steps)
@@ -140,7 +140,7 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, crew: Crew, on_pr
 
     with ReferenceCheck(drawn.samples, files) as reference:
         with devices.told(job.device):
-            crew.run(executor)
+            pool.run(executor)
         if on_progress and drawn.samples:
             on_progress(Progress("check", 0, len(drawn.samples), "items"))  # its libraries may still be loading
         result = reference.finish(samples.digests)
@@ -174,7 +174,7 @@ def _rest(
     if len(layouts) > 1:
         folder.write_file(layout.INDEX, layout.index(layouts, job.specs))
     folder.write_file("config.json", (json.dumps(job.plan.config, indent=2) + "\n").encode())
-    for name, data in attribution.documents(job.plan, job.checkpoints["source"].documents()).items():
+    for name, data in notice.documents(job.plan, job.checkpoints["source"].documents()).items():
         folder.write_file(name, data)
     folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked]))
     if judge is None:
@@ -183,7 +183,7 @@ def _rest(
     if not report.ok:
         raise _refused(report)
     if job.calibration is not None:
-        report = fitted.compared(report, job.plan, job.calibration, folder.path, on_progress)
+        report = fitted_codes.compared(report, job.plan, job.calibration, folder.path, on_progress)
     told = replace(report, checks=tuple(_without_paths(check, job, folder) for check in report.checks))
     folder.write_file(manifest.FILE, manifest.write(job.plan, job.specs, digests, [checked], told))
     return replace(report, checks=(checked, *report.checks))

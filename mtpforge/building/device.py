@@ -2,7 +2,7 @@
 
     disk -> pinned buffer -> device: decode, encode -> pinned memory -> hash, file
 
-A thread of the crew has a lane: a stream of its own and a reader with two buffers. While the device works on one band
+A worker has a lane: a stream of its own and a reader with two buffers. While the device works on one band
 the thread reads the next; it waits for the band's event, never for the device. Numbers of a whole matrix (a global
 scale) are made on the CPU from the largest magnitude that the device found. What a band's codes cannot show (a NaN, a
 number too large) sends it to the plain path on the CPU, which names it.
@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from mtpforge import errors
-from mtpforge.building import sound
+from mtpforge.building import bad_numbers
 from mtpforge.building.compiled import encoded_weights
 from mtpforge.building.converting import decoded, encoded
 from mtpforge.building.reading import Band
-from mtpforge.building.samples import Samples
+from mtpforge.building.sample_digests import Samples
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Move, Step
 
@@ -139,7 +139,7 @@ class Lane:
 
         def work(band: Band) -> dict[str, Tensor]:
             values = decoded(move, band)
-            found = {_LARGEST: sound.largest(values)}
+            found = {_LARGEST: bad_numbers.largest(values)}
             if self._samples.wants(move, band):
                 found[_VALUES] = values
             return found | encoded(move, values, self._copied_in(matrix))
@@ -154,7 +154,7 @@ class Lane:
 
     def largest(self, move: Move, bands: Iterable[Band]) -> Iterator[tuple[Band, Tensor | None]]:
         """Every band with its largest magnitude, float32 scalar in host memory."""
-        for band, made in self._through(bands, lambda band: {_LARGEST: sound.largest(decoded(move, band))}):
+        for band, made in self._through(bands, lambda band: {_LARGEST: bad_numbers.largest(decoded(move, band))}):
             yield band, made[_LARGEST] if made is not None and made[_LARGEST].isfinite() else None
 
     def _through(self, bands: Iterable[Band], work: Work) -> Iterator[Made]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mtpforge.building import plain, sound
+from mtpforge.building import bad_numbers, dense_tensors, input_scales
 from mtpforge.building.compiled import Kernels
 from mtpforge.building.converting import decoded, encoded
 from mtpforge.building.device import Lane, Made
 from mtpforge.building.output import Output, raw
 from mtpforge.building.reading import Band, Reader
-from mtpforge.building.samples import Samples
+from mtpforge.building.sample_digests import Samples
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import BAND_ROWS
 from mtpforge.planning.steps import Move, Step, Write, band_rows
@@ -51,9 +51,9 @@ class Executor:
         if not self._is_finished(index, step):
             outputs = {w.name: Output(self._folder, w) for w in step.writes}
             for carry in step.carries:
-                plain.carry(self._reader, carry, outputs[carry.write.name])
+                dense_tensors.carry(self._reader, carry, outputs[carry.write.name])
             for scale in step.input_scales:
-                plain.input_scale(self._reader, scale, outputs[scale.write.name])
+                input_scales.write(self._reader, scale, outputs[scale.write.name])
             self._moves(step, outputs)
             self._folder.finish(index, {name: o.digest() for name, o in outputs.items()}, n_bytes)
         for move in step.moves:
@@ -94,7 +94,7 @@ class Executor:
         by_suffix = {w.suffix: w for w in move.writes}
         for band in self._reader.bands(move, _copy_rows(move)):
             self._advance(0)
-            sound.refuse_parts(move, band)
+            bad_numbers.refuse_parts(move, band)
             for suffix, tensor in band.parts.items():
                 write = by_suffix.get(suffix)
                 if write is not None and (suffix in band.refs or band.first == 0):
@@ -110,7 +110,7 @@ class Executor:
             named[suffix].add(tensor)
         factor = self._factor(move.module) if move.scales == "gptq" else None
         for band, made in self._encoded(move, matrix):
-            with sound.named(move):
+            with bad_numbers.named(move):
                 parts = made or self._plain(move, band, matrix, factor)
             for suffix, rows in parts.items():
                 named[suffix].add(rows)
@@ -132,7 +132,7 @@ class Executor:
 
     def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor], factor: Tensor | None) -> dict[str, Tensor]:
         values = decoded(move, band)
-        sound.refuse_values(move, band, values)
+        bad_numbers.refuse_values(move, band, values)
         self._samples.observe(move, band, values)
         return encoded(move, values, matrix, factor)
 
@@ -140,7 +140,7 @@ class Executor:
         """Largest magnitude of the whole weight, float32 scalar."""
         return torch.stack(
             [
-                sound.refuse_values(move, band, decoded(move, band)) if found is None else found
+                bad_numbers.refuse_values(move, band, decoded(move, band)) if found is None else found
                 for band, found in self._largest_of_bands(move)
             ]
         ).amax()
@@ -155,7 +155,7 @@ class Executor:
         """The weight as it is stored, band by band, its scales looked at."""
         for band in self._reader.bands(move, band_rows(move.shape)):
             self._advance(0)
-            sound.refuse_scales(move, band)
+            bad_numbers.refuse_scales(move, band)
             yield band
 
     def _observe_rest(self, move: Move) -> None:
@@ -168,7 +168,7 @@ class Executor:
 def _copy_rows(move: Move) -> int:
     """Rows of a band that is only copied: a multiple of BAND_ROWS, about STEP_BYTES."""
     n_bytes = sum(r.stop - r.start for r in move.reads.values())
-    rows = plain.STEP_BYTES * move.shape[0] // max(n_bytes, 1)
+    rows = dense_tensors.STEP_BYTES * move.shape[0] // max(n_bytes, 1)
     return max(rows // BAND_ROWS, 1) * BAND_ROWS
 
 

@@ -12,7 +12,7 @@ from small_plans import INT4, MODELOPT, carry, checkpoint, move, plan, weight, w
 
 from mtpforge import manifest
 from mtpforge.building import build, building
-from mtpforge.building.crew import Crew
+from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
@@ -136,7 +136,7 @@ def test_damaged_step_of_an_earlier_run_is_made_again(dense, tmp_path, monkeypat
 def test_bug_in_an_encoder_is_no_draft(tmp_path, monkeypatch):
     source = checkpoint(tmp_path / "source", {"norm": weight(2, 2)})
     step = carry(source, "norm", "F32")
-    monkeypatch.setattr("mtpforge.building.plain._cast", lambda _, values: values)
+    monkeypatch.setattr("mtpforge.building.dense_tensors._cast", lambda _, values: values)
     with pytest.raises(AssertionError, match=r"norm: torch.bfloat16 \[2, 2\] made, F32 \[2, 2\] planned"):
         build(plan(source, [step]), {"source": source}, tmp_path / "draft", check="off")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
@@ -154,7 +154,7 @@ def test_steps_wait_for_memory_and_a_large_one_runs_alone():
         with lock:
             held.remove(step.peak_bytes >> 30)
 
-    Crew(steps, 4, (2 << 30) + (600 << 20)).run(lambda: work)
+    Workers(steps, 4, (2 << 30) + (600 << 20)).run(lambda: work)
     assert len(most) == 5
     assert max(len(now) for now in most) == 2
     assert [9] in most
@@ -169,7 +169,7 @@ def test_failure_of_the_earliest_step_is_told():
         raise ValueError(index)
 
     with pytest.raises(ValueError, match=r"^0$"):
-        Crew([Step(), Step()], 2, 4 << 30).run(lambda: work)
+        Workers([Step(), Step()], 2, 4 << 30).run(lambda: work)
 
 
 def test_torch_keeps_its_threads_for_the_caller(dense, tmp_path):

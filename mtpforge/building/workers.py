@@ -26,7 +26,7 @@ class StoppedError(Exception):
     """Raised inside a worker when another one failed; nobody sees it."""
 
 
-class Crew:
+class Workers:
     """One run over the steps."""
 
     def __init__(self, steps: Sequence[Step], workers: int, memory: int) -> None:
@@ -62,7 +62,7 @@ class Crew:
             raise StoppedError
 
     def _worker(self, work: Callable[[], Work]) -> None:
-        torch.set_num_threads(1)  # the threads of the crew are the parallelism
+        torch.set_num_threads(1)  # these threads are the parallelism
         task = work()
         while (index := self._take()) is not None:
             try:

@@ -1,4 +1,4 @@
-"""Tensors that pass without a format: dense ones, row by row, and the scales of static activations."""
+"""Dense tensors, which pass without a format, row by row: norms, biases, the router, what stays BF16."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mtpforge.building import sound
-from mtpforge.building.output import Output, raw
+from mtpforge.building import bad_numbers
+from mtpforge.building.output import Output
 from mtpforge.building.reading import Reader
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.planning.steps import Carry, InputScaleMove
+from mtpforge.planning.steps import Carry
 from mtpforge.tensors import DTYPES, TensorRef
 
 STEP_BYTES = 1 << 20  # larger reads leave the second cache: steps of 8 MiB took five times the CPU
@@ -21,31 +21,8 @@ STEP_BYTES = 1 << 20  # larger reads leave the second cache: steps of 8 MiB took
 def carry(reader: Reader, move: Carry, output: Output) -> None:
     """Copy or cast one dense tensor; kept rows only where the plan says so."""
     for first, values in _pieces(reader, move):
-        sound.refuse_no_numbers(move.read, values, first)
+        bad_numbers.refuse_no_numbers(move.read, values, first)
         output.add(_cast(move, values))
-
-
-def input_scale(reader: Reader, move: InputScaleMove, output: Output) -> None:
-    """Write the largest activation maximum that the reads state, in the draft's convention.
-
-    Where both conventions are the same the stored bytes of the largest are written as they are. Computed in float64 and
-    rounded once.
-    """
-    largest, chosen = 0.0, b""
-    for ref in move.reads:
-        values = reader.tensor(ref)
-        sound.refuse_scale(ref, values)
-        stored = values.reshape(-1).to(torch.float64)
-        amax = float((move.read_divisor / stored if move.read_reciprocal else stored * move.read_divisor).max())
-        if amax > largest:
-            largest, chosen = amax, bytes(raw(values))
-    same = (move.read_divisor, move.read_reciprocal) == (move.write_divisor, move.write_reciprocal)
-    spec = move.write.spec
-    if same and len(chosen) == spec.n_bytes and all(r.spec.dtype == spec.dtype for r in move.reads):
-        output.add_bytes(memoryview(chosen))
-        return
-    scale = move.write_divisor / largest if move.write_reciprocal else largest / move.write_divisor
-    output.add(torch.full(spec.shape, scale, dtype=getattr(torch, DTYPES[spec.dtype].torch)))
 
 
 def row_pieces(ref: TensorRef) -> Iterator[tuple[int, TensorRef]]:
