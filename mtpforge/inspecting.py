@@ -19,6 +19,7 @@ from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
 from mtpforge.report import Check, Report, Trap, Verdict
 from mtpforge.scheme import Scheme
+from mtpforge.source_choice import drafts_for_itself
 from mtpforge.sourcing import StoredLayer, has_layer, mismatches, stored_layer
 
 _LAYER: Final = re.compile(r"(?:.*\.)?layers\.(\d+)\.")
@@ -32,7 +33,8 @@ def inspect(
 
     Facts: identity, model_type, family, n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
     quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
-    demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target).
+    demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target),
+    drafts_for_itself (whether the layer needs no draft: it loads as it is, and nothing silent is known to spoil it).
     MtpforgeError for a model that has no known MTP layer.
     """
     with errors_of(checkpoint):
@@ -43,10 +45,11 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
     judge = ENGINES[engine]
     family = family_of(checkpoint.config)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
-    layer, layer_check = _layer(checkpoint, family)
-    checks = [layer_check, refusal]
+    layer, layer_check = _layer(checkpoint, family, judge)
+    checks, alone = [layer_check, refusal], False
     if layer is not None and demanded is not None:
         checks.append(_as_it_is(checkpoint, family, judge, demanded, layer))
+        alone = drafts_for_itself(checkpoint, layer, family, judge, demanded)
     found = _traps(checkpoint, family, judge, demanded, serving)
     facts: dict[str, object] = {
         "identity": checkpoint.identity,
@@ -61,6 +64,7 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
         "mtp": _mtp(checkpoint, family, layer),
         "scheme": None if demanded is None else demanded.name,
         "demanded": None if demanded is None else _rows_demanded(family, checkpoint, demanded),
+        "drafts_for_itself": alone,
     }
     return Report("inspect", tuple(checks), found, facts)
 
@@ -78,14 +82,15 @@ def _demanded(
     return found, Check("scheme", "passed", f"{engine.name} would build a draft as {found.name}")
 
 
-def _layer(checkpoint: Checkpoint, family: Family) -> tuple[StoredLayer | None, Check]:
+def _layer(checkpoint: Checkpoint, family: Family, engine: Engine) -> tuple[StoredLayer | None, Check]:
     """The layer as stored; absent is an answer, one that cannot be read a failure."""
     try:
         layer = stored_layer(checkpoint, family)
     except MtpforgeError as error:
         verdict: Verdict = "failed" if has_layer(checkpoint, family) else "not checked"
-        why = f": {error.why}" if error.why else ""
-        return None, Check("MTP layer", verdict, f"{error.what}{why}", error.fix)
+        said = [f"{error.what}: {error.why}" if error.why else error.what]
+        said += [f"without a draft {engine.without_layer}"] if checkpoint.names and verdict != "failed" else []
+        return None, Check("MTP layer", verdict, "; ".join(said), error.fix)
     tensors = sum(len(m.parts) for m in layer.modules.values()) + len(layer.plain) + len(layer.dropped)
     alone = ", and nothing else: a draft or a source, no target" if traps.only_layer(checkpoint, family) else ""
     detail = f"layer {layer.layer}, {layer.n_experts} experts, {tensors} tensors{alone}"
@@ -93,12 +98,12 @@ def _layer(checkpoint: Checkpoint, family: Family) -> tuple[StoredLayer | None, 
 
 
 def _as_it_is(checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme, layer: StoredLayer) -> Check:
-    differing = mismatches(layer, family, engine, scheme, checkpoint.config)
+    differing = mismatches(layer, checkpoint, family, engine, scheme)
     if not differing:
         return Check("loads as it is", "passed", f"every tensor is what {engine.name} would build it as")
     listed = "; ".join(differing[:_SHOWN]) + (f"; and {len(differing) - _SHOWN} more" if differing[_SHOWN:] else "")
     fix = f"`mtpforge build --target {shown(checkpoint.label)}`"
-    return Check("loads as it is", "warning", f"{len(differing)} tensors differ: {listed}", fix)
+    return Check("loads as it is", "warning", f"{engine.name} would not load it: {listed}", fix)
 
 
 def _traps(

@@ -14,11 +14,8 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
-from mtpforge.families.counting import served_experts
-from mtpforge.formats import FORMATS
 from mtpforge.scheme import Scheme
-from mtpforge.sourcing import StoredLayer, has_layer, stored_layer
-from mtpforge.tensors import Spec
+from mtpforge.sourcing import StoredLayer, has_layer, mismatches, stored_layer
 
 _CARD_DEPTH = 3  # a card's base model may itself be a quantized release that names its base
 
@@ -46,7 +43,7 @@ def choose_source(
         layer = stored_layer(target, family)
         if not _too_coarse(layer, scheme, engine):
             others = tuple((name, "published base of the family") for name in bases)
-            if _loads(target, layer, family, engine, scheme):
+            if drafts_for_itself(target, layer, family, engine, scheme):
                 return Choice(target, "the target's own layer loads as it is", others, self_sufficient=True)
             return Choice(target, "the target carries the layer itself, at the precision that it asks for", others)
     return _from_bases(target, family, open_checkpoint)
@@ -109,28 +106,9 @@ def _too_coarse(layer: StoredLayer, scheme: Scheme, engine: Engine) -> bool:
     )
 
 
-def _loads(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
+def drafts_for_itself(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
     """Whether the engine would load this layer as it is, and no silent trap would spoil its drafts."""
-    if layer.n_experts != served_experts(family, target):  # pruned without its MTP layer
-        return False
-    expected = engine.expected(scheme, family, target.config, layer.layer, layer.n_experts)
-    held: dict[str, Spec] = {ref.name: ref.spec for ref in layer.plain.values()}
-    for stored in layer.modules.values():
-        held |= {ref.name: ref.spec for ref in stored.parts.values()}
-        decoded = engine.decoded_on_load.get(stored.module.template, frozenset())
-        if stored.quantization.format in decoded:
-            prefix = f"{family.prefix(layer.layer)}{stored.module.name}."
-            expected = {name: spec for name, spec in expected.items() if not name.startswith(prefix)}
-            specs = FORMATS[stored.quantization.format].layout(stored.module.shape, stored.quantization)
-            expected |= {prefix + suffix: spec for suffix, spec in specs.items()}
-    if any(not _fits(held.get(name), spec) for name, spec in expected.items()):
+    if mismatches(layer, target, family, engine, scheme):
         return False
     found = (*engine.target_traps(target, family), *traps.found(target, target, family, engine))
     return not any(trap.silent or trap.severity == "error" for trap in found)
-
-
-def _fits(held: Spec | None, expected: Spec) -> bool:
-    """Whether the engine takes a tensor as it is: any float where it keeps BF16, else the very dtype."""
-    if held is None or held.shape != expected.shape:
-        return False
-    return held.dtype == expected.dtype or (expected.dtype == "BF16" and held.dtype in {"F16", "F32"})

@@ -18,10 +18,10 @@ from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
-from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.families.family import Module, Plain
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import Quantization, TensorRef
+from mtpforge.tensors import Quantization, Spec, TensorRef
 
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _SHOWN: Final = 3
@@ -115,14 +115,14 @@ def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
 
 
 def mismatches(
-    layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme, config: Mapping[str, object]
+    layer: StoredLayer, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme
 ) -> tuple[str, ...]:
-    """What an engine would not load of a layer as it is stored: a sentence per tensor, in name order.
+    """What an engine would not load of a target's own layer as it is stored: sentences, tensors in name order.
 
-    Modules that the engine decodes by itself while loading may be stored so.
+    Empty means: it loads as it is. Modules that the engine decodes by itself while loading may be stored so.
     """
     prefix = family.prefix(layer.layer)
-    expected = dict(engine.expected(scheme, family, config, layer.layer, layer.n_experts))
+    expected = dict(engine.expected(scheme, family, target.config, layer.layer, layer.n_experts))
     held = {ref.name: ref.spec for ref in layer.plain.values()}
     for name, stored in layer.modules.items():
         own = {ref.name: ref.spec for ref in stored.parts.values()}
@@ -131,8 +131,18 @@ def mismatches(
             for tensor in [n for n in expected if n.startswith(f"{prefix}{name}.")]:
                 del expected[tensor]
             expected |= own
-    differing = sorted(name for name in expected.keys() | held.keys() if expected.get(name) != held.get(name))
-    return tuple(f"{shown(n)} is {held.get(n, 'absent')}, expected {expected.get(n, 'none')}" for n in differing)
+    differing = sorted(n for n in expected.keys() | held.keys() if not _fits(held.get(n), expected.get(n)))
+    tensors = [f"{shown(n)} is {held.get(n, 'absent')}, expected {expected.get(n, 'none')}" for n in differing]
+    n_served = served_experts(family, target)
+    counts = [f"{layer.n_experts} experts, the target serves {n_served}"] if layer.n_experts != n_served else []
+    return (*counts, *tensors)
+
+
+def _fits(held: Spec | None, expected: Spec | None) -> bool:
+    """Whether the engine takes a tensor as it is: any float where it keeps BF16, else the very dtype."""
+    if held is None or expected is None or held.shape != expected.shape:
+        return held is expected
+    return held.dtype == expected.dtype or (expected.dtype == "BF16" and held.dtype in _FLOATS)
 
 
 def _dropped(family: Family, name: str) -> str:

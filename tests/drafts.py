@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,30 @@ def reconfigured(draft: Path, to: Path, change: Callable[[dict], None]) -> Path:
     change(config)
     assert json.dumps(config, sort_keys=True) != before, "the change changed nothing"
     path.write_text(json.dumps(config))
+    return to
+
+
+def recast(checkpoint: Path, name: str, dtype: torch.dtype) -> None:
+    """Store one tensor of a checkpoint in another dtype, in place."""
+    (file,) = (f for f in checkpoint.glob("*.safetensors") if name in load_file(f))
+    tensors = load_file(file)
+    assert tensors[name].dtype != dtype, "the change changed nothing"
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def unpruned(whole: Path, to: Path) -> Path:
+    """A copy of a checkpoint with 12 experts in its main layers, by index and config; its MTP layer keeps 16."""
+    shutil.copytree(whole, to)
+    index = to / "model.safetensors.index.json"
+    body = json.loads(index.read_text())
+    gone = [n for n in body["weight_map"] if re.search(r"layers\.[12]\.mlp\.experts\.1[2-5]\.", n)]
+    assert gone
+    for name in gone:
+        del body["weight_map"][name]
+    index.write_text(json.dumps(body))
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"n_routed_experts": 12, "num_experts": 12}))
     return to
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from drafts import reconfigured
+from drafts import recast, reconfigured, unpruned
 from safetensors.torch import save_file
 
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
+from mtpforge.source_choice import choose_source
 
 HEAVY = ("torch", "transformers", "compressed_tensors", "modelopt")
 
@@ -140,3 +143,48 @@ def test_half_a_layer_is_a_failure(tinyglm, tmp_path):
     report = report_of(folder)
     assert verdicts(report)["MTP layer"] == "failed"
     assert report.exit_code == 1
+
+
+def test_one_norm_in_float32_loads_for_inspect_and_build_alike(tinyglm, tmp_path):
+    """Engines copy any float into their BF16 parameter; what they keep in F32 must be F32."""
+    folder = shutil.copytree(tinyglm("bf16"), tmp_path / "target")
+    recast(folder, "model.layers.3.enorm.weight", torch.float32)
+    report = report_of(folder)
+    assert verdicts(report)["loads as it is"] == "passed"
+    assert report.facts["drafts_for_itself"]
+    target = open_checkpoint(str(folder))
+    assert choose_source(target, family_of(target.config), ENGINES["vllm"], open_checkpoint).self_sufficient
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("mlp.gate.e_score_correction_bias", torch.bfloat16), ("enorm.weight", torch.uint8)],
+)
+def test_a_dtype_that_the_engine_does_not_convert_needs_a_draft(tinyglm, tmp_path, name, dtype):
+    """Kills: any float for any float. A byte for a norm is refused when the layer is read."""
+    folder = shutil.copytree(tinyglm("bf16"), tmp_path / "target")
+    recast(folder, f"model.layers.3.{name}", dtype)
+    report = report_of(folder)
+    assert verdicts(report).get("loads as it is") != "passed"
+    assert not report.facts["drafts_for_itself"]
+
+
+def test_a_pruned_target_whose_mtp_layer_was_not_pruned_does_not_load(tinyglm, tmp_path):
+    folder = unpruned(tinyglm("bf16"), tmp_path / "target")
+    report = report_of(folder)
+    (check,) = [c for c in report.checks if c.name == "loads as it is"]
+    assert (check.verdict, check.detail) == (
+        "warning",
+        "vLLM would not load it: 16 experts, the target serves 12",
+    )
+    target = open_checkpoint(str(folder))
+    assert not choose_source(target, family_of(target.config), ENGINES["vllm"], open_checkpoint).self_sufficient
+
+
+def test_without_the_layer_it_says_what_the_engine_would_do(tinyglm, config_folder):
+    (check,) = [c for c in report_of(tinyglm("awq-int4")).checks if c.name == "MTP layer"]
+    assert check.detail.endswith(
+        "; without a draft vLLM does not start with MTP: its weights are missing from the checkpoint"
+    )
+    (check,) = [c for c in report_of(config_folder("target-bf16")).checks if c.name == "MTP layer"]
+    assert "without a draft" not in check.detail  # whether it has one is not known

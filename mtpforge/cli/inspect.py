@@ -49,7 +49,9 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     screen.answer(str(report.facts["scheme"] or ""))
     failed = any(check.verdict == "failed" for check in report.checks)
-    if report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
+    if report.facts["drafts_for_itself"]:
+        screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint)
+    elif report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
         screen.next("mtpforge", "build", "--target", checkpoint)
     return Ending({"report": report}, errors.ANSWER_NO if failed else errors.DONE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -47,7 +48,8 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
 
-    served, path = open_checkpoint(target, offline=screen.offline), str(folder_of(draft).absolute())
+    served = open_checkpoint(target, offline=screen.offline)
+    path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
     serving = Serving(tp, ep)
     _refuse_misfit(path, served, engine, serving)
     argv = ENGINES[engine].serve(served, path, serving)
@@ -62,6 +64,11 @@ def command(  # noqa: D103 -- the help text above
             code=errors.USAGE,
         )
     return _replace_process(screen, argv)
+
+
+def _is_same(draft: str, target: str) -> bool:
+    """Whether both name one place: the target is to draft with a layer of its own."""
+    return draft == target or (Path(target).exists() and Path(draft).resolve() == Path(target).resolve())
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:

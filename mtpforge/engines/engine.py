@@ -43,6 +43,7 @@ class Engine:
     serve(target, draft_path, serving): argv of the serve command.
     memory(specs, serving): bytes that the draft adds on one rank.
     most_experts: why a draft may not hold more experts than the target's `{n}`.
+    without_layer: what the engine does, asked for MTP, beside a target that has no layer, where no draft is named.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
     decoded_on_load: module template -> formats that the engine decodes by itself while loading, though the module is
         built dense.
@@ -61,5 +62,6 @@ class Engine:
     serve: Callable[[Checkpoint, str, Serving], list[str]]
     memory: Callable[[Mapping[str, Spec], Serving], int]
     most_experts: str
+    without_layer: str
     tied_formats: frozenset[str] = frozenset()
     decoded_on_load: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from drafts import unpruned
 
 
 def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
@@ -91,6 +92,21 @@ def test_serve_of_a_target_s_own_layer_names_no_model(run, tinyglm):
     assert ran.code == 0
     assert '"model"' not in ran.out
     assert refusal(run, str(tinyglm("awq-int4")), "--target", str(tinyglm("awq-int4")))[0] == 1
+
+
+def test_serve_of_a_layer_with_more_experts_than_its_target_serves_is_refused(run, tinyglm, tmp_path):
+    folder = unpruned(tinyglm("bf16"), tmp_path / "target")
+    code, err = refusal(run, str(folder), "--target", str(folder))
+    assert code == 1
+    assert "loads as it is: vLLM would not load it: 16 experts, the target serves 12" in err
+    assert f" hint: `mtpforge build --target {folder}`" in err
+
+
+def test_serve_of_the_target_by_another_path_to_it_is_its_own_layer(run, tinyglm, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tinyglm("fp8"))
+    monkeypatch.chdir(tmp_path)
+    ran = run("serve", "./link", "--target", "link", "--print")
+    assert (ran.code, '"model"' in ran.out) == (0, False)
 
 
 def test_serve_loads_no_torch(demo, tinyglm):

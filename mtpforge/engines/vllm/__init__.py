@@ -25,6 +25,8 @@ VLLM: Final = Engine(
     serve=serve,
     memory=memory,
     most_experts="vLLM names experts by the target's count: expert {n} of the draft would end the load with a KeyError",
+    # model_executor/models/deepseek_mtp.py
+    without_layer="vLLM does not start with MTP: its weights are missing from the checkpoint",
     # Of an expert's gate and up only the first one's global scale is used; of a fused linear the largest.
     tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),
     # An FP8 wk with its block scales is turned into BF16 while loading, beside weights_proj.
