@@ -1,12 +1,14 @@
 """The one error that users see, and the exit codes.
 
     MtpforgeError      what, where, why, fix, code
+    Where              a place in a file of a checkpoint, as a record: whose file it is may be filled in later
 
 Library code raises it, `cli/output.py` prints it, nobody else catches it. Anything else that reaches the top is a bug.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 DONE: Final = 0
@@ -44,16 +46,42 @@ def shown(name: object) -> str:
     return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}... ({len(whole)} characters)"
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A place in a file of a checkpoint: `/models/glm/config.json, key a`, `org/name, x.safetensors, tensor b`.
+
+    file: as the checkpoint names it. tensor, inside: which part of it, a tensor or in words; both "" for all of it.
+    origin: the checkpoint's part in the work ("source", "target"), "" where there is one alone. checkpoint: what is
+    printed before the file; readers of configs and headers leave it "", `checkpoint/error_places.py` fills it in.
+    """
+
+    file: str
+    tensor: str = ""
+    inside: str = ""
+    origin: str = ""
+    checkpoint: str = ""
+
+    def __str__(self) -> str:
+        """The words that errors print."""
+        tensor = f"tensor {shown(self.tensor)}" if self.tensor else ""
+        return self.checkpoint + ", ".join(part for part in (shown(self.file), tensor, self.inside) if part)
+
+
 class MtpforgeError(Exception):
     """A failure that the user can act on.
 
-    what: one sentence without a full stop; where: file and tensor, or option; why: the cause; fix: what to type next,
-    commands in backticks; code: one of EXIT_CODES.
+    what: one sentence without a full stop; where: an option or a path as it is printed, or a place in a checkpoint's
+    file as a record; why: the cause; fix: what to type next, commands in backticks; code: one of EXIT_CODES.
     """
 
-    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "", code: int = INPUT) -> None:
+    def __init__(self, what: str, *, where: str | Where = "", why: str = "", fix: str = "", code: int = INPUT) -> None:
         super().__init__(what)
-        self.what, self.where, self.why, self.fix, self.code = what, where, why, fix, code
+        self.what, self.place, self.why, self.fix, self.code = what, where, why, fix, code
+
+    @property
+    def where(self) -> str:
+        """The place in words, "" for none."""
+        return str(self.place)
 
     def __str__(self) -> str:
         """The four labels of the error form, one a line; `where`, `cause` and `hint` only when there is one."""

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
+from mtpforge.errors import Where
+
 Shape: TypeAlias = tuple[int, ...]
 # How integers are found: mse, hqq search scales (arithmetic/searching.py), gptq codes under rtn's (arithmetic/gptq.py).
 ScaleMethod: TypeAlias = Literal["rtn", "mse", "hqq", "gptq"]
@@ -82,6 +84,11 @@ class TensorRef:
     start: int
     stop: int
     origin: str = "source"
+
+    @property
+    def place(self) -> Where:
+        """The tensor as errors name it."""
+        return Where(self.file, self.name, origin=self.origin)
 
     def rows(self, first: int, last: int) -> TensorRef:
         """Rows [first, last) of the leading axis: a contiguous part of the same bytes."""

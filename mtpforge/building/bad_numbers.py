@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtpforge.building.reading import Band
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.planning.steps import Move
 from mtpforge.tensors import TensorRef
@@ -38,8 +38,7 @@ def named(move: Move) -> Iterator[None]:
     try:
         yield
     except MtpforgeError as error:
-        ref = next(iter(move.reads.values()))
-        error.where = error.where or f"{shown(ref.file)}, tensor {shown(ref.name)}"
+        error.place = error.place or next(iter(move.reads.values())).place
         raise
 
 
@@ -158,7 +157,7 @@ def _place(bad: Tensor, first_row: int) -> str:
 def _error(ref: TensorRef, why: str) -> MtpforgeError:
     return MtpforgeError(
         "the source holds a number that no weight may hold",
-        where=f"{shown(ref.file)}, tensor {shown(ref.name)}",
+        where=ref.place,
         why=why,
         fix="download the file again, or choose another `--source`",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtpforge.building import bad_numbers
 from mtpforge.building.output import Output
 from mtpforge.building.reading import Reader
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Carry
 from mtpforge.tensors import DTYPES, TensorRef
 
@@ -64,7 +64,7 @@ def _cast(move: Carry, values: Tensor) -> Tensor:
     if cast.numel() and not math.isfinite(float(cast.float().abs().amax())):
         raise MtpforgeError(
             f"a value does not fit into {dtype}",
-            where=f"{shown(move.read.file)}, tensor {shown(move.read.name)}",
+            where=move.read.place,
             fix="choose another `--source`",
         )
     return cast

@@ -43,7 +43,7 @@ class Executor:
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
-        with self._reader.placing(step.reads):
+        with self._reader.placing():
             self._execute(index, step)
 
     def _execute(self, index: int, step: Step) -> None:

@@ -5,16 +5,15 @@ Fresh buffers cost more than the arithmetic on them: the system has to clear the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mtpforge.checkpoint import error_places
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.checkpoint.error_places import errors_by_origin
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import Specs, row_parts
 from mtpforge.planning.steps import Move
@@ -45,17 +44,9 @@ class Reader:
         self._allocate = allocate or _plain_memory
         self._buffers = [_plain_memory(0)] * buffers
 
-    @contextmanager
-    def placing(self, refs: Iterable[TensorRef]) -> Iterator[None]:
-        """Say in an error about one of these tensors which checkpoint holds it."""
-        try:
-            yield
-        except MtpforgeError as error:
-            for ref in refs:
-                if error.where == f"{shown(ref.file)}, tensor {shown(ref.name)}":
-                    error.where = error_places.place_in(self._checkpoints[ref.origin], error.where)
-                    break
-            raise
+    def placing(self) -> AbstractContextManager[None]:
+        """Says in an error about a tensor which checkpoint holds it."""
+        return errors_by_origin(self._checkpoints)
 
     def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
         """These tensors, dtype and shape as stored, all in one buffer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from mtpforge.checkpoint.json_fields import Fields
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import Quantization
 
 Strategy: TypeAlias = Literal["tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"]
@@ -210,7 +210,7 @@ def unsupported(where: str, why: str) -> MtpforgeError:
     """The error for a quantization that mtpforge does not write."""
     return MtpforgeError(
         "the quantization asked for cannot be written",
-        where=f"config.json, quantization_config, {shown(where)}",
+        where=Where("config.json", inside=f"quantization_config, {shown(where)}"),
         why=why,
         fix="`mtpforge extract --source S -o DIR` writes the layer as BF16; list its modules as not quantized in the "
         "target's config to use it",

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
 
-_BARE_FILE: Final = re.compile(r"(?!/)[^\s,]+\.(?:json|safetensors)(?:,|$)")
+
+def place_in(checkpoint: Checkpoint, file: str, tensor: str = "") -> Where:
+    """A file of a checkpoint, or a tensor in it: `/models/glm/config.json`, `org/name, config.json`."""
+    return Where(file, tensor, checkpoint=_before(checkpoint))
 
 
 @contextmanager
 def errors_of(checkpoint: Checkpoint) -> Iterator[None]:
-    """Put the checkpoint before the file in every error raised inside: `/models/glm/config.json, ...`, `org/name, ...`.
+    """Say in every error raised inside about a file whose checkpoint is not known yet that it is this one's."""
+    with _filled(lambda _: checkpoint):
+        yield
 
-    An error that says it already is left as it is.
-    """
+
+@contextmanager
+def errors_by_origin(checkpoints: Mapping[str, Checkpoint]) -> Iterator[None]:
+    """The same where several checkpoints are read: the place's origin says which one."""
+    with _filled(lambda place: checkpoints.get(place.origin)):
+        yield
+
+
+@contextmanager
+def _filled(holder: Callable[[Where], Checkpoint | None]) -> Iterator[None]:
     try:
         yield
     except MtpforgeError as error:
-        if _BARE_FILE.match(error.where) and not error.where.startswith(shown(checkpoint.label)):
-            error.where = place_in(checkpoint, error.where)
+        place = error.place
+        if isinstance(place, Where) and not place.checkpoint and (checkpoint := holder(place)):
+            error.place = replace(place, checkpoint=_before(checkpoint))
         raise
 
 
-def place_in(checkpoint: Checkpoint, file: str) -> str:
-    """A file of a checkpoint as errors name it; `file` may go on after the name."""
-    if checkpoint.revision:
-        return f"{shown(checkpoint.label)}, {file}"
-    return f"{shown(checkpoint.location)}/{file}"
+def _before(checkpoint: Checkpoint) -> str:
+    return f"{shown(checkpoint.label)}, " if checkpoint.revision else f"{shown(checkpoint.location)}/"

@@ -17,7 +17,7 @@ from typing import Final
 
 from mtpforge.checkpoint import header, metadata
 from mtpforge.checkpoint.checkpoint import Downloaded, Stray
-from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.folder_files import Files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
@@ -181,7 +181,7 @@ class Folder:
         if (done := self._files.fill(ref.file, target, ref.start)) < target.nbytes:
             raise MtpforgeError(
                 f"`{shown(ref.file)}` is cut short",
-                where=f"{shown(self._path / ref.file)}, tensor {shown(ref.name)}",
+                where=place_in(self, ref.file, ref.name),
                 why=f"it ends at byte {ref.start + done:,}, the tensor at {ref.stop:,}",
                 fix="copy or download the file again",
             )
@@ -249,14 +249,14 @@ class Folder:
         if not self._files.exists(file):
             raise MtpforgeError(
                 f"`{shown(file)}` is not in `{shown(self._label)}`",
-                where=shown(self._path / file),
+                where=place_in(self, file),
                 why=f"{metadata.INDEX} says that it holds `{shown(name)}`",
                 fix="download the file into the folder, or give the hub id instead of the folder",
             )
         if name not in self._header(file):
             raise MtpforgeError(
                 f"`{shown(file)}` does not hold `{shown(name)}`",
-                where=shown(self._path / file),
+                where=place_in(self, file),
                 why=f"{metadata.INDEX} says that it does",
                 fix="fetch file and index again from the same revision",
             )

@@ -18,7 +18,7 @@ from reprlib import repr as brief  # of a value that may be as large and as deep
 from typing import Final
 
 from mtpforge.checkpoint import json_fields
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import DTYPES, Shape, Spec, TensorRef
 
 LENGTH_BYTES: Final = 8
@@ -175,7 +175,7 @@ def _check_cover(refs: Iterable[TensorRef], file: str, data_start: int, file_byt
 def _invalid(file: str, why: str, tensor: str | None = None) -> MtpforgeError:
     return MtpforgeError(
         f"`{shown(file)}` is not a valid safetensors file",
-        where=shown(file) if tensor is None else f"{shown(file)}, tensor {shown(tensor)}",
+        where=Where(file, tensor or ""),
         why=why,
         fix="copy or download the file again; compare its size with the published one",
     )

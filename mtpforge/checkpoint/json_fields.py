@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 
 MAX_JSON_BYTES: Final = 100_000_000  # as safetensors' own header limit; an index of 250,000 tensors takes 30 MB
 
@@ -40,7 +40,7 @@ class Fields:
         """Raise the error for a key whose value is not what it must be."""
         raise MtpforgeError(
             f"`{self._full(key)}` of {shown(self.file)} must be {wanted}",
-            where=f"{shown(self.file)}, key {self._full(key)}",
+            where=Where(self.file, inside=f"key {self._full(key)}"),
             why=f"it is {shown(repr(self.values.get(key)))}",
             fix="correct the value, or fetch the file again from where it was published",
         )
@@ -127,7 +127,7 @@ def refuse_pointer(start: bytes, file: str) -> None:
     if start.startswith(_POINTER):
         raise MtpforgeError(
             f"`{shown(file)}` is a Git LFS pointer, not the file itself",
-            where=shown(file),
+            where=Where(file),
             why="the repository was cloned without Git LFS, which fetches the large files",
             fix="`git lfs pull` in the folder of the checkpoint",
         )
@@ -163,7 +163,7 @@ def _is_deeper(value: object, most: int) -> bool:
 def _refused(file: str, why: str) -> MtpforgeError:
     return MtpforgeError(
         f"`{shown(file)}` cannot be read as JSON",
-        where=shown(file),
+        where=Where(file),
         why=why,
         fix="fetch the file again from where it was published",
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 from mtpforge.checkpoint import header, json_fields
 from mtpforge.checkpoint.json_fields import Fields
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
@@ -54,7 +54,7 @@ def is_below(path: str) -> bool:
 def _bad_name(name: str, file: str, why: str) -> MtpforgeError:
     return MtpforgeError(
         f"`{shown(file)}` lists a tensor that no weight file can hold",
-        where=f"{shown(file)}, weight_map, {shown(name)}",
+        where=Where(file, inside=f"weight_map, {shown(name)}"),
         why=why,
         fix="fetch the index again from where it was published",
     )
@@ -65,7 +65,7 @@ def _refuse_escape(target: str, file: str) -> None:
         return
     raise MtpforgeError(
         f"`{shown(file)}` names `{shown(target)}`, which is no safetensors file below the checkpoint",
-        where=f"{shown(file)}, weight_map",
+        where=Where(file, inside="weight_map"),
         why="a weight file must be named by a relative path without `..`, ending in .safetensors",
         fix="correct the weight_map, or fetch the index again from where it was published",
     )

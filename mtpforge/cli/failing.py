@@ -49,7 +49,7 @@ def _stopped(what: str, code: int, screen: Screen) -> MtpforgeError:
 
 def _resumable(error: MtpforgeError, screen: Screen) -> MtpforgeError:
     """An interrupt that the library has described already, with the command spelled out."""
-    return MtpforgeError(error.what, where=error.where, why=error.why, fix=_again(screen), code=error.code)
+    return MtpforgeError(error.what, where=error.place, why=error.why, fix=_again(screen), code=error.code)
 
 
 def _again(screen: Screen) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families.family import Dropped, Family, Module, ModuleRow, Plain, PlainRow
 
 __all__ = ["Dropped", "Family", "Module", "Plain", "families", "family_of"]
@@ -34,7 +34,7 @@ def family_of(config: Mapping[str, object]) -> Family:
     known = ", ".join(sorted(t for family in families() for t in family.model_types))
     raise MtpforgeError(
         f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`",
-        where="config.json, `model_type`",
+        where=Where("config.json", inside="`model_type`"),
         why=f"known: {known}",
         fix="name a checkpoint of GLM-5.x",
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, Where
 from mtpforge.families import sizes
 from mtpforge.tensors import Shape
 
@@ -150,7 +150,7 @@ class Family:
         if n_experts > _MOST_EXPERTS:
             raise MtpforgeError(
                 f"{n_experts} experts cannot be right",
-                where=f"config.json, `{self.expert_keys[0]}`",
+                where=Where("config.json", inside=f"`{self.expert_keys[0]}`"),
                 why="no model has as many",
             )
         return {**self.text(config), "n_experts": n_experts}

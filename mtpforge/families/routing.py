@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, Where
 from mtpforge.families.sizes import whole_number
 
 _TOP_K: Final = "num_experts_per_tok"
@@ -33,7 +33,7 @@ class Routing:
         if n_kept < self.top_k:
             raise MtpforgeError(
                 f"{n_kept} experts are fewer than the {self.top_k} that every token is sent to",
-                where=f"config.json, `{_TOP_K}`",
+                where=Where("config.json", inside=f"`{_TOP_K}`"),
                 why="the router could not fill its choice",
                 fix=f"keep at least {self.fewest}: `--experts {self.fewest}`",
             )
@@ -41,14 +41,14 @@ class Routing:
             near = max(n_kept // self.n_group * self.n_group, self.fewest)
             raise MtpforgeError(
                 f"{n_kept} experts cannot be shared equally by {self.n_group} groups",
-                where="config.json, `n_group`",
+                where=Where("config.json", inside="`n_group`"),
                 why="engines cut the experts into groups of one size",
                 fix=f"keep a multiple of {self.n_group}: `--experts {near}`",
             )
         if n_kept < self.fewest:
             raise MtpforgeError(
                 f"{n_kept} experts in {self.n_group} groups cannot fill the choice of {self.top_k} for every token",
-                where="config.json, `topk_group`",
+                where=Where("config.json", inside="`topk_group`"),
                 why=f"a token may use {self.topk_group} groups of {n_kept // self.n_group}, and the worth of a group is"
                 f" the sum of its {_WORTH} best",
                 fix=f"keep at least {self.fewest}: `--experts {self.fewest}`",
@@ -83,7 +83,7 @@ class Routing:
         if n_stored % self.n_group or any(count != share for count in counts):
             raise MtpforgeError(
                 f"of the {self.n_group} groups of experts {', '.join(map(str, counts))} stay",
-                where="config.json, `n_group`",
+                where=Where("config.json", inside="`n_group`"),
                 why="engines cut what is left into groups of one size: experts would change their group",
                 fix=f"keep {share} of every group of {size}",
             )

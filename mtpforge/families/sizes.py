@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from typing import Final
 
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 
 _LARGEST: Final = 1 << 31  # no axis of a weight comes near; a config that claims more is damaged
 
@@ -20,7 +20,7 @@ def evaluate(expression: str, config: Mapping[str, object]) -> int:
     if value > _LARGEST:
         raise MtpforgeError(
             f"the config gives a layer size of {value}",
-            where=f"config.json, `{expression}`",
+            where=Where("config.json", inside=f"`{expression}`"),
             why="no axis is that long",
         )
     return value
@@ -36,7 +36,7 @@ def whole_number(config: Mapping[str, object], key: str) -> int:
     if key not in config:
         raise MtpforgeError(
             f"the config has no `{key}`",
-            where=f"config.json, `{key}`",
+            where=Where("config.json", inside=f"`{key}`"),
             why="the sizes of the MTP layer depend on it",
             fix=f"add `{key}` to config.json, as the published base model states it",
         )
@@ -44,7 +44,7 @@ def whole_number(config: Mapping[str, object], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise MtpforgeError(
             f"`{key}` is {shown(repr(value))}, not a positive whole number",
-            where=f"config.json, `{key}`",
+            where=Where("config.json", inside=f"`{key}`"),
             fix=f"correct `{key}` in config.json, as the published base model states it",
         )
     return value

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import place_in
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
 from mtpforge.families.routing import routing
 
@@ -198,4 +198,5 @@ def _refuse_routing(checkpoint: Checkpoint, known: Mapping[str, Any], n_experts:
     try:
         routing(known).refuse_count(n_experts)
     except MtpforgeError as error:  # its advice is for whoever drops experts
-        raise refused(checkpoint, error.what, f"{error.where.removeprefix('config.json, ')}: {error.why}") from error
+        key = error.place.inside if isinstance(error.place, Where) else error.where
+        raise refused(checkpoint, error.what, f"{key}: {error.why}") from error

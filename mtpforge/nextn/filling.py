@@ -225,7 +225,7 @@ def _finite(checkpoint: Checkpoint, ref: TensorRef, values: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         raise MtpforgeError(
             f"`{shown(ref.name)}` holds values that are no numbers",
-            where=place_in(checkpoint, shown(ref.file)),
+            where=place_in(checkpoint, ref.file),
             fix="download the checkpoint again, or name another one",
         )
     return values

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.nextn import configuring
@@ -114,7 +114,7 @@ def _family(checkpoint: Checkpoint) -> Family:
     if family.name != _FAMILY:
         raise MtpforgeError(
             f"no modules are known that compute a {family.name} model",
-            where=f"config.json, `model_type` {shown(checkpoint.config.get('model_type'))}",
+            where=Where("config.json", inside=f"`model_type` {shown(checkpoint.config.get('model_type'))}"),
             why=f"transformers' modules are used, and only {_FAMILY} is laid out for them",
             fix="capture with a running vLLM: docs/calibration.md",
         )

@@ -8,12 +8,13 @@ import shutil
 import pytest
 
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.error_places import errors_by_origin, errors_of
 from mtpforge.engines import ENGINES
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, Where
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
 from mtpforge.sourcing import stored_layer
+from mtpforge.tensors import Spec, TensorRef
 from mtpforge.verifying import verify
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -86,19 +87,33 @@ class Hub:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ("config.json, `x`", "org/name@main, config.json, `x`"),
-        ("model.safetensors, tensor a b", "org/name@main, model.safetensors, tensor a b"),
-        ("/there/config.json, `x`", "/there/config.json, `x`"),
-        ("org/name@main, config.json", "org/name@main, config.json"),
-        ("target's config.json, `x`", "target's config.json, `x`"),
+        (Where("config.json", inside="`x`"), "org/name@main, config.json, `x`"),
+        (Where("config.json"), "org/name@main, config.json"),
+        (Where("model.safetensors", "a b"), "org/name@main, model.safetensors, tensor a b"),
+        (Where("config.json", inside="`x`", checkpoint="/there/"), "/there/config.json, `x`"),
+        ("config.json, `x`", "config.json, `x`"),  # of what is written as text nothing is guessed
         ("option `--tp`", "option `--tp`"),
         ("", ""),
     ],
 )
-def test_only_a_bare_file_gets_a_place(told, expected):
+def test_a_file_of_no_known_checkpoint_gets_one(told, expected):
     def act() -> None:
         with errors_of(Hub()):
             raise MtpforgeError("what", where=told)
+
+    assert where(act) == expected
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [("target", "org/name@main, x.safetensors, tensor t"), ("scales", "x.safetensors, tensor t")],
+)
+def test_of_several_checkpoints_it_is_the_one_of_the_tensor(origin, expected):
+    ref = TensorRef("t", Spec("F32", (1,)), "x.safetensors", 0, 4, origin)
+
+    def act() -> None:
+        with errors_by_origin({"target": Hub()}):
+            raise MtpforgeError("what", where=ref.place)
 
     assert where(act) == expected
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from mtpforge.checkpoint import header, json_fields, metadata
 from mtpforge.checkpoint.checkpoint import Downloaded, Stray
-from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.hub import fetching, pinning, refusals, small_files
 from mtpforge.checkpoint.hub.ranges import Range
 from mtpforge.checkpoint.hub.transfer import Info, Remote
@@ -135,7 +135,7 @@ class HubRepo:
             if name not in self._headers[file]:
                 raise MtpforgeError(
                     f"`{shown(file)}` does not hold `{shown(name)}`",
-                    where=f"{self._label}, {shown(file)}",
+                    where=place_in(self, file),
                     why=f"{metadata.INDEX} says that it does",
                     fix="give another revision: `org/name@revision`",
                 )

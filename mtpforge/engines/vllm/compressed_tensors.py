@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
 from mtpforge.engines.vllm.matrices import CLASSES, Asked
 from mtpforge.engines.vllm.name_matching import exact_or_regex, listed, quoted
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
 
@@ -26,7 +26,7 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
         )
         raise MtpforgeError(
             "the target gives the projections of its experts different schemes",
-            where="config.json, quantization_config",
+            where=Where("config.json", inside="quantization_config"),
             why=f"vLLM refuses that (`All MoE projections need to have same quantization scheme`): {found}",
             fix="make the entries of gate_proj, up_proj and down_proj alike in the target's config.json",
         )
@@ -35,11 +35,10 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
 
 def _refuse_extras(block: QuantConfig) -> None:
     """Transforms around matrices, and sparsity: neither is written here."""
-    where = "config.json, quantization_config"
     if block.raw.get("transform_config"):
         raise MtpforgeError(
             "the target's weights are stored transformed",
-            where=f"{where}.transform_config",
+            where=Where("config.json", inside="quantization_config.transform_config"),
             why="vLLM applies the transforms to the draft's matrices too: untransformed ones would draft nonsense",
             fix="name a target without `transform_config`",
         )
@@ -47,7 +46,7 @@ def _refuse_extras(block: QuantConfig) -> None:
     if isinstance(sparsity, Mapping) and sparsity.get("targets"):
         raise MtpforgeError(
             "the target is stored sparse",
-            where=f"{where}.sparsity_config",
+            where=Where("config.json", inside="quantization_config.sparsity_config"),
             why="vLLM stops at it: `Sparsity support has been removed from compressed-tensors`",
             fix="name a target without `sparsity_config`",
         )
@@ -104,7 +103,7 @@ def _quantized(block: QuantConfig, asked: Asked, answer: tuple[Group | None, str
     if why := _refusal(group, quantization, experts=asked.experts):
         raise MtpforgeError(
             f"the target's scheme for `{asked.name}` is none that vLLM can build",
-            where=f"config.json, quantization_config.config_groups.{shown(group.name)}",
+            where=Where("config.json", inside=f"quantization_config.config_groups.{shown(group.name)}"),
             why=why,
             fix="serve the target with the engine that it was made for",
         )

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from mtpforge.engines.vllm import expressions
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 
 Matches: TypeAlias = Callable[[str, str], bool]
 _LONG: Final = 72
@@ -38,7 +38,7 @@ def exact_or_regex(name: str, entry: str) -> bool:
     except ValueError as error:
         raise MtpforgeError(
             f"`{shown(entry)}` is no regular expression that can be followed",
-            where="config.json, quantization_config",
+            where=Where("config.json", inside="quantization_config"),
             why=shown(error),
             fix="correct the entry in the target's config.json",
         ) from error
@@ -90,7 +90,7 @@ def _half_listed(asked: Asked, by_part: Sequence[str | None], key: str) -> Mtpfo
     outside = [name for name, entry in zip(names, by_part, strict=True) if not entry]
     return MtpforgeError(
         f"the target leaves only {' and '.join(inside)} of `{fused}` unquantized",
-        where=f"config.json, quantization_config.{key}",
+        where=Where("config.json", inside=f"quantization_config.{key}"),
         why=f"vLLM runs {' and '.join(names)} as one matrix and refuses to start:"
         " `Found different quantization schemes for the shards`",
         fix=f"list {' and '.join(outside)} as well in the target's config.json, or none of them",

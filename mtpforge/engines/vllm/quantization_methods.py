@@ -12,7 +12,7 @@ from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization, mode
 from mtpforge.engines.vllm import compressed_tensors
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import below, exact_or_regex, excluded, listed, quoted, skipped
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
 Decision: TypeAlias = tuple[Quantization, str]
@@ -39,13 +39,13 @@ def decide(block: QuantConfig, asked: Asked) -> Decision:
     if block.method in KNOWN:
         raise MtpforgeError(
             f"drafts for targets of method `{shown(block.method)}` cannot be made yet",
-            where="config.json, quantization_config.quant_method",
+            where=Where("config.json", inside="quantization_config.quant_method"),
             why=f"known: {', '.join(sorted(name for name in METHODS if name))}",
             fix="`mtpforge extract --source S -o DIR` writes the plain layer",
         )
     raise MtpforgeError(
         f"vLLM knows no quantization method `{shown(block.method)}`",
-        where="config.json, quantization_config.quant_method",
+        where=Where("config.json", inside="quantization_config.quant_method"),
         why="it would not start with this target",
         fix="serve the target with the engine that it was made for",
     )
@@ -120,7 +120,7 @@ def _quark(block: QuantConfig, asked: Asked) -> Decision:
 def _refused(key: str, what: str) -> MtpforgeError:
     return MtpforgeError(
         f"drafts with {what} cannot be made yet",
-        where=f"config.json, quantization_config.{key}",
+        where=Where("config.json", inside=f"quantization_config.{key}"),
         fix="`mtpforge extract --source S -o DIR` writes the plain layer",
     )
 
