@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the draft will be served: tensor parallel size, expert parallelism, speculative tokens, config overrides."""
+    """How the draft will be served: tensor parallel size, expert parallelism, speculative tokens, overrides, port."""
 
     tensor_parallel: int = 1
     expert_parallel: bool = False
     speculative_tokens: int = 3
     overrides: dict[str, object] = field(default_factory=dict)
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from drafts import unpruned
+from drafts import reconfigured, unpruned
 
 
 def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
@@ -107,6 +107,40 @@ def test_serve_of_the_target_by_another_path_to_it_is_its_own_layer(run, tinyglm
     monkeypatch.chdir(tmp_path)
     ran = run("serve", "./link", "--target", "link", "--print")
     assert (ran.code, '"model"' in ran.out) == (0, False)
+
+
+def test_tokens_port_and_what_is_the_engine_s_reach_the_command(run, demo, tinyglm):
+    pair = (str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--print")
+    engines = ("--max-model-len", "65536", "--json", "-q")
+    ran = run("serve", *pair, "-k", "5", "--port", "8001", "--", *engines)
+    words = shlex.split(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(words[words.index("--speculative-config") + 1])["num_speculative_tokens"] == 5
+    assert words[words.index("--port") + 1] == "8001"
+    assert tuple(w for w in words if w != "\n")[-len(engines) :] == engines
+    plain = shlex.split(run("serve", *pair).out)
+    assert json.loads(plain[plain.index("--speculative-config") + 1])["num_speculative_tokens"] == 3
+    assert "--port" not in plain
+
+
+def test_an_argument_that_is_not_behind_the_dashes_is_not_handed_on(run, demo, tinyglm):
+    pair = (str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
+    for words in (("another",), ("another", "--", "--max-model-len", "1")):
+        code, err = refusal(run, *pair, *words)[0], run("serve", *pair, "--print", *words).err
+        assert code == 2
+        assert err.startswith("error: `another` is one argument too many\n")
+        assert " hint: `mtpforge serve DRAFT --target CKPT -- another` hands it on" in err
+
+
+@pytest.mark.parametrize(
+    "word", ["--speculative-config", "--speculative-config={}", "--tensor-parallel-size", "--hf-overrides"]
+)
+def test_what_the_pair_needs_cannot_be_overwritten_behind_the_dashes(run, demo, tinyglm, tmp_path, word):
+    """vLLM takes the last of two without a word."""
+    target = reconfigured(tinyglm("awq-int4"), tmp_path / "t", lambda c: c.pop("num_nextn_predict_layers"))
+    ran = run("serve", str(demo / "out" / "demo"), "--target", str(target), "--print", "--tp", "2", "--", word, "{}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: `{word.partition('=')[0]}` is in the command already\n")
 
 
 def test_serve_loads_no_torch(demo, tinyglm):

@@ -50,6 +50,8 @@ def serve(target: Checkpoint, draft_path: str, serving: Serving) -> list[str]:
         command += ["--tensor-parallel-size", str(serving.tensor_parallel)]
     if serving.expert_parallel:
         command += ["--enable-expert-parallel"]
+    if serving.port is not None:
+        command += ["--port", str(serving.port)]
     return command
 
 
