@@ -22,13 +22,13 @@ from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.selection import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning.steps import Plan
 from mtpforge.report import Check, OnProgress, Progress, Report
 from mtpforge.tensors import Spec
 from mtpforge.writing import layout, preflight
-from mtpforge.writing.folder import DraftFolder
+from mtpforge.writing.folder import DraftFolder, kept_steps
 from mtpforge.writing.layout import ShardLayout
 
 Judge: TypeAlias = Callable[[Path], Report]
@@ -93,7 +93,7 @@ def build(
     except KeyboardInterrupt as stop:
         keep = folder.has_progress
         folder.abandon(keep=keep)
-        raise _interrupted(folder, keep=keep) from stop
+        raise _interrupted(job.out, keep=keep) from stop
     except MtpforgeError as error:
         # An input that cannot be used stays so: only what this machine or the network refused is worth resuming.
         folder.abandon(keep=folder.has_progress and error.code in {errors.MACHINE, errors.REMOTE})
@@ -225,11 +225,10 @@ def _refused(report: Report) -> MtpforgeError:
     )
 
 
-def _interrupted(folder: DraftFolder, *, keep: bool) -> MtpforgeError:
-    kept = f"{len(folder.finished)} finished steps are kept in {shown(folder.path.parent)}"
+def _interrupted(out: Path, *, keep: bool) -> MtpforgeError:
     return MtpforgeError(
         "interrupted",
-        why=kept if keep else "no step was finished, nothing is kept",
+        why=kept_steps(out),
         fix="the same command goes on from there" if keep else "",
         code=errors.INTERRUPTED,
     )

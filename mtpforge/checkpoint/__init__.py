@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias, Union
 
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
+
+# What a function takes for a checkpoint: what a user would type, a path, or one that is open already.
+Named: TypeAlias = Union["Checkpoint", str, os.PathLike[str]]
 
 _SCALES: Final = ".safetensors"
 # huggingface_hub.utils.validate_repo_id: letters, digits, `-`, `_`, `.`; at most 96 characters; no `--` and no `..`.
@@ -19,14 +22,17 @@ _HUB_NAME: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(
 _FILES: Final = (".json", ".safetensors", ".gguf", ".bin", ".git")  # somebody means a file
 
 
-def open_checkpoint(text: str, *, offline: bool = False) -> Checkpoint:
-    """The checkpoint that a user names: a folder, or a hub id `org/name[@revision]`.
+def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
+    """The checkpoint that a user names: a folder, or a hub id `org/name[@revision]`. One that is open is handed back.
 
     What exists on disk wins. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means
     its folder. offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
     """
+    if not isinstance(named, str | os.PathLike):
+        return named
     from mtpforge.checkpoint import folder
 
+    text = os.fspath(named)
     path = Path(os.path.expanduser(text)) if text.startswith("~") else Path(text)  # noqa: PTH111  # no error for ~nobody
     if text and _exists(path):
         return folder.open_folder(path, label=text)
@@ -42,17 +48,19 @@ def open_checkpoint(text: str, *, offline: bool = False) -> Checkpoint:
     return repository.open_hub(match["name"], match["revision"], offline=offline)
 
 
-def open_scales(text: str, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:
+def open_scales(named: Named, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:
     """The checkpoint that holds activation scales: as `open_checkpoint`, or one *.safetensors file of scales alone.
 
     config: of the model that the file is about, as it has none of its own.
     """
     from mtpforge.checkpoint import folder
 
-    path = Path(text).expanduser()
-    if text.endswith(_SCALES) and path.is_file():
-        return folder.open_file(path, config, label=text)
-    return open_checkpoint(text, offline=offline)
+    if isinstance(named, str | os.PathLike):
+        text = os.fspath(named)
+        path = Path(text).expanduser()
+        if text.endswith(_SCALES) and path.is_file():
+            return folder.open_file(path, config, label=text)
+    return open_checkpoint(named, offline=offline)
 
 
 def _exists(path: Path) -> bool:

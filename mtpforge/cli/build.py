@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from mtpforge.cli import experts as experts_of
-from mtpforge.cli import fitting, making, options
+from mtpforge.cli import making, options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import summary, title
 
 if TYPE_CHECKING:
-    from mtpforge.checkpoint.checkpoint import Checkpoint
-    from mtpforge.source_choice import Choice
+    from mtpforge.drafting.deciding import Needless
+    from mtpforge.drafting.request import CheckMode, Count, Request
     from mtpforge.tensors import ScaleMethod
 
 
@@ -76,77 +73,61 @@ def command(  # noqa: D103 -- the help text above
     inputs: Path | None,
     keep_experts: str | None,
     scales: ScaleMethod,
-    check: making.Check,
+    check: CheckMode,
     workers: int | None,
     memory: int,
     device: str,
     tp: int,
     ep: bool,
 ) -> Ending:
-    from mtpforge import scheme as schemes
-    from mtpforge.checkpoint import open_checkpoint, open_scales
-    from mtpforge.engines.engine import Serving
+    from mtpforge.drafting.request import Request
 
-    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
-    making.refuse_early(limits, out)
-    served = open_checkpoint(target, offline=screen.offline)
-    screen.line(f"target  {title(served)}   {summary(served)}")
-    asked = replace(experts_of.asked(screen, experts, prune_by, keep_experts, inputs), fits=scales == "gptq")
-    experts_of.refuse_idle_inputs(asked)
-    origin, choice = chosen_source(screen, served, source, engine)
-    job = making.Job(
-        source=origin,
-        target=served,
+    request = Request(
+        target=target,
+        source=source,
         out=out,
         engine=engine,
-        scheme=schemes.load(scheme) if scheme else None,
-        input_scales=open_scales(input_scales, served.config, offline=screen.offline) if input_scales else None,
-        serving=Serving(tp, ep),
+        scheme=scheme,
+        input_scales=input_scales,
+        experts=cast("Count", experts),
+        prune_by=prune_by or "",
+        keep_experts=keep_experts,
+        inputs=inputs,
         scales=scales,
-        limits=limits,
+        tp=tp,
+        ep=ep,
+        standalone=standalone,
+        workers=workers or 0,
+        memory=memory,
+        check=check,
+        force=force,
+        max_shard_bytes=max_shard_size,
+        device=device,
+        offline=screen.offline,
     )
-    if choice is not None and choice.self_sufficient and asked.wish.is_default and not standalone:
-        return _nothing_to_do(screen, job, choice)
-    chosen = experts_of.chosen(screen, origin, served, asked)
-    job = fitting.fitted(screen, replace(job, kept=None if chosen.keeps_all else chosen.kept), asked.inputs)
-    plan, folder = making.decide(screen, job)
-    plan = experts_of.noted(plan, chosen, asked)
+    return _made(screen, request, target, dry_run=dry_run)
+
+
+def _made(screen: Screen, request: Request, target: str, *, dry_run: bool) -> Ending:
+    """The draft, its plan, or that none is needed; with the command that serves it."""
+    from mtpforge.drafting.deciding import Needless
+
+    job = making.decide(screen, request)
+    if isinstance(job, Needless):
+        return _nothing_to_do(screen, job)
     if dry_run:
-        return making.end_dry_run(screen, job, plan, folder)
-    ending = making.carry_out(screen, job, plan, folder)
-    argv = making.show_serve(screen, job, str(folder.absolute()))
+        return making.end_dry_run(screen, job)
+    ending = making.carry_out(screen, job)
+    argv = making.show_serve(screen, request, job.served, str(job.out.absolute()))
     if argv:
-        screen.next("mtpforge", "validate", str(folder), "--target", target)
+        screen.next("mtpforge", "validate", str(job.out), "--target", target)
     return making.with_keys(ending, {"serve": argv})
 
 
-def chosen_source(
-    screen: Screen, target: Checkpoint, named: str | None, engine: str
-) -> tuple[Checkpoint, Choice | None]:
-    """The checkpoint that the layer comes from: named, or chosen; the choice and its alternatives are shown."""
-    from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.engines import ENGINES
-    from mtpforge.families import family_of
-    from mtpforge.source_choice import choose_source
-
-    def opened(name: str) -> Checkpoint:
-        return open_checkpoint(name, offline=screen.offline)
-
-    if named is not None:
-        source = opened(named)
-        screen.line(f"source  {title(source)}   {summary(source)}")
-        return source, None
-    choice = choose_source(target, family_of(target.config), ENGINES[engine], opened)
-    screen.line(f"source  {title(choice.source)}   {choice.reason}")
-    for name, remark in choice.alternatives:
-        screen.line(f"        also: `--source {name}`, {remark}")
-    return choice.source, choice
-
-
-def _nothing_to_do(screen: Screen, job: making.Job, choice: Choice) -> Ending:
+def _nothing_to_do(screen: Screen, found: Needless) -> Ending:
     """The target drafts for itself: say so, print the command, write nothing."""
     screen.line()
     screen.line("nothing to build: the target's own MTP layer loads and no silent failure is known for it", "green")
-    argv = making.show_serve(screen, job, job.served.location)
+    argv = making.show_serve(screen, found.request, found.target, found.target.location)
     screen.note("\n`--standalone` builds a draft folder all the same")
-    return Ending({"draft": None, "reason": choice.reason, "serve": argv})
+    return Ending({"draft": None, "reason": found.reason, "serve": argv})

@@ -12,7 +12,6 @@ from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import summary, title
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import count, file_size, memory_size
 
@@ -77,6 +76,7 @@ def command(  # noqa: D103 -- the help text above
     force: bool,
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.drafting.remarks import of_checkpoint
     from mtpforge.nextn import capturing, inputs, recording
     from mtpforge.nextn.target import open_target
 
@@ -87,7 +87,7 @@ def command(  # noqa: D103 -- the help text above
     _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=force)
     model = open_target(checkpoint)
-    screen.line(f"target  {title(checkpoint)}   {summary(checkpoint)}")
+    screen.remark(of_checkpoint("target", checkpoint))
     entering = _entering(model, text, from_vllm, length, tokens)
     first = model.entry if from_vllm else 0
     _show(screen, model, entering, first)

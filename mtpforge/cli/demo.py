@@ -4,42 +4,43 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from mtpforge.cli import making
+from mtpforge.cli import making, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import summary, title
 
-_OUT: Final = Path("out") / "demo"
-_CHECK: Final[making.Check] = "full"  # the layer is tiny
+if TYPE_CHECKING:
+    from mtpforge.drafting.request import CheckMode
+
+_CHECK: Final[CheckMode] = "full"  # the layer is tiny
 
 
 @click.command(
     "demo",
     cls=Command,
-    help="Build an INT4 draft for a tiny AWQ target from a tiny NVFP4 source, verify it, leave it in out/demo.",
+    help="Build an INT4 draft for a tiny AWQ target from a tiny NVFP4 source, and verify it.",
     examples=("mtpforge demo", "mtpforge demo --json"),
     then="mtpforge build --target CKPT --dry-run",
 )
+@options.out(default=Path("out") / "demo", show_default=True)
 @click.pass_obj
-def command(screen: Screen) -> Ending:  # noqa: D103 -- the help text above
-    from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.engines.engine import Serving
+def command(screen: Screen, *, out: Path) -> Ending:  # noqa: D103 -- the help text above
+    from mtpforge.drafting.deciding import Needless
+    from mtpforge.drafting.request import Request
 
     data = Path(str(files("mtpforge"))) / "_demo"
-    target, source = (open_checkpoint(str(data / name), offline=True) for name in ("awq-int4", "nvfp4"))
+    target, source = data / "awq-int4", data / "nvfp4"
     screen.line(
         "A tiny trained GLM-5.2 (4 layers, no hub, no GPU): its INT4 release lost the MTP layer, the NVFP4 one has it."
     )
-    screen.line(f"target  {title(target)}   {summary(target)}")
-    screen.line(f"source  {title(source)}   {summary(source)}")
     # a second run replaces the first one's folder; --force never replaces a folder that is no draft
-    job = making.Job(source, target, _OUT, Serving(), limits=making.Limits(check=_CHECK, force=True))
-    plan, out = making.decide(screen, job)
-    ending = making.carry_out(screen, job, plan, out)
-    argv = making.show_serve(screen, job, str(out.absolute()))
-    screen.next("mtpforge", "verify", str(out), "--target", target.label, "--source", source.label)
+    request = Request(target=target, source=source, out=out, check=_CHECK, force=True, offline=True)
+    job = making.decide(screen, request)
+    assert not isinstance(job, Needless)  # noqa: S101 -- the target has no layer
+    ending = making.carry_out(screen, job)
+    argv = making.show_serve(screen, job.request, job.served, str(out.absolute()))
+    screen.next("mtpforge", "verify", str(out), "--target", str(target), "--source", str(source))
     return making.with_keys(ending, {"serve": argv})

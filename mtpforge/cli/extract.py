@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtpforge.cli import fitting, making, options
+from mtpforge.cli import making, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import summary, title
 
 if TYPE_CHECKING:
+    from mtpforge.drafting.request import CheckMode
     from mtpforge.tensors import ScaleMethod
 
 
@@ -50,33 +50,33 @@ def command(  # noqa: D103 -- the help text above
     max_shard_size: int | None,
     scales: ScaleMethod,
     inputs: Path | None,
-    check: making.Check,
+    check: CheckMode,
     workers: int | None,
     memory: int,
     device: str,
 ) -> Ending:
-    from mtpforge import scheme as schemes
-    from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.engines.engine import Serving
+    from mtpforge.drafting.deciding import Needless
+    from mtpforge.drafting.request import Request
 
-    limits = making.Limits(workers or 0, memory, check, force, max_shard_size, device)
-    making.refuse_early(limits, out)
-    given = fitting.opened(inputs, scales)
-    origin = open_checkpoint(source, offline=screen.offline)
-    screen.line(f"source  {title(origin)}   {summary(origin)}")
-    job = making.Job(
-        source=origin,
+    request = Request(
         target=None,
+        source=source,
         out=out,
-        serving=Serving(),
-        scheme=schemes.load(scheme),
+        scheme=scheme,
         scales=scales,
-        limits=limits,
+        inputs=inputs,
+        workers=workers or 0,
+        memory=memory,
+        check=check,
+        force=force,
+        max_shard_bytes=max_shard_size,
+        device=device,
+        offline=screen.offline,
     )
-    job = fitting.fitted(screen, job, given)
-    plan, folder = making.decide(screen, job)
+    job = making.decide(screen, request)
+    assert not isinstance(job, Needless)  # noqa: S101 -- that takes a target
     if dry_run:
-        return making.end_dry_run(screen, job, plan, folder)
-    ending = making.carry_out(screen, job, plan, folder)
-    screen.next("mtpforge", "inspect", str(folder))
+        return making.end_dry_run(screen, job)
+    ending = making.carry_out(screen, job)
+    screen.next("mtpforge", "inspect", str(job.out))
     return ending

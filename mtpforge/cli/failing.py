@@ -44,7 +44,7 @@ def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
 
 def _stopped(what: str, code: int, screen: Screen) -> MtpforgeError:
     """What is kept, and the command that goes on from there."""
-    return MtpforgeError(what, why=screen.kept or "nothing was written", fix=_again(screen), code=code)
+    return MtpforgeError(what, why=screen.kept(), fix=_again(screen), code=code)
 
 
 def _resumable(error: MtpforgeError, screen: Screen) -> MtpforgeError:

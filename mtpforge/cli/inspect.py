@@ -11,7 +11,6 @@ from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import title
 from mtpforge.units import file_size
 
 Facts = Mapping[str, object]
@@ -35,6 +34,7 @@ def command(  # noqa: D103 -- the help text above
 ) -> Ending:
     from mtpforge import scheme as schemes
     from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.drafting.remarks import title
     from mtpforge.engines.engine import Serving
     from mtpforge.families import family_of
     from mtpforge.inspecting import inspect

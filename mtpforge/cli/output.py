@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,10 @@ from mtpforge.report import OnProgress, Progress, Report, Trap
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from mtpforge.cli.progress import Bars
+    from mtpforge.drafting.remarks import Remark
+    from mtpforge.drafting.request import Watching
 
 SCHEMA: Final = 1  # of the JSON document: keys are only added within a number
 _COMMAND: Final = re.compile(r"`[^`]+`")
@@ -48,8 +52,8 @@ class Ending:
 class Screen:
     """Where a command's output goes, by its general options.
 
-    argv: what the user typed, without the program. command: name of the command, once known. kept: what an interrupted
-    command leaves for the next run, as a sentence.
+    argv: what the user typed, without the program. command: name of the command, once known. kept: says what an
+    interrupted command leaves for the next run, as a sentence.
     """
 
     argv: tuple[str, ...] = ()
@@ -60,17 +64,26 @@ class Screen:
     offline: bool = False
     debug: bool = False
     command: str = ""
-    kept: str = ""
+    kept: Callable[[], str] = lambda: "nothing was written"
     stop: Stop = field(default_factory=Stop)
     _warned: set[tuple[str, str]] = field(default_factory=set)
     _streams: tuple[TextIO, TextIO] = field(default_factory=streams.standard)
+    _bars: Bars | None = None
 
     # What people read
 
     def line(self, text: str = "", style: str = "") -> None:
         """A line of the result."""
         if self._talks:
+            self._rest()
             _put(self._stdout, text, style)
+
+    def remark(self, remark: Remark) -> None:
+        """What the library decided on the way."""
+        if remark.aside:
+            self.note(str(remark))
+        else:
+            self.line(str(remark))
 
     def answer(self, text: str) -> None:
         """The one line that `-q` prints."""
@@ -145,6 +158,7 @@ class Screen:
     def note(self, text: str) -> None:
         """A remark on stderr."""
         if self._talks:
+            self._rest()
             _put(self._stderr, text)
 
     def next(self, *argv: str) -> None:
@@ -162,10 +176,18 @@ class Screen:
         if not self._talks or os.environ.get("TERM") == "dumb":
             yield self._unless_stopped(_ignore)
         elif self._streams[1].isatty():
-            with Bars(self._stderr) as bars:
-                yield self._unless_stopped(bars.advance)
+            with Bars(self._stderr) as self._bars:
+                yield self._unless_stopped(self._bars.advance)
         else:
             yield self._unless_stopped(Lines(self.note).advance)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watching]:
+        """Both callbacks of a job; bars stand still while a line is printed."""
+        from mtpforge.drafting.request import Watching
+
+        with self.progress() as on_progress:
+            yield Watching(self.remark, on_progress)
 
     def flush(self) -> None:
         """Hand everything over to the operating system."""
@@ -197,6 +219,11 @@ class Screen:
         return Ending({**ending.document, "error": _form(error)}, ending.exit_code)
 
     # Inside
+
+    def _rest(self) -> None:
+        """Bars would be drawn over the line that follows."""
+        if self._bars is not None:
+            self._bars.stop()
 
     def _unless_stopped(self, show: OnProgress) -> OnProgress:
         def advance(progress: Progress) -> None:

@@ -30,9 +30,14 @@ def amount(progress: Progress) -> str:
 
 
 class Bars:
-    """One bar a phase: share, amount, bytes per second, time left."""
+    """One bar a phase: share, amount, bytes per second, time left. Drawn from the first step on until `stop`."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.RLock()
+        self._begin()
+
+    def _begin(self) -> None:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Rich
 
@@ -42,23 +47,29 @@ class Bars:
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[amount]}"),
             TextColumn("{task.fields[pace]}"),
-            console=console,
+            console=self._console,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._rich.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._rich.stop()
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave what is drawn as it is; phases that move on are drawn anew below."""
+        with self._lock:
+            if self._tasks:
+                self._rich.stop()
+                self._begin()
 
     def advance(self, progress: Progress) -> None:
         """Move the phase's bar."""
         with self._lock:
+            self._rich.start()
             if progress.phase not in self._tasks:
                 self._tasks[progress.phase] = self._rich.add_task(progress.phase, total=None, amount="", pace="")
             task = self._tasks[progress.phase]

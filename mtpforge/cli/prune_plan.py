@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from mtpforge.cli import experts as experts_of
 from mtpforge.cli import options
-from mtpforge.cli.build import chosen_source
 from mtpforge.cli.grammar import Command, OneOf, Option
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.showing import summary, title
 
 if TYPE_CHECKING:
+    from mtpforge.drafting.request import Count
     from mtpforge.pruning.expert_choice import Comparison
 
-_ENGINE: Final = "vllm"  # every engine reads the expert count from the same files
 _FEW: Final = 32  # experts whose scores fit a screen
 
 
@@ -74,18 +71,24 @@ def command(  # noqa: D103 -- the help text above
     keep_experts: str | None,
     compare: tuple[str, ...],
 ) -> Ending:
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.drafting.deciding import compare as compared
+    from mtpforge.drafting.request import Request
     from mtpforge.pruning import METHODS
     from mtpforge.pruning import picture as pictures
-    from mtpforge.pruning.expert_choice import compared
 
     if picture is not None:
         pictures.refuse(picture)
-    served = open_checkpoint(target, offline=screen.offline)
-    screen.line(f"target  {title(served)}   {summary(served)}")
-    asked = experts_of.asked(screen, experts, prune_by, keep_experts, inputs)
-    origin, _ = chosen_source(screen, served, source, _ENGINE)
-    found = compared(origin, served, asked.wish, compare)
+    request = Request(
+        target=target,
+        source=source,
+        experts=cast("Count", experts),
+        prune_by=prune_by or "",
+        keep_experts=keep_experts,
+        inputs=inputs,
+        offline=screen.offline,
+    )
+    with screen.watching() as watching:
+        found = compared(request, compare, watching)
     _show(screen, found)
     if picture is not None:
         pictures.draw(picture, found.scores, found.choices)
@@ -104,7 +107,7 @@ def command(  # noqa: D103 -- the help text above
             "scores": found.scores,
             "choices": found.choices,
             "agreement": found.agreement,
-            "inputs": experts_of.measured_on(asked.inputs),
+            "inputs": found.inputs,
             "picture": picture,
         }
     )
@@ -116,7 +119,6 @@ def _show(screen: Screen, found: Comparison) -> None:
     if chosen.keeps_all:
         screen.line(f"experts all {chosen.n_stored} stay")
     else:
-        experts_of.show(screen, chosen)
         screen.line(f"kept    {ranges(chosen.kept)}")
     screen.line()
     screen.table(("method", "scores", "drops", "of these"), _methods_table(found))

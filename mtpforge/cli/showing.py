@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,42 +11,21 @@ from typing import TYPE_CHECKING, cast
 from mtpforge.units import file_size, memory_size
 
 if TYPE_CHECKING:
-    from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.cli.output import Screen
-    from mtpforge.engines.engine import Engine, Serving
+    from mtpforge.drafting.request import Request
+    from mtpforge.engines.engine import Serving
     from mtpforge.planning import Plan
 
-_COMMIT = 7  # digits of a commit that people compare
 _COLUMNS = ("modules", "n", "stored in source", "in draft", "", "decided by")
 
 Row = tuple[str, int, str, str, str, str]
 
 
-def title(checkpoint: Checkpoint) -> str:
-    """`org/name @ 1a2b3c4`, or the folder as it was typed."""
-    name = checkpoint.label.split("@")[0] if checkpoint.revision else checkpoint.label
-    return f"{name} @ {checkpoint.revision[:_COMMIT]}" if checkpoint.revision else name
-
-
-def summary(checkpoint: Checkpoint) -> str:
-    """`glm_moe_dsa, compressed-tensors, 256 experts, no layer 78`."""
-    from mtpforge.checkpoint.error_places import errors_of
-    from mtpforge.families import family_of
-    from mtpforge.sourcing import has_layer
-
-    with errors_of(checkpoint):
-        family = family_of(checkpoint.config)
-        layer = family.layer(checkpoint.config)
-        n_experts = family.n_experts(checkpoint.config)
-    method = str(checkpoint.quantization.get("quant_method") or "unquantized")
-    held = f"layer {layer}" if has_layer(checkpoint, family) else f"no layer {layer}"
-    if not checkpoint.names:
-        held = "config only"
-    return ", ".join((family.name, method, f"{n_experts} experts", held))
-
-
-def show_plan(screen: Screen, plan: Plan, out: Path, engine: Engine, serving: Serving) -> None:
+def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     """The table of modules, sizes, what was renamed or dropped, and every trap."""
+    from mtpforge.engines import ENGINES
+
+    engine = ENGINES[request.engine]
     use = f" for {engine.name} {engine.versions}" if plan.target else f" as {plan.scheme.name}"
     screen.line(f"draft   {out}   layer {plan.layer}{use}, {plan.n_experts} experts")
     screen.line()
@@ -62,7 +42,7 @@ def show_plan(screen: Screen, plan: Plan, out: Path, engine: Engine, serving: Se
     )
     if plan.target is not None:
         per_rank = memory_size(_number(facts, "serving_bytes_per_rank"))
-        screen.line(f"  serving memory {per_rank} on each rank {_ranks(serving)}")
+        screen.line(f"  serving memory {per_rank} on each rank {_ranks(request.serving)}")
     if plan.unused:
         dropped = sum(u.n_bytes for u in plan.unused)
         reasons = ", ".join(sorted({u.reason for u in plan.unused}))
@@ -70,6 +50,15 @@ def show_plan(screen: Screen, plan: Plan, out: Path, engine: Engine, serving: Se
     for change in plan.changes if screen.verbose else ():
         screen.line(f"  cast {change}")
     screen.traps(plan.traps)
+
+
+def plan_document(plan: Plan) -> dict[str, object]:
+    """The plan without its steps and what it leaves out, tensor by tensor: 3 MB of a full-size layer."""
+    whole = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name not in ("steps", "unused")}
+    left_out: dict[str, int] = {}
+    for unused in plan.unused:
+        left_out[unused.reason] = left_out.get(unused.reason, 0) + 1
+    return {**whole, "n_steps": len(plan.steps), "left_out": left_out}
 
 
 def _rows(plan: Plan, *, unfold: bool) -> list[Row]:

@@ -49,7 +49,7 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
-    screen.kept = "the draft is as it was"
+    screen.kept = lambda: "the draft is as it was"
     with screen.progress() as on_progress:
         report = verify(draft, served, origin, serving=Serving(tp, ep), on_progress=on_progress)
     # What verify leaves to the engine is answered below, or refused there.

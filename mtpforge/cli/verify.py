@@ -52,7 +52,7 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
-    screen.kept = "the draft is as it was"
+    screen.kept = lambda: "the draft is as it was"
     with screen.progress() as on_progress:
         report = verify(
             draft,

@@ -125,6 +125,12 @@ class Family:
         key = next((k for k in self.expert_keys if k in text), self.expert_keys[0])
         return sizes.whole_number(text, key)
 
+    def with_experts(self, config: Mapping[str, object], n_experts: int) -> Mapping[str, object]:
+        """The config, stating so many routed experts and no other number of them."""
+        text = {key: value for key, value in self.text(config).items() if key not in self.expert_keys}
+        text[self.expert_keys[0]] = n_experts
+        return text if self.text(config) is config else {**config, "text_config": text}
+
     def modules(self, config: Mapping[str, object], n_experts: int) -> tuple[Module, ...]:
         """Every weight matrix of the layer: experts by number, projections of one expert together."""
         known = self._sizes(config, n_experts)

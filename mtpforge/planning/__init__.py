@@ -5,7 +5,8 @@ No tensor is loaded, torch is not imported.
 
 from __future__ import annotations
 
-from mtpforge.planning.deciding import plan
+from mtpforge.planning.deciding import agreed_scheme, plan, refuse_surplus
+from mtpforge.planning.facts import RESERVED_BYTES
 from mtpforge.planning.steps import (
     BAND_ELEMENTS,
     Carry,
@@ -21,6 +22,7 @@ from mtpforge.planning.steps import (
 
 __all__ = [
     "BAND_ELEMENTS",
+    "RESERVED_BYTES",
     "Carry",
     "InputScaleMove",
     "Move",
@@ -29,6 +31,8 @@ __all__ = [
     "Step",
     "Unused",
     "Write",
+    "agreed_scheme",
     "band_rows",
     "plan",
+    "refuse_surplus",
 ]

@@ -54,19 +54,21 @@ def plan(
     input_scales: Checkpoint | None = None,
     scales: ScaleMethod = "rtn",
     inputs: str = "",
+    notes: Mapping[str, object] | None = None,
 ) -> Plan:
     """Decide everything about a draft of `source`'s nextn layer for `target`.
 
     Without a target the source's own config stands in for it and a scheme is needed. `kept`: experts of the source that
     stay, ascending, as many of every group. `scales`: how the scales of what is encoded are found, where its format
-    leaves a choice; `inputs`: sha256 of the calibration inputs, which gptq needs. Raises MtpforgeError for what no
-    draft can be made from, and for every trap of severity "error".
+    leaves a choice; `inputs`: sha256 of the calibration inputs, which gptq needs. `notes`: facts that the caller knows
+    (`kept_by`, `fitted_to`), for the manifest. Raises MtpforgeError for what no draft can be made from, and for every
+    trap of severity "error".
     """
     judge = ENGINES[engine]
     served = target or source
     family = family_of(served.config)
     refuse_other_model(family, source, served)
-    wanted = _scheme(judge, family, target, scheme)
+    wanted = agreed_scheme(judge, family, target, scheme)
     stored = stored_layer(source, family)
     n_experts = _n_experts(judge, family, target, stored, kept)
     if kept is not None:
@@ -95,7 +97,7 @@ def plan(
         config=config,
         traps=found,
         inputs=inputs,
-        facts=facts(judge, steps, source, target, input_scales, serving or Serving()),
+        facts={**facts(judge, steps, source, target, input_scales, serving or Serving()), **(notes or {})},
     )
 
 
@@ -103,7 +105,7 @@ def _side(checkpoint: Checkpoint) -> Side:
     return Side(checkpoint.label, checkpoint.identity, checkpoint.location, checkpoint.revision)
 
 
-def _scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Scheme | None) -> Scheme:
+def agreed_scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Scheme | None) -> Scheme:
     """The target's own scheme; a scheme that is asked for may not contradict it."""
     if target is None:
         if asked is None:
@@ -160,16 +162,21 @@ def _n_experts(
 ) -> int:
     """Experts of the draft. More than the target's cannot load, fewer can."""
     n_draft = stored.n_experts if kept is None else len(kept)
-    n_target = n_draft if target is None else served_experts(family, target)
+    if target is not None:
+        refuse_surplus(judge, family, target, n_draft, "the layer has" if kept is None else "to be kept are")
+    return n_draft
+
+
+def refuse_surplus(judge: Engine, family: Family, target: Checkpoint, n_draft: int, what: str) -> None:
+    """MtpforgeError where a draft of so many experts could not be loaded; `what` says whose they are."""
+    n_target = served_experts(family, target)
     if n_draft > n_target:
-        what = "the layer has" if kept is None else "to be kept are"
         raise MtpforgeError(
             f"{what} {n_draft} experts, the target {n_target}",
-            where=target.label if target else "",
+            where=target.label,
             why=judge.most_experts.format(n=n_target),
             fix=f"keep {n_target} of them: `--experts match`; `mtpforge prune-plan` shows which",
         )
-    return n_draft
 
 
 def _refuse_unpruned(

@@ -107,13 +107,15 @@ class Comparison:
     """What several methods say about one layer.
 
     chosen: what a build would keep. scores: by method, one per expert of the source. choices: the experts that each
-    would keep, of the same number. agreement: method -> method -> how many experts both drop.
+    would keep, of the same number. agreement: method -> method -> how many experts both drop. inputs: sha256 and tokens
+    of what scores were measured on.
     """
 
     chosen: Pruned
     scores: dict[str, tuple[float, ...]]
     choices: dict[str, tuple[int, ...]]
     agreement: dict[str, dict[str, int]]
+    inputs: dict[str, object] | None = None
 
 
 def compared(source: Checkpoint, target: Checkpoint, wish: Wish, names: Sequence[str] = ()) -> Comparison:

@@ -7,10 +7,9 @@ manifest that came with the draft is believed. Every byte is read from disk once
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import ENGINES
@@ -36,9 +35,9 @@ _LOADER = Check(
 
 
 def verify(
-    draft: str | Path,
-    target: Checkpoint,
-    source: Checkpoint | None = None,
+    draft: Named,
+    target: Named | None,
+    source: Named | None = None,
     *,
     engine: str = "vllm",
     serving: Serving | None = None,
@@ -48,32 +47,39 @@ def verify(
 ) -> Report:
     """Whether this draft is what the engine expects beside this target, and holds the source's weights.
 
-    draft: a folder or hub id. scheme: instead of the one that the engine demands. served_as: the path that the engine
+    draft: a folder or hub id. target: None for a layer that was extracted: its source and a scheme are needed then, and
+    nothing is said of serving. scheme: instead of the one that the engine demands. served_as: the path that the engine
     will be given, where it is not the draft's own. What is wrong with the draft is in the report, facts
     `relative_error` (module -> Frobenius error against the source), `sha256`, `n_experts`, `scheme`, `n_tensors`,
     `n_bytes`. MtpforgeError is for a draft that is no checkpoint, and for a target or source that cannot be used.
     """
-    with errors_of(target):
-        family = family_of(target.config)
-    if source is not None:
-        refuse_other_model(family, source, target)
-    layer = None if source is None else (source, stored_layer(source, family))
-    looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), scheme, served_as)
+    origin = None if source is None else open_checkpoint(source)
+    served = origin if target is None else open_checkpoint(target)
+    if served is None or (target is None and scheme is None):
+        raise ValueError("without a target, source and scheme are needed")
+    with errors_of(served):
+        family = family_of(served.config)
+    if origin is not None and target is not None:
+        refuse_other_model(family, origin, served)
+    layer = None if origin is None else (origin, stored_layer(origin, family))
+    ranks = None if target is None else serving or Serving()
+    looked = _look(open_checkpoint(draft), served, ENGINES[engine], ranks, scheme, served_as)
+    rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
-        return Report(_COMMAND, (*looked.headers, _LOADER))
+        return Report(_COMMAND, (*looked.headers, *rest))
     beside, around = looked.beside, looked.around
     try:
         read = _read(looked.judged, layer, on_progress)
     except MtpforgeError as error:
         cut = Check("numbers", "failed", _said(error), error.fix)
-        return Report(_COMMAND, (*looked.headers, cut, *beside, *around, _LOADER), looked.traps)
+        return Report(_COMMAND, (*looked.headers, cut, *beside, *around, *rest), looked.traps)
     written = settings.fingerprints(looked.judged, read.sha256)
-    checks = (*looked.headers, *read.checks, *beside, written, *around, _LOADER)
+    checks = (*looked.headers, *read.checks, *beside, written, *around, *rest)
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read))
 
 
 def glance(
-    draft: str | Path,
+    draft: Named,
     target: Checkpoint,
     *,
     engine: str = "vllm",
@@ -83,7 +89,7 @@ def glance(
 
     A target that is none explains what follows, so it comes first.
     """
-    looked = _look(open_checkpoint(str(draft)), target, ENGINES[engine], serving or Serving(), None, None)
+    looked = _look(open_checkpoint(draft), target, ENGINES[engine], serving or Serving(), None, None)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 
 
@@ -99,19 +105,27 @@ class _Looked:
 
 
 def _look(
-    held: Checkpoint, target: Checkpoint, judge: Engine, serving: Serving, scheme: Scheme | None, served_as: str | None
+    held: Checkpoint,
+    target: Checkpoint,
+    judge: Engine,
+    serving: Serving | None,
+    scheme: Scheme | None,
+    served_as: str | None,
 ) -> _Looked:
+    """serving: None where nothing is served, and the target stands in for one."""
     with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
     wanted = scheme or judge.scheme(target, family)
     try:
         files = names.files(held, prefix)
-        judged = subject(held, target, family, judge, wanted)
+        judged = subject(held, target, family, judge, wanted, is_served=serving is not None)
     except MtpforgeError as error:  # a draft whose headers lie is a finding
         return _Looked(None, (Check("files", "failed", _said(error), error.fix),))
     headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
     config, traps = settings.config(judged)
+    if serving is None:
+        return _Looked(judged, headers, (config, settings.block(judged)))
     around, more = settings.surroundings(judged, serving, served_as or held.location)
     found = tuple(dict.fromkeys((*traps, *more)))
     return _Looked(judged, headers, (config, settings.block(judged)), tuple(around), found)

@@ -8,7 +8,7 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import shown
-from mtpforge.families.counting import expert_numbers, served_experts
+from mtpforge.families.counting import expert_numbers
 from mtpforge.report import Check
 from mtpforge.tensors import Spec
 from mtpforge.verifying.subject import Subject
@@ -94,7 +94,7 @@ def experts(subject: Subject) -> Check:
     prefix = subject.prefix
     local = [name.removeprefix(prefix) for name in subject.refs if name.startswith(prefix)]
     numbers = expert_numbers(subject.family, local)
-    n_target = served_experts(subject.family, subject.target)
+    n_target = subject.n_target
     absent = [n for n in range(subject.n_experts) if n not in numbers]
     surplus = sorted(n for n in numbers if n >= subject.n_experts)
     incomplete = _incomplete(subject)

@@ -21,7 +21,7 @@ _MAPPED: Final = frozenset({"compressed-tensors"})  # methods whose forks resolv
 
 def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     """The draft's config.json beside the target's: every field that the engine reads from the draft, the counts."""
-    target, draft = subject.target.config, subject.draft.config
+    target, draft = subject.target_config, subject.draft.config
     found = subject.engine.draft_traps(target, draft, subject.family, subject.scheme)
     traps = tuple(replace(trap, fix=trap.fix.format(target=shown(subject.target.label))) for trap in found)
     text = subject.family.text(draft)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
 from mtpforge.families import Family
-from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.families.family import Module, Plain
 from mtpforge.formats import FORMATS
 from mtpforge.scheme import Scheme
@@ -26,7 +26,11 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A draft beside the target that it is for. refs: every tensor of the draft, by full name."""
+    """A draft beside the target that it is for.
+
+    n_target: experts of the target, target_config: its config. A source that stands in for one has as many as the layer
+    itself: its other layers may have been pruned without it. refs: every tensor of the draft, by full name.
+    """
 
     draft: Checkpoint
     target: Checkpoint
@@ -35,6 +39,8 @@ class Subject:
     scheme: Scheme
     prefix: str
     n_experts: int
+    n_target: int
+    target_config: Mapping[str, object]
     refs: dict[str, TensorRef]
     weights: tuple[Weight, ...]
     plain: tuple[Plain, ...]
@@ -57,8 +63,13 @@ class Subject:
         return ref is not None and ref.spec == spec
 
 
-def subject(draft: Checkpoint, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme) -> Subject:
-    """The draft with everything that is expected of it. Raises MtpforgeError where its headers cannot be read."""
+def subject(
+    draft: Checkpoint, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme, *, is_served: bool = True
+) -> Subject:
+    """The draft with everything that is expected of it. Raises MtpforgeError where its headers cannot be read.
+
+    is_served: whether the target is one, or a source that stands in for it.
+    """
     layer = family.layer(target.config)
     prefix = family.prefix(layer)
     refs = draft.locate(sorted(draft.names))
@@ -72,7 +83,11 @@ def subject(draft: Checkpoint, target: Checkpoint, family: Family, engine: Engin
             expected = {name: spec for name, spec in expected.items() if not name.startswith(own)}
             expected |= {own + suffix: spec for suffix, spec in weight.specs.items()}
     plain = family.plain(target.config, n_experts)
-    return Subject(draft, target, family, engine, scheme, prefix, n_experts, refs, weights, plain, expected)
+    n_target = served_experts(family, target) if is_served else n_experts
+    beside = target.config if is_served else family.with_experts(target.config, n_experts)
+    return Subject(
+        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, expected
+    )
 
 
 def _n_experts(

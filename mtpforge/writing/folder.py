@@ -209,23 +209,30 @@ def room(out: Path) -> int:
     return disk.f_bavail * disk.f_frsize + reserved
 
 
+def kept_steps(out: Path) -> str:
+    """What an interrupted build of this output has left for the next run, as a sentence."""
+    n_steps = journal.n_steps(claims.hidden_folder(out) / "journal")
+    folder = shown(claims.hidden_folder(out))
+    return f"{n_steps:,} finished steps are kept in {folder}" if n_steps else "no step was finished, nothing is kept"
+
+
 def refuse_existing(out: Path, *, force: bool) -> None:
     """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there."""
     if not os.path.lexists(out):
         return
-    if not force:
-        raise MtpforgeError(
-            "the output exists already",
-            where=shown(out),
-            fix="`--force` replaces it, `--out` chooses another",
-            code=errors.MACHINE,
-        )
     if not out.is_dir() or (any(out.iterdir()) and not (out / _MANIFEST).is_file()):
         raise MtpforgeError(
             "the output exists and is no draft",
             where=shown(out),
             why=f"`--force` replaces only folders that hold {_MANIFEST}",
             fix="remove it yourself, or choose another output with `--out`",
+            code=errors.MACHINE,
+        )
+    if not force:
+        raise MtpforgeError(
+            "the output exists already",
+            where=shown(out),
+            fix="`--force` replaces it, `--out` chooses another",
             code=errors.MACHINE,
         )
 

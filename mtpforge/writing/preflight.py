@@ -5,8 +5,10 @@ Writes nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
-from mtpforge.writing.claim import on_disk
+from mtpforge.writing.claim import hidden_folder, on_disk
 from mtpforge.writing.folder import refuse_existing, room
 
 _ROLES: Final = {"scales": "file of activation scales"}
@@ -27,8 +29,21 @@ _WEIGHTS: Final = ".safetensors"
 def preflight(plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Path, *, force: bool = False) -> None:
     """Raise MtpforgeError, code 5, where a build of this plan to `out` could not start."""
     refuse_output(checkpoints, out)
+    refuse_unwritable(out)
     refuse_existing(out, force=force)
     refuse_small_disk(plan, checkpoints, out)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Refuse an output that could not be made where it is to lie. What exists of its path is looked at, no more."""
+    with on_disk(out):
+        with suppress(FileNotFoundError):
+            hidden_folder(out.absolute()).lstat()  # a file among its folders, a name too long
+        home = next(folder for folder in out.absolute().parents if folder.exists())
+        if not os.access(home, os.W_OK | os.X_OK):
+            is_read_only = os.statvfs(home).f_flag & os.ST_RDONLY
+            number = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(home))
 
 
 def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:

@@ -1,0 +1,219 @@
+"""decide(): from a request to a job: source, experts, calibration and plan, with every refusal that needs no build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtpforge import errors, manifest
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint import Named, open_checkpoint, open_scales
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.drafting import experts, refusals, remarks
+from mtpforge.drafting.request import Request, Watching
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+from mtpforge.planning import Plan, agreed_scheme, plan
+from mtpforge.scheme import Scheme
+from mtpforge.source_choice import choose_source
+
+if TYPE_CHECKING:
+    from mtpforge.nextn.hessians import Calibration
+    from mtpforge.nextn.inputs import Inputs
+    from mtpforge.pruning.expert_choice import Comparison, Pruned
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A draft, decided. calibration: what codes are fitted to, where `scales` is gptq."""
+
+    request: Request
+    source: Checkpoint
+    target: Checkpoint | None
+    input_scales: Checkpoint | None
+    calibration: Calibration | None
+    plan: Plan
+    out: Path
+
+    @property
+    def served(self) -> Checkpoint:
+        """What the draft is for: the target, or what stands in for it."""
+        return self.target or self.source
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """By the origin that a plan's reads name."""
+        return _by_origin(self.source, self.target, self.input_scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Needless:
+    """There is nothing to make: the target's own layer loads as it is."""
+
+    request: Request
+    target: Checkpoint
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    source: Checkpoint
+    target: Checkpoint | None
+    input_scales: Checkpoint | None
+    scheme: Scheme | None
+
+
+def decide(request: Request, watching: Watching | None = None) -> Job | Needless:
+    """The job that a request is. Reads headers and configs, and what choosing experts by their weights takes.
+
+    Writes nothing. MtpforgeError for everything that is known to end the build.
+    """
+    watching = watching or Watching()
+    refusals.of_machine(request)
+    if request.out is not None:
+        refusals.of_output(Path(request.out), request)
+    given = None if request.scheme is None else _scheme(request.scheme)
+    inputs = _inputs(request)
+    if request.target is None:
+        source = _opened("source", request.source, request, watching)
+        return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
+    asked = experts.wish(request, inputs, watching)
+    experts.refuse_idle_inputs(request)
+    target = _opened("target", request.target, request, watching)
+    source, reason = source_of(request, target, watching)
+    if reason and asked.is_default and not request.standalone:
+        return Needless(request, target, reason)
+    named = request.input_scales
+    scales = None if named is None else open_scales(named, target.config, offline=request.offline)
+    sides = _Sides(source, target, scales, given)
+    refusals.of_inputs(_by_origin(source, target, scales), _out(request, sides))
+    kept = experts.choose(request, asked, inputs, source, target, watching)
+    return _decided(request, sides, kept, inputs, watching)
+
+
+def compare(request: Request, names: Sequence[str] = (), watching: Watching | None = None) -> Comparison:
+    """Which experts that draft would keep, by which scores, beside the choices of other methods."""
+    watching = watching or Watching()
+    inputs = _inputs(request)
+    asked = experts.wish(request, inputs, watching)
+    target = _opened("target", request.target, request, watching)
+    source, _ = source_of(request, target, watching)
+    return experts.compare(request, asked, inputs, names, source, target, watching)
+
+
+def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple[Checkpoint, str]:
+    """Where the layer comes from: as named, or chosen; and why nothing has to be made, "" where it has to."""
+    if request.source is not None:
+        return _opened("source", request.source, request, watching), ""
+
+    def opened(name: str) -> Checkpoint:
+        return open_checkpoint(name, offline=request.offline)
+
+    choice = choose_source(target, family_of(target.config), ENGINES[request.engine], opened)
+    for remark in remarks.of_choice(choice):
+        watching.on_remark(remark)
+    return choice.source, choice.reason if choice.self_sufficient else ""
+
+
+def default_out(target: Checkpoint, scheme: str) -> Path:
+    """`out/<target>-MTP-<scheme>` in the current folder; with the organisation where another target's lies there."""
+    name = target.label.split("@")[0] if target.revision else target.location
+    place = Path("out") / f"{Path(name).name}-MTP-{scheme}"
+    return place.with_name(f"{Path(name).parent.name}-{place.name}") if _is_of_another(place, target) else place
+
+
+def _is_of_another(place: Path, target: Checkpoint) -> bool:
+    """Whether a draft lies there that was made for a target of another organisation."""
+    if not target.revision:
+        return False
+    try:
+        made_for = manifest.read(place).target
+    except MtpforgeError:
+        return False
+    return made_for.split("@")[0] != target.identity.split("@")[0]
+
+
+def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inputs | None, watching: Watching) -> Job:
+    kept = None if pruned is None or pruned.keeps_all else pruned.kept
+    calibration = _calibration(request, sides, kept, inputs, watching)
+    notes: dict[str, object] = {}
+    if pruned is not None and kept is not None:
+        notes["kept_by"] = experts.kept_by(pruned, inputs)
+    if calibration is not None:
+        notes["fitted_to"] = experts.measured_on(calibration.inputs)
+    decided = plan(
+        sides.source,
+        sides.target,
+        engine=request.engine,
+        scheme=sides.scheme,
+        kept=kept,
+        serving=request.serving,
+        input_scales=sides.input_scales,
+        scales=request.scales,
+        inputs=calibration.inputs.digest if calibration else "",
+        notes=notes,
+    )
+    out = _out(request, sides)
+    job = Job(request, sides.source, sides.target, sides.input_scales, calibration, decided, out)
+    refusals.of_plan(request, decided, job.checkpoints, out, calibration)
+    return job
+
+
+def _out(request: Request, sides: _Sides) -> Path:
+    """Where the draft will be; one that nobody named is held to the same rules."""
+    if request.out is not None:
+        return Path(request.out)
+    served, engine = sides.target or sides.source, ENGINES[request.engine]
+    scheme = agreed_scheme(engine, family_of(served.config), sides.target, sides.scheme)
+    out = default_out(served, scheme.name)
+    refusals.of_output(out, request)
+    return out
+
+
+def _opened(role: str, named: Named | None, request: Request, watching: Watching) -> Checkpoint:
+    assert named is not None  # noqa: S101 -- a request without a target names its source
+    checkpoint = open_checkpoint(named, offline=request.offline)
+    watching.on_remark(remarks.of_checkpoint(role, checkpoint))
+    return checkpoint
+
+
+def _scheme(named: Scheme | str | Path) -> Scheme:
+    return named if isinstance(named, Scheme) else schemes.load(str(named))
+
+
+def _inputs(request: Request) -> Inputs | None:
+    """The inputs, opened. MtpforgeError where nothing looks at them."""
+    if request.inputs is None:
+        return None
+    if request.target is None and request.scales != "gptq":
+        raise MtpforgeError(
+            f"`--scales {request.scales}` looks at no inputs",
+            where="option `--inputs`",
+            fix="`--scales gptq`, or leave `--inputs` out",
+            code=errors.USAGE,
+        )
+    from mtpforge.nextn import inputs
+
+    return inputs.read(Path(request.inputs))
+
+
+def _calibration(
+    request: Request, sides: _Sides, kept: tuple[int, ...] | None, inputs: Inputs | None, watching: Watching
+) -> Calibration | None:
+    """What codes are fitted to; None where none are. MtpforgeError for inputs of another model."""
+    if request.scales != "gptq" or inputs is None:
+        return None
+    from mtpforge.nextn.hessians import Calibration
+
+    served = sides.target or sides.source
+    for remark in remarks.of_fit(inputs, served):
+        watching.on_remark(remark)
+    return Calibration(sides.source, served, inputs, kept)
+
+
+def _by_origin(source: Checkpoint, target: Checkpoint | None, scales: Checkpoint | None) -> dict[str, Checkpoint]:
+    given = {"source": source, "target": target, "scales": scales}
+    return {origin: checkpoint for origin, checkpoint in given.items() if checkpoint is not None}

@@ -1,0 +1,54 @@
+"""make(): a decided job carried out, and its draft judged before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mtpforge.building import Draft, build
+from mtpforge.checkpoint.checkpoint import Downloaded
+from mtpforge.drafting.deciding import Job
+from mtpforge.report import OnProgress, Report
+from mtpforge.verifying import verify
+
+
+def make(job: Job, on_progress: OnProgress | None = None) -> Draft:
+    """The draft, whole and verified. MtpforgeError where it cannot be made, or is not what the target demands."""
+    request = job.request
+    return build(
+        job.plan,
+        job.checkpoints,
+        job.out,
+        workers=request.workers,
+        memory=request.memory,
+        check=request.check,
+        force=request.force,
+        max_shard_bytes=request.max_shard_bytes,
+        device=request.device,
+        calibration=job.calibration,
+        judge=_judge(job, on_progress),
+        on_progress=on_progress,
+    )
+
+
+def downloaded(job: Job) -> Downloaded:
+    """What had to be fetched for it so far."""
+    return sum((c.downloaded for c in {id(c): c for c in job.checkpoints.values()}.values()), Downloaded())
+
+
+def _judge(job: Job, on_progress: OnProgress | None) -> Callable[[Path], Report]:
+    """Opens the finished folder as a stranger would."""
+
+    def judge(folder: Path) -> Report:
+        return verify(
+            folder,
+            job.target,
+            job.source,
+            engine=job.request.engine,
+            serving=job.request.serving,
+            scheme=None if job.target else job.plan.scheme,
+            served_as=str(job.out.absolute()),
+            on_progress=on_progress,
+        )
+
+    return judge

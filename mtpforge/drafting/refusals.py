@@ -1,0 +1,67 @@
+"""What would end a job, asked before anything takes long: the GPU, the output and its path, memory, the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtpforge import errors
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError
+from mtpforge.planning import RESERVED_BYTES
+from mtpforge.units import memory_size
+from mtpforge.writing import preflight
+from mtpforge.writing.folder import refuse_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.drafting.request import Request
+    from mtpforge.nextn.hessians import Calibration
+    from mtpforge.planning import Plan
+
+
+def of_machine(request: Request) -> None:
+    """MtpforgeError for a GPU that is not there."""
+    if request.device.startswith("cuda"):
+        from mtpforge.building import device as devices
+
+        devices.choose(request.device, ())
+
+
+def of_output(out: Path, request: Request) -> None:
+    """MtpforgeError for an output that exists, cannot be written, or would be misread by the engine it is for."""
+    for trap in ENGINES[request.judge].path_traps(str(out.absolute())) if request.judge else ():
+        if trap.severity == "error":
+            raise MtpforgeError(
+                trap.message,
+                where=trap.where,
+                why=f"trap `{trap.id}`",
+                fix=f"{trap.fix}: `--out PATH`",
+                code=errors.USAGE,
+            )
+    preflight.refuse_unwritable(out)
+    refuse_existing(out, force=request.force)
+
+
+def of_inputs(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
+    """MtpforgeError for an output that is one of the inputs, or lies in one."""
+    preflight.refuse_output(checkpoints, out)
+
+
+def of_plan(
+    request: Request, plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Path, calibration: Calibration | None
+) -> None:
+    """MtpforgeError where memory or disk are too small for this plan."""
+    needed = RESERVED_BYTES + max(step.peak_bytes for step in plan.steps)
+    needed += calibration.n_bytes if calibration else 0
+    if request.memory < needed:
+        raise MtpforgeError(
+            f"this draft needs {memory_size(needed)}, {memory_size(request.memory)} are allowed",
+            where="option `--memory`",
+            why=f"{memory_size(RESERVED_BYTES)} for torch and the reference check, the rest for the largest step",
+            fix=f"`--memory {-(-needed // (1 << 20))}MiB` or more",
+            code=errors.USAGE,
+        )
+    preflight.preflight(plan, checkpoints, out, force=request.force)

@@ -1,0 +1,103 @@
+"""What a job says on the way: checkpoints, choices and inputs, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.errors import shown
+from mtpforge.families import family_of
+from mtpforge.sourcing import has_layer
+
+if TYPE_CHECKING:
+    from mtpforge.nextn.inputs import Inputs
+    from mtpforge.pruning.expert_choice import Pruned
+    from mtpforge.source_choice import Choice
+
+_COMMIT = 7  # digits of a commit that people compare
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One line: what it is about (`target`, `source`, `inputs`, `experts`, `codes`, "" to go on), and what is said.
+
+    aside: no part of the result, a doubt about it.
+    """
+
+    about: str
+    text: str
+    aside: bool = False
+
+    def __str__(self) -> str:
+        """The line, texts below one another."""
+        return f"{self.about:<7} {self.text}"
+
+
+def title(checkpoint: Checkpoint) -> str:
+    """`org/name @ 1a2b3c4`, or the folder as it was typed."""
+    name = checkpoint.label.split("@")[0] if checkpoint.revision else checkpoint.label
+    return f"{name} @ {checkpoint.revision[:_COMMIT]}" if checkpoint.revision else name
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """`glm_moe_dsa, compressed-tensors, 256 experts, no layer 78`."""
+    with errors_of(checkpoint):
+        family = family_of(checkpoint.config)
+        layer = family.layer(checkpoint.config)
+        n_experts = family.n_experts(checkpoint.config)
+    method = str(checkpoint.quantization.get("quant_method") or "unquantized")
+    held = f"layer {layer}" if has_layer(checkpoint, family) else f"no layer {layer}"
+    if not checkpoint.names:
+        held = "config only"
+    return ", ".join((family.name, method, f"{n_experts} experts", held))
+
+
+def of_checkpoint(role: str, checkpoint: Checkpoint) -> Remark:
+    """A checkpoint in its role."""
+    return Remark(role, f"{title(checkpoint)}   {summary(checkpoint)}")
+
+
+def of_choice(choice: Choice) -> Iterator[Remark]:
+    """The source that was chosen, why, and what else could be."""
+    yield Remark("source", f"{title(choice.source)}   {choice.reason}")
+    for name, remark in choice.alternatives:
+        yield Remark("", f"also: `--source {name}`, {remark}")
+
+
+def of_experts(found: Pruned) -> Iterator[Remark]:
+    """The experts that stay, where some go."""
+    if not found.keeps_all:
+        yield Remark("experts", f"{len(found.kept)} of {found.n_stored}   {found.reason}")
+
+
+def of_inputs(inputs: Inputs, target: Checkpoint) -> Iterator[Remark]:
+    """The inputs that choose experts."""
+    of = f" of {inputs.target}" if inputs.target else ""
+    yield Remark("inputs", f"{shown(inputs.path)}   {_size(inputs)}{of}")
+    yield from _foreign(inputs, target)
+
+
+def of_fit(inputs: Inputs, target: Checkpoint) -> Iterator[Remark]:
+    """The inputs that codes are fitted to."""
+    yield Remark("codes", f"fitted to {shown(inputs.path)}   {_size(inputs)}")
+    yield from _foreign(inputs, target)
+
+
+def of_counts(counts: tuple[float, ...]) -> Remark:
+    """How many tokens of the inputs the experts see."""
+    unseen = f"; {counts.count(0)} see none" if 0 in counts else ""
+    return Remark("", f"an expert sees {min(counts):,.0f} to {max(counts):,.0f} of them{unseen}")
+
+
+def _size(inputs: Inputs) -> str:
+    return f"{inputs.n_tokens:,} tokens in {inputs.n_sequences:,} sequence{'s' if inputs.n_sequences > 1 else ''}"
+
+
+def _foreign(inputs: Inputs, target: Checkpoint) -> Iterator[Remark]:
+    """Inputs of another target: one of the same model serves nearly as well, any other does not."""
+    if inputs.target and inputs.target != shown(target.identity):
+        name = shown(target.identity)
+        yield Remark("", f"captured from another target than {name}: right only if it is the same model", aside=True)

@@ -1,0 +1,72 @@
+"""What is asked for: one draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from mtpforge.checkpoint import Named
+from mtpforge.drafting.remarks import Remark
+from mtpforge.engines.engine import Serving
+from mtpforge.report import OnProgress
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import ScaleMethod
+
+CheckMode: TypeAlias = Literal["full", "sample", "off"]
+Count: TypeAlias = int | Literal["match", "keep"]
+OnRemark: TypeAlias = Callable[[Remark], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One draft, as a user asks for it; every default is the command line's.
+
+    target: None for an extract, where the source stands in for it. source: None to have it chosen. keep_experts:
+    numbers of the source, a file that lists them, or a checkpoint that was pruned before. standalone: make a draft also
+    for a target whose own layer loads as it is. tp, ep: how it will be served.
+
+    What changes no byte of a tensor: workers (0: one a core), memory in bytes, check, force (replace an existing
+    draft), max_shard_bytes, device.
+    """
+
+    target: Named | None
+    source: Named | None = None
+    out: str | Path | None = None
+    engine: str = "vllm"
+    scheme: Scheme | str | Path | None = None
+    input_scales: Named | None = None
+    experts: Count = "match"
+    prune_by: str = ""
+    keep_experts: Named | Sequence[int] | None = None
+    inputs: str | Path | None = None
+    scales: ScaleMethod = "rtn"
+    tp: int = 1
+    ep: bool = False
+    standalone: bool = False
+    workers: int = 0
+    memory: int = 2 << 30
+    check: CheckMode = "sample"
+    force: bool = False
+    max_shard_bytes: int | None = None
+    device: str = "cpu"
+    offline: bool = False
+
+    @property
+    def serving(self) -> Serving:
+        """How the draft will be served."""
+        return Serving(self.tp, self.ep)
+
+    @property
+    def judge(self) -> str | None:
+        """Key of the engine that the draft is for; None for an extract."""
+        return self.engine if self.target is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who is told what is decided on the way, and how far long phases are; by default nobody."""
+
+    on_remark: OnRemark = lambda _remark: None
+    on_progress: OnProgress = lambda _progress: None
