@@ -26,7 +26,8 @@ class Trap:
     """A known failure found in a source, target or draft.
 
     severity: "error" stops a build or fails a verify; "warning" is printed; "note" appears with `-v`.
-    silent: nothing would fail in the engine, drafts would only be rejected.
+    silent: nothing would fail in the engine, drafts would only be rejected. draft_cures: it ends with a draft beside
+    the target, so nothing is to be done where one is being made.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Trap:
     fix: str = ""
     where: str = ""
     silent: bool = False
+    draft_cures: bool = False
 
 
 @dataclass(frozen=True, slots=True)

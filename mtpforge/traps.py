@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
 from mtpforge.errors import shown
 from mtpforge.families import Family
-from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.report import Trap
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Row:
     test: Callable[[Pair], Iterator[tuple[str, str]]]
     message: str
     fix: str
+    draft_cures: bool = False
 
 
 def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine) -> tuple[Trap, ...]:
@@ -63,6 +64,7 @@ def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine
             row.fix.format(where=where, found=what),
             where=where,
             silent=row.silent,
+            draft_cures=row.draft_cures,
         )
         for row in TRAPS
         for where, what in row.test(pair)
@@ -120,6 +122,15 @@ def _stale_count(pair: Pair) -> Iterator[tuple[str, str]]:
     stated = config_experts(pair.family, pair.source.config)
     if stored and stated is not None and stored != stated:
         yield pair.source.label, f"says {stated}, {stored} are stored"
+
+
+def _fewer_experts(pair: Pair) -> Iterator[tuple[str, str]]:
+    """A source whose layer was pruned further than the target: what is missing cannot be had from it."""
+    prefix = _prefix(pair.family, pair.source)
+    names = (n.removeprefix(prefix) for n in pair.source.names if n.startswith(prefix))
+    n_source, n_target = len(expert_numbers(pair.family, names)), served_experts(pair.family, pair.target)
+    if 0 < n_source < n_target:
+        yield pair.source.label, f"{n_source} experts, the target's layers {n_target}"
 
 
 def _coarse_bias(pair: Pair) -> Iterator[tuple[str, str]]:
@@ -191,6 +202,14 @@ TRAPS: Final[tuple[Row, ...]] = (
         "nothing for the draft, whose config states the stored count",
     ),
     Row(
+        "fewer-experts",
+        "warning",
+        True,
+        _fewer_experts,
+        "the source's layer has {found}: it loads, and fewer of its drafts are accepted than of the whole layer's",
+        "name a source whose layer is whole: `--source ORG/NAME`",
+    ),
+    Row(
         "coarse-correction-bias",
         "warning",
         True,
@@ -214,6 +233,7 @@ TRAPS: Final[tuple[Row, ...]] = (
         _without_weights,
         "the config promises an MTP layer that the files lack: {found}; SGLang would serve random drafts",
         "serve with a draft: `mtpforge build --target {where}`",
+        draft_cures=True,
     ),
     Row(
         "weights-outside-index",

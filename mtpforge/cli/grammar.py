@@ -7,9 +7,10 @@ OneOf      a value out of a table that is loaded when a value is given, with a s
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -47,13 +48,25 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse them; a value that is given twice is an error, since only the last would count."""
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            _, extra, order = self.make_parser(ctx).parse_args(list(args))
+            if extra:
+                self._refuse_extra(extra[0])
             for param in order:
                 if isinstance(param, Option) and not (param.multiple or param.is_flag) and order.count(param) > 1:
                     raise MtpforgeError(
                         f"`{param.opts[0]}` is given twice", fix="give one of the two values", code=errors.USAGE
                     )
         return super().parse_args(ctx, args)
+
+    def _refuse_extra(self, word: str) -> NoReturn:
+        """A checkpoint that is typed without its option is what people mean by the word that is too much."""
+        named = next((p.opts[0] for p in self.params if isinstance(p, Option) and p.required), "")
+        raise MtpforgeError(
+            f"`{shown(word)}` stands alone: `{self.name}` takes "
+            + ("no more arguments" if any(isinstance(p, click.Argument) for p in self.params) else "options only"),
+            fix=f"did you mean `{named} {shown(shlex.quote(word))}`?" if named else f"`mtpforge {self.name} --help`",
+            code=errors.USAGE,
+        )
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it; `-q` and `-v` together are an error."""

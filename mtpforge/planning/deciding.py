@@ -362,7 +362,7 @@ def _traps(
     scheme: Scheme,
     serving: Serving,
 ) -> tuple[Trap, ...]:
-    """Everything found; the first of severity "error" is raised."""
+    """Everything found; the first of severity "error" is raised, what this very draft cures is a note."""
     found: list[Trap] = []
     if target is not None:
         found += engine.target_traps(target, family)
@@ -371,4 +371,4 @@ def _traps(
     for trap in found:
         if trap.severity == "error":
             raise MtpforgeError(trap.message, where=trap.where, why=f"trap `{trap.id}`", fix=trap.fix)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(replace(trap, severity="note", fix="") if trap.draft_cures else trap for trap in found))

@@ -27,7 +27,13 @@ ENDINGS = {
         "serve": "words of the server command; null where the target's config.json has to be mended first",
         "reason": "why nothing had to be built",
     },
-    "build --dry-run, extract --dry-run": {"plan": "Plan", "digest": "of the plan", "draft": "path that it would have"},
+    "build --dry-run, extract --dry-run": {
+        "plan": "Plan, but for `steps` and `unused`: these with `-v`; the rows of `facts.stored` say the same by kind",
+        "plan.n_steps": "steps, without `-v`",
+        "plan.left_out": "reason -> tensors of the source that the draft does not carry, without `-v`",
+        "digest": "of the plan",
+        "draft": "path that it would have",
+    },
     "extract, demo": {"...": "as build; extract has no `serve`"},
     "schemes": {"schemes": "list of Scheme", "scheme": "Scheme, with a name or `--from`", "toml": "the same as a file"},
     "prune-plan": {

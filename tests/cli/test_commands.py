@@ -55,6 +55,15 @@ def test_plan_as_json_is_the_plan(run, in_folder, pair):
     assert document["draft"] == "out/awq-int4-MTP-int4-g32-asym"
 
 
+def test_plan_as_json_is_by_kind_and_by_tensor_with_v(run, in_folder, pair):
+    short, whole = (run("build", *pair, "--dry-run", "--json", *more).document["plan"] for more in ((), ("-v",)))
+    assert short.keys() - whole.keys() == {"n_steps", "left_out"}
+    assert whole.keys() - short.keys() == {"steps", "unused"}
+    assert short["n_steps"] == len(whole["steps"])
+    assert short["left_out"] == {"the draft's activations are not quantized": len(whole["unused"])}
+    assert short["facts"] == whole["facts"]
+
+
 def test_plan_quiet_is_the_folder(run, in_folder, pair):
     ran = run("build", *pair, "--dry-run", "-q")
     assert (ran.out, ran.err) == ("out/awq-int4-MTP-int4-g32-asym\n", "")
@@ -117,6 +126,16 @@ def test_path_that_leads_nowhere_is_an_unusable_input(run):
 
 def test_demo_leaves_a_verified_draft(demo):
     assert {f.name for f in (demo / "out" / "demo").iterdir()} >= {"config.json", "model.safetensors", "mtpforge.json"}
+
+
+def test_demo_goes_where_it_is_told(run, in_folder, monkeypatch):
+    """So that the hint of a folder that may not be written works when it is typed."""
+    monkeypatch.setattr("mtpforge.cli.demo._CHECK", "off")
+    (in_folder / "out").write_text("in the way")
+    ran = run("demo")
+    assert (ran.code, " hint: choose a folder that you may write to with `--out`\n" in ran.err) == (5, True)
+    assert run("demo", "--out", "elsewhere").code == 0
+    assert (in_folder / "elsewhere" / "mtpforge.json").exists()
 
 
 def test_demo_runs_twice(run, demo, monkeypatch):

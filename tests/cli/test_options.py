@@ -36,3 +36,18 @@ def test_records_become_objects_and_odd_numbers_text():
         "none": "inf",
         "set": ["a", "b"],
     }
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (("build", "org/T"), "did you mean `--target org/T`?"),
+        (("extract", "org/S", "-o", "x"), "did you mean `--source org/S`?"),
+        (("prune-plan", "--target", "a", "org/T"), "did you mean `--target org/T`?"),
+        (("demo", "x"), "`mtpforge demo --help`"),
+    ],
+)
+def test_checkpoint_without_its_option_is_answered_with_the_option(run, argv, hint):
+    ran = run(*argv)
+    assert ran.code == 2
+    assert f" hint: {hint}\n" in ran.err

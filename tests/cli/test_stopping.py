@@ -88,6 +88,19 @@ def test_second_interrupt_does_not_wait(monkeypatch):
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (TerminatedError, 143)])
+def test_stop_before_any_step_speaks_of_no_finished_steps(run, in_folder, tinyglm, monkeypatch, stop, code):
+    def fetch(*_):
+        raise stop
+
+    monkeypatch.setattr("mtpforge.building.building._fetch", fetch)
+    ran = run("build", "--target", tinyglm("awq-int4"), "--source", tinyglm("nvfp4"), "-o", "draft")
+    assert ran.code == code
+    assert "cause: no step was finished, nothing is kept\n" in ran.err
+    assert " hint: start it again: `mtpforge build " in ran.err
+    assert not list(in_folder.iterdir())
+
+
 def test_progress_raises_again_what_was_swallowed():
     """A verify of twenty gigabytes must not go on to its end."""
     screen = Screen()

@@ -44,6 +44,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
                 f"serve with a draft of the same bytes: `mtpforge build --target {target.label}`",
                 where=f"{_TARGET}, {_ROUTER}",
                 silent=True,
+                draft_cures=True,
             )
         )
     if text.get("mtp_quantization_config") is not None:
@@ -55,6 +56,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
                 " config says, and the target's own layer ends in a KeyError",
                 f"serve with a draft: `mtpforge build --target {target.label}`",
                 where=f"{_TARGET}, mtp_quantization_config",
+                draft_cures=True,
             )
         )
     return (*found, *_quantized_head(target, family))
