@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
+from mtpforge.durable import effects
 from mtpforge.errors import MtpforgeError
 from mtpforge.tensors import Spec
-from mtpforge.writing import effects, folder
+from mtpforge.writing import folder
 from mtpforge.writing.folder import DraftFolder
 from mtpforge.writing.layout import index, place
 

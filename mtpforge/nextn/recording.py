@@ -10,8 +10,6 @@ one starts it afresh.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge import errors
+from mtpforge.durable import effects, files
+from mtpforge.durable.refusing import Words, refusals
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.sequences import FORMAT, HIDDEN, POSITIONS, STARTS, TOKENS, Sequence, invalid, odd_rows, overflowing
 from mtpforge.tensors import DTYPES, Spec
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES: Final = 16 << 10  # four tensors and two short texts take 600
 _ALIGNED: Final = 8  # bytes; so that the whole numbers after the hidden states can be used where they lie
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_WORDS: Final = Words(
+    full="the disk is full",
+    make_room="choose another place with `--out`",
+    refused="cannot write the inputs file",
+    choose="choose another place with `--out`",
+)
 
 
 def write(
@@ -49,14 +54,13 @@ def write(
     refuse are one too, and leave nothing under `path`.
     """
     refuse_existing(path, force=force)
-    with _disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with _disk(path), _beside(path) as (fd, temporary):
-        _fill(fd, path, sequences, target, dtype)
-        os.fsync(fd)
-        refuse_existing(path, force=force)
-        temporary.rename(path)
-        _sync_names(path.parent)
+    with refusals(path, _WORDS):
+        files.make_folder(path.absolute().parent)
+        with _beside(path) as (fd, temporary):
+            _fill(fd, path, sequences, target, dtype)
+            effects.sync(fd)
+            refuse_existing(path, force=force)
+            files.take_place(temporary, path)
 
 
 def refuse_existing(path: Path, *, force: bool = False) -> None:
@@ -106,43 +110,20 @@ def refuse_small_disk(path: Path, n_bytes: int) -> None:
 def _beside(path: Path) -> Iterator[tuple[int, Path]]:
     """The hidden file that will become `path`: empty, held by this process alone, gone where the writer fails."""
     temporary = path.with_name(f".{path.name}.mtpforge-tmp")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        _hold(fd, temporary)
+        fd = files.hold(temporary, wait=False)
+    except BlockingIOError as error:
+        fix = "wait for it, or name another output with `--out`"
+        what = "another process writes this file"
+        raise MtpforgeError(what, where=shown(temporary), fix=fix, code=errors.MACHINE) from error
+    try:
         os.ftruncate(fd, 0)
-        try:
-            yield fd, temporary
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        yield fd, temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
-
-
-def _hold(fd: int, temporary: Path) -> None:
-    """Lock it; another writer that holds it, or has renamed it since it was opened, is an error."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = os.path.samestat(os.fstat(fd), temporary.stat())
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    if not mine:
-        fix = "wait for it, or name another output with `--out`"
-        raise MtpforgeError("another process writes this file", where=shown(temporary), fix=fix, code=errors.MACHINE)
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MtpforgeError(
-            "the disk is full" if error.errno in _FULL else "cannot write the inputs file",
-            where=shown(path),
-            why=shown(error.strerror or error),
-            fix="choose another place with `--out`",
-            code=errors.MACHINE,
-        ) from error
 
 
 def _fill(fd: int, path: Path, sequences: Iterable[Sequence], target: str, dtype: str) -> None:
@@ -172,7 +153,7 @@ def _fill(fd: int, path: Path, sequences: Iterable[Sequence], target: str, dtype
         at = _put(fd, values, at)
     specs = {HIDDEN: Spec(dtype, (starts[-1], width))}
     specs |= {name: Spec("I64", tuple(values.shape)) for name, values in small.items()}
-    os.pwrite(fd, _header(specs, shown(target)), 0)
+    effects.put(fd, memoryview(_header(specs, shown(target))), 0)
 
 
 def _check(path: Path, sequence: Sequence, width: int) -> int:
@@ -210,16 +191,6 @@ def _put(fd: int, values: Tensor, at: int) -> int:
     """Write a tensor's bytes at an offset; where the next ones go."""
     import torch
 
-    left = values.contiguous().reshape(-1).view(torch.uint8).numpy().data
-    while left:
-        n_bytes = os.pwrite(fd, left, at)
-        left, at = left[n_bytes:], at + n_bytes
-    return at
-
-
-def _sync_names(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    raw = values.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    effects.put(fd, raw, at)
+    return at + raw.nbytes

@@ -2,7 +2,6 @@
 
 preflight refuses what could not be written
 layout    where every byte of the weight files lies
-effects   the five functions that change the disk
 claim     the hidden folder beside the destination, and its lock
 journal   finished steps, so that the same command resumes
 folder    DraftFolder, which puts the others in order

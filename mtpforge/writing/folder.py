@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge import errors
+from mtpforge.durable import effects, files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import Spec
 from mtpforge.writing import claim as claims
-from mtpforge.writing import effects, journal
+from mtpforge.writing import journal
 from mtpforge.writing.layout import ShardLayout
 
 # A batch costs one flush of the data and one of the journal; at most this much is written again after a crash.
@@ -123,12 +124,7 @@ class DraftFolder:
         if Path(name).name != name or name in self._files:
             raise ValueError(f"no name of a small file: {name!r}")
         with claims.on_disk(self.path / name):
-            fd = effects.allocate(self.path / name, len(data))
-            try:
-                effects.put(fd, memoryview(data), 0)
-                effects.sync(fd)
-            finally:
-                os.close(fd)
+            files.write(self.path / name, data)
 
     def commit(self) -> None:
         """Make the draft appear under its name, whole; afterwards nothing of the hidden folder is left."""
@@ -137,14 +133,14 @@ class DraftFolder:
         with claims.on_disk(out):
             for fd in self._files.values():
                 effects.sync(fd)
-            claims.sync_folder(self.path)
+            files.sync_names(self.path)
             refuse_existing(out, force=self._force)
             try:
                 effects.publish(self.path, out, self._claim.replaced if self._force else None)
             except FileExistsError:
                 refuse_existing(out, force=False)
                 raise
-            claims.sync_folder(out.parent)
+            files.sync_names(out.parent)
             self.abandon(keep=False)
 
     def abandon(self, *, keep: bool) -> None:
@@ -166,21 +162,21 @@ class DraftFolder:
         claim = self._claim
         if claim.replaced.exists() and not os.path.lexists(claim.out):
             claim.replaced.rename(claim.out)
-        claims.remove(claim.replaced)
+        files.remove(claim.replaced)
 
     def _open(self, key: str) -> None:
         claim = self._claim
         earlier = journal.load(claim.journal, key)
         if earlier is None:
             _log.debug("starting afresh in %s", claim.folder)
-            claims.remove(claim.journal)
-            claims.remove(claim.draft)
+            files.remove(claim.journal)
+            files.remove(claim.draft)
         claim.draft.mkdir(exist_ok=True)
         _remove_strangers(claim.draft, frozenset(self._files))
         for layout in self._layouts:
             fd = self._files[layout.file] = effects.allocate(claim.draft / layout.file, layout.n_bytes)
             effects.put(fd, memoryview(layout.header), 0)
-        claims.sync_folder(claim.draft)
+        files.sync_names(claim.draft)
         if earlier is None:
             self._journal = journal.start(claim.journal, key)
         else:
@@ -190,7 +186,7 @@ class DraftFolder:
                 self._journal
             )  # a process killed between line and sync leaves lines that a power cut takes back
             _log.debug("resuming in %s: %d steps", claim.folder, len(self.finished))
-        claims.sync_folder(claim.folder)  # also when resuming: the run before may have died between name and sync
+        files.sync_names(claim.folder)  # also when resuming: the run before may have died between name and sync
 
     def _pieces(self, name: str, n_bytes: int) -> Iterator[bytes]:
         file, start = self._homes[name]
@@ -237,8 +233,8 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         )
 
 
-def _remove_strangers(folder: Path, files: frozenset[str]) -> None:
+def _remove_strangers(folder: Path, ours: frozenset[str]) -> None:
     """After an exchange that was not cleaned up, the old draft lies here: nothing of it may travel with the new one."""
     for entry in folder.iterdir():
-        if entry.name not in files or entry.is_symlink() or not entry.is_file() or entry.stat().st_nlink > 1:
-            claims.remove(entry)
+        if entry.name not in ours or entry.is_symlink() or not entry.is_file() or entry.stat().st_nlink > 1:
+            files.remove(entry)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from mtpforge.writing import effects
+from mtpforge.durable import effects
 
 Finished: TypeAlias = dict[int, dict[str, str]]  # step -> tensor name -> sha256
 

@@ -14,11 +14,12 @@ from mtpforge import manifest
 from mtpforge.building import build, building
 from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult
+from mtpforge.durable import effects
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.planning.steps import Step
 from mtpforge.report import Check, Report
-from mtpforge.writing import effects, folder
+from mtpforge.writing import folder
 
 SHAPE = (640, 256)
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import mtpforge
 from mtpforge import building, planning, verifying  # noqa: F401  # what a build would import first
 from mtpforge.cli import main
-from mtpforge.writing import effects, folder
+from mtpforge.durable import effects
+from mtpforge.writing import folder
 
 DEMO = Path(mtpforge.__file__).parent / "_demo"
 PAIR = ("--target", str(DEMO / "awq-int4"), "--source", str(DEMO / "nvfp4"))

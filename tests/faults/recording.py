@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from faults.power_cut import ROOT, Data, Memory, Names, Size, Story, Sync, apply, read_tree, shape
 
-from mtpforge.writing import effects
+import mtpforge
+from mtpforge.durable import effects
+
+PRODUCT = Path(mtpforge.__file__).parent
 
 
 class Recorder:
@@ -156,8 +159,8 @@ class Recorder:
 
 
 def caller():
-    """The function of the product that asked for an fsync."""
+    """The function of the product that asked for an fsync; those of `durable` ask for others."""
     frame = sys._getframe(1)
-    while "writing" not in frame.f_code.co_filename or frame.f_code.co_name in {"sync", "_sync_folder", "sync_folder"}:
+    while PRODUCT not in (file := Path(frame.f_code.co_filename)).parents or file.parent.name == "durable":
         frame = frame.f_back
     return frame.f_code.co_name

@@ -13,10 +13,11 @@ from small_plans import DENSE, INT4, carry, checkpoint, move, plan, weight
 from mtpforge.building import build
 from mtpforge.checkpoint import folder_files as source_files
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.durable import effects
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Step
 from mtpforge.tensors import Spec
-from mtpforge.writing import effects, folder
+from mtpforge.writing import folder
 from mtpforge.writing.layout import place
 
 FULL = "the disk is full", "free some, or choose another disk with `--out`"

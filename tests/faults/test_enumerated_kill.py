@@ -20,10 +20,11 @@ from faults.recording import Recorder
 from small_plans import DENSE, INT4, carry, checkpoint, move, plan, weight
 
 from mtpforge.building import build
+from mtpforge.durable import effects
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Step
 from mtpforge.tensors import Spec
-from mtpforge.writing import effects, folder
+from mtpforge.writing import folder
 from mtpforge.writing.layout import place
 
 N_SEEDS = 20 if os.environ.get("MTPFORGE_LONG") else 1
@@ -33,7 +34,7 @@ CUTS = [
     *(Memory(names, data, seed) for seed in range(N_SEEDS) for names, data in [(0.5, 0.5), (0.8, 0.2), (0.2, 0.8)]),
 ]
 SITES = [  # where the product asks for an fsync; one more belongs here, with a disk that shows why
-    "_make: a folder above",
+    "_hold: a folder above",
     "_open: draft/",
     "_open: hidden folder",
     "flush: weights",

@@ -17,8 +17,10 @@ from faults.killing import builder, files, hidden
 from small_plans import DENSE, INT4, carry, checkpoint, move, plan, weight
 
 from mtpforge.building import build
+from mtpforge.durable import effects
+from mtpforge.durable import files as durable_files
 from mtpforge.planning.steps import Step
-from mtpforge.writing import claim, effects, folder
+from mtpforge.writing import folder
 
 IS_LONG = bool(os.environ.get("MTPFORGE_LONG"))
 COMPLETE, KILLED = 0, 9
@@ -133,7 +135,7 @@ def test_kill_minus_nine_at_random_moments_of_the_demo(tmp_path):
                 assert not hidden(out).exists()
             if figures["killed"] >= wanted:
                 break
-            claim.remove(out)
+            durable_files.remove(out)
     sys.stdout.write(f"{figures}\n")
     assert figures["killed"] >= wanted
 

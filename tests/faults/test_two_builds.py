@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from faults.killing import TOP, builder, files, hidden, said
 
+from mtpforge.durable import files as durable_files
 from mtpforge.errors import MtpforgeError
 from mtpforge.writing import claim
 
 CLAIM = """
 import os, sys
 from pathlib import Path
+from mtpforge.durable import files as durable_files
 from mtpforge.errors import MtpforgeError
 from mtpforge.tensors import Spec
 from mtpforge.writing.folder import DraftFolder
@@ -71,15 +73,15 @@ def test_output_of_a_dead_process_is_taken_over_with_its_finished_steps(demo, wh
 
 def test_lock_that_its_holder_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     """Between our open and our lock the first build ended, and a third one made a lock of its own."""
-    out, real, third = tmp_path / "draft", claim._lock, []
+    out, real, third = tmp_path / "draft", durable_files.fcntl.flock, []
 
-    def late(fd, path):
-        monkeypatch.setattr(claim, "_lock", real)
+    def late(fd, how):
+        monkeypatch.setattr(durable_files.fcntl, "flock", real)
         (hidden(out) / "lock").unlink()
         third.append(claim.take(out))
-        return real(fd, path)
+        return real(fd, how)
 
-    monkeypatch.setattr(claim, "_lock", late)
+    monkeypatch.setattr(durable_files.fcntl, "flock", late)
     with pytest.raises(MtpforgeError, match="another build writes to the same output"):
         claim.take(out)
     claim.release(third[0], keep=False)

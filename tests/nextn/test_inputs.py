@@ -215,21 +215,6 @@ def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     assert [tuple(rest) for _, *rest in killed] == [("before", 6)] * (len(killed) - 1) + [("after", 8)]
 
 
-def test_file_and_its_name_are_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
-    seen = []
-    for name in ("fsync", "rename"):
-        real = getattr(os, name)
-
-        def note(*args, name=name, real=real):
-            seen.append((name, os.path.realpath(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[1])))
-            return real(*args)
-
-        monkeypatch.setattr(os, name, note)
-    inputs.write(tmp_path / "made", [sequence(3)], target="")
-    hidden = str(tmp_path / ".made.mtpforge-tmp")
-    assert seen == [("fsync", hidden), ("rename", str(tmp_path / "made")), ("fsync", str(tmp_path))]
-
-
 def test_second_writer_is_told_of_the_first(tmp_path):
     def nested():
         yield sequence(2)

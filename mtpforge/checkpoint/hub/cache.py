@@ -10,7 +10,7 @@
             <start> <stop> -                   no longer: they were damaged
             checked                            everything above was compared with the hub (`agreement.py`)
 
-A piece enters the journal after its bytes are on the disk (fdatasync), so whatever the journal names is there: killed
+A piece enters the journal after its bytes are on the disk (fsync), so whatever the journal names is there: killed
 at any time, the next run fetches the rest. A line cut short by a crash is dropped, with everything after it. What the
 disk did to the bytes later shows in their CRC when they are used. A journal of another layout counts as empty: its
 bytes are fetched again. One process at a time fetches into a file (flock on its journal); readers need no lock.
@@ -21,7 +21,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -29,6 +28,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,12 +39,19 @@ from huggingface_hub import constants
 from mtpforge import errors
 from mtpforge.checkpoint.hub.checksums import PIECE_BYTES, Piece
 from mtpforge.checkpoint.hub.ranges import Range, coalesce, subtract
+from mtpforge.durable import effects, files
+from mtpforge.durable.refusing import Words, refusals
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import file_size
 
 _LINE: Final = re.compile(rb"(?:(\d{1,19}) (\d{1,19}) ([0-9a-f]{8}|-)|checked)\n")
 _LAYOUT: Final = 2  # of the journal: pieces with checksums
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_WORDS: Final = Words(
+    full="the download cache is full",
+    make_room="free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept",
+    refused="the download cache cannot be used",
+    choose="make the folder writable, or set `MTPFORGE_CACHE` to another one",
+)
 
 
 def home() -> Path:
@@ -65,28 +72,12 @@ def ref_file(repo: str, revision: str) -> Path:
 def replace_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new one."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        files.replace(path, text.encode())
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses below into an error with exit code 5."""
-    try:
-        yield
-    except OSError as error:
-        is_full = error.errno in _FULL
-        raise MtpforgeError(
-            "the download cache is full" if is_full else "the download cache cannot be used",
-            where=shown(path),
-            why=shown(error.strerror or error),
-            fix="free some space there, or set `MTPFORGE_CACHE` to a folder on another disk; what is there is kept"
-            if is_full
-            else "make the folder writable, or set `MTPFORGE_CACHE` to another one",
-            code=errors.MACHINE,
-        ) from None
+def disk_errors(path: Path) -> AbstractContextManager[None]:
+    """Turns what the file system refuses into an error with exit code 5."""
+    return refusals(path, _WORDS)
 
 
 def refuse_full(folder: Path, n_bytes: int) -> None:
@@ -186,11 +177,10 @@ class RangeFile:
     def locked(self) -> Iterator[None]:
         """Hold the file alone: other processes, and other threads of this one, wait."""
         with disk_errors(self._journal_path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            log = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            files.make_folder(self.path.parent)
+            log = files.hold(self._journal_path)
         try:
             with disk_errors(self._journal_path):
-                fcntl.flock(log, fcntl.LOCK_EX)  # the kernel drops it with the process
                 os.ftruncate(log, self._read().n_bytes)  # else what is written now would stand behind a torn line
             self._log = log
             yield
@@ -206,6 +196,7 @@ class RangeFile:
                 self.drop()
                 self._append(_head(identity))
             self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            files.sync_names(self.path.parent)  # else the name may lead to dropped bytes again
         try:
             with disk_errors(self.path):
                 os.ftruncate(self._data, identity.n_bytes)
@@ -217,15 +208,13 @@ class RangeFile:
     def put(self, start: int, chunk: bytes) -> None:
         """Write bytes at their offset. Several threads may do so at once."""
         with disk_errors(self.path):
-            written = 0
-            while written < len(chunk):
-                written += os.pwrite(self._data, memoryview(chunk)[written:], start + written)
+            effects.put(self._data, memoryview(chunk), start)
 
     def finish(self, pieces: Iterable[Piece]) -> None:
         """Make these bytes durable, then write them down as here."""
         if lines := b"".join(b"%d %d %08x\n" % (p.range.start, p.range.stop, p.crc) for p in pieces):
             with disk_errors(self.path):
-                os.fdatasync(self._data)
+                effects.sync(self._data)
             self._append(lines)
 
     def settle(self) -> None:
@@ -240,16 +229,18 @@ class RangeFile:
         """Forget everything that is here, inside `locked`."""
         with disk_errors(self._journal_path):
             os.ftruncate(self._log, 0)
-            os.fsync(self._log)  # first forget the ranges, then their bytes
+            effects.sync(self._log)  # forget the ranges before their bytes, and before another head is written
             self.path.unlink(missing_ok=True)
 
     def _append(self, lines: bytes) -> None:
         with disk_errors(self._journal_path), self._lock:
             end = os.fstat(self._log).st_size
-            if os.pwrite(self._log, lines, end) != len(lines):
-                os.ftruncate(self._log, end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._log)
+            try:
+                effects.put(self._log, memoryview(lines), end)
+            except OSError:
+                os.ftruncate(self._log, end)  # what is written behind a torn line would not be read
+                raise
+            effects.sync(self._log)
 
     def _read(self) -> _Journal:
         """The journal, parsed again only when it changed."""
