@@ -1,10 +1,14 @@
 """mtpforge: builds the MTP draft layer of GLM-5.2 in exactly the scheme that a quantized target asks for.
 
-    plan(source, target)    decide everything about a draft, from headers and configs
-    build(plan, ...)        make it
-    verify(draft, target)   open it again and judge it
-    inspect(checkpoint)     what a checkpoint holds
+    inspect(checkpoint)             what a checkpoint holds, and what a draft for it must be
+    plan(target, source=None)       decide everything about a draft, from headers and configs
+    build(target, source=None)      make it, and verify it
+    extract(source, out=...)        the layer on its own
+    prune_plan(target)              which experts would stay beside a smaller target
+    verify(draft, target)           open a draft again and judge it
+    serve_command(draft, target)    what to type
 
+Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
 Each name is loaded on first use: `import mtpforge` costs nothing and brings no torch.
 """
 
@@ -14,22 +18,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from mtpforge.building import build
+    from mtpforge.building import Draft
+    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.drafting.calls import (
+        build,
+        demanded_scheme,
+        extract,
+        inspect,
+        load_scheme,
+        plan,
+        prune_plan,
+        serve_command,
+        verify,
+    )
     from mtpforge.errors import MtpforgeError
-    from mtpforge.inspecting import inspect
-    from mtpforge.planning import plan
-    from mtpforge.verifying import verify
+    from mtpforge.planning import Plan
+    from mtpforge.pruning.expert_choice import Comparison
+    from mtpforge.report import Progress, Report
+    from mtpforge.scheme import Scheme
 
     __version__: str
 
-__all__ = ["MtpforgeError", "__version__", "build", "inspect", "plan", "verify"]
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "Draft",
+    "MtpforgeError",
+    "Plan",
+    "Progress",
+    "Report",
+    "Scheme",
+    "__version__",
+    "build",
+    "demanded_scheme",
+    "extract",
+    "inspect",
+    "load_scheme",
+    "open_checkpoint",
+    "plan",
+    "prune_plan",
+    "serve_command",
+    "verify",
+]
 
 _PLACES: Final = {
+    **dict.fromkeys(__all__, "mtpforge.drafting.calls"),
+    "Checkpoint": "mtpforge.checkpoint.checkpoint",
+    "Comparison": "mtpforge.pruning.expert_choice",
+    "Draft": "mtpforge.building",
     "MtpforgeError": "mtpforge.errors",
-    "build": "mtpforge.building",
-    "inspect": "mtpforge.inspecting",
-    "plan": "mtpforge.planning",
-    "verify": "mtpforge.verifying",
+    "Plan": "mtpforge.planning",
+    "Progress": "mtpforge.report",
+    "Report": "mtpforge.report",
+    "Scheme": "mtpforge.scheme",
+    "open_checkpoint": "mtpforge.checkpoint",
 }
 
 

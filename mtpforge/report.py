@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from mtpforge import errors
+from mtpforge import errors, tables
 
 Verdict: TypeAlias = Literal["passed", "failed", "warning", "not checked"]
 
@@ -39,6 +39,12 @@ class Trap:
     draft_cures: bool = False
 
 
+def advice(traps: Iterable[Trap]) -> list[str]:
+    """Errors and warnings as lines; notes are left out."""
+    told = dict.fromkeys(trap for trap in traps if trap.severity != "note")
+    return [f"{trap.severity}: {trap.message}" + (f"; {trap.fix}" if trap.fix else "") for trap in told]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The checks of one command, the traps it found, and facts worth keeping."""
@@ -57,6 +63,21 @@ class Report:
     def exit_code(self) -> int:
         """0 when ok, else 1."""
         return errors.DONE if self.ok else errors.ANSWER_NO
+
+    def __str__(self) -> str:
+        """What it comes to, the checks as a table, and what to do."""
+        return tables.text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return tables.html(*self._shown())
+
+    def _shown(self) -> tuple[str, tuple[str, ...], list[tuple[str, ...]], list[str]]:
+        failed = ", ".join(check.name for check in self.checks if check.verdict == "failed")
+        verdict = "passed" if self.ok else f"failed: {failed}" if failed else "failed"
+        rows: list[tuple[str, ...]] = [(check.name, check.verdict, check.detail) for check in self.checks]
+        fixes = [f"hint: {c.fix}" for c in self.checks if c.fix and c.verdict in ("failed", "warning")]
+        remarks = [*advice(self.traps), *dict.fromkeys(fixes)]
+        return f"{self.command} {verdict}", ("", "", ""), rows, remarks
 
 
 @dataclass(frozen=True, slots=True)

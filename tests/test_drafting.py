@@ -184,7 +184,7 @@ def test_target_that_drafts_for_itself_needs_nothing(asked, tinyglm):
 
 def test_whoever_watches_is_told_what_was_decided(asked, tinyglm):
     said = []
-    deciding.decide(asked(target=tinyglm("awq-int4-12experts")), Watching(on_remark=said.append))
+    deciding.decide(asked(target=tinyglm("awq-int4-12experts")), Watching.by(said.append, None))
     assert [remark.about for remark in said] == ["target", "source", "experts"]
     assert str(said[2]) == "experts 12 of 16   by bias, highest scores dropped"
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -22,7 +23,7 @@ from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.selection import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning.steps import Plan
 from mtpforge.report import Check, OnProgress, Progress, Report
@@ -36,7 +37,7 @@ Judge: TypeAlias = Callable[[Path], Report]
 _NAMED: Final = 5  # failed checks that an error spells out; the report has them all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Draft:
     """A finished draft: folder, config, manifest, and the report: the reference check, then what the judge found."""
 
@@ -44,6 +45,17 @@ class Draft:
     config: dict[str, object]
     manifest: manifest.Manifest
     report: Report
+
+    def __repr__(self) -> str:
+        """One line: the manifest names every tensor."""
+        return f"<draft {shown(self.path)}>"
+
+    def __str__(self) -> str:
+        """Where it lies, and the report."""
+        return f"draft in {shown(self.path)}\n{self.report}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>draft in <code>{escape(shown(self.path))}</code></p>{self.report._repr_html_()}"
 
 
 def build(

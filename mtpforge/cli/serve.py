@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
@@ -15,10 +15,6 @@ from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument, folder_of
 from mtpforge.errors import MtpforgeError, shown
-
-if TYPE_CHECKING:
-    from mtpforge.checkpoint.checkpoint import Checkpoint
-    from mtpforge.engines.engine import Serving
 
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
@@ -70,15 +66,14 @@ def command(  # noqa: D103 -- the help text above
     more: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.engines import ENGINES
+    from mtpforge.drafting.serving import serving_command
     from mtpforge.engines.engine import Serving
 
     served = open_checkpoint(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
     serving = Serving(tp, ep, tokens, port=port)
     _refuse_strays(screen.argv, more)
-    _refuse_misfit(path, served, engine, serving)
-    argv = ENGINES[engine].serve(served, path, serving)
+    argv = serving_command(path, served, engine, serving)
     _refuse_twice(argv, more)
     argv += more
     if only_print:
@@ -124,31 +119,6 @@ def _refuse_twice(argv: list[str], more: tuple[str, ...]) -> None:
 def _is_same(draft: str, target: str) -> bool:
     """Whether both name one place: the target is to draft with a layer of its own."""
     return draft == target or (Path(target).exists() and Path(draft).resolve() == Path(target).resolve())
-
-
-def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
-    """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
-    from mtpforge.inspecting import inspect
-    from mtpforge.verifying import glance
-
-    if draft == target.location:  # the target's own layer, without a draft
-        report = inspect(target, engine=engine, serving=serving)
-        wrong = [check for check in report.checks if check.verdict != "passed"]
-    else:
-        report = glance(draft, target, engine=engine, serving=serving)
-        wrong = [check for check in report.checks if check.verdict == "failed"]
-    errors_found = [trap for trap in report.traps if trap.severity == "error"]
-    said = [f"{check.name}: {check.detail}" for check in wrong]
-    said += [trap.message for trap in errors_found if not any(trap.message in sentence for sentence in said)]
-    fixes = [*(check.fix for check in wrong), *(trap.fix for trap in errors_found)]
-    if said:
-        raise MtpforgeError(
-            "this draft cannot be served with this target",
-            where=draft,
-            why="; ".join(said[:_SAID]) + (f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""),
-            fix=next(filter(None, fixes), ""),
-            code=errors.ANSWER_NO,
-        )
 
 
 def _replace_process(screen: Screen, argv: list[str]) -> Ending:

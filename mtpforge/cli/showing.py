@@ -16,20 +16,17 @@ if TYPE_CHECKING:
     from mtpforge.engines.engine import Serving
     from mtpforge.planning import Plan
 
-_COLUMNS = ("modules", "n", "stored in source", "in draft", "", "decided by")
-
-Row = tuple[str, int, str, str, str, str]
-
 
 def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     """The table of modules, sizes, what was renamed or dropped, and every trap."""
     from mtpforge.engines import ENGINES
+    from mtpforge.planning.steps import COLUMNS
 
     engine = ENGINES[request.engine]
     use = f" for {engine.name} {engine.versions}" if plan.target else f" as {plan.scheme.name}"
     screen.line(f"draft   {out}   layer {plan.layer}{use}, {plan.n_experts} experts")
     screen.line()
-    screen.table(_COLUMNS, _rows(plan, unfold=screen.verbose))
+    screen.table(COLUMNS, plan.rows(unfold=screen.verbose))
     screen.line()
     facts = plan.facts
     room = shutil.disk_usage(_existing(out)).free
@@ -59,29 +56,6 @@ def plan_document(plan: Plan) -> dict[str, object]:
     for unused in plan.unused:
         left_out[unused.reason] = left_out.get(unused.reason, 0) + 1
     return {**whole, "n_steps": len(plan.steps), "left_out": left_out}
-
-
-def _rows(plan: Plan, *, unfold: bool) -> list[Row]:
-    """One row per kind and storage; `unfold` keeps rows apart that differ by what decided."""
-    merged: dict[tuple[str, ...], list[Row]] = {}
-    for fact in cast("list[dict[str, object]]", plan.facts["stored"]):
-        kind, stored, wanted, action, reason = (str(fact[k]) for k in ("kind", "stored", "wanted", "action", "reason"))
-        key = (kind, stored, wanted, action, reason) if unfold else (kind, stored, wanted, action)
-        merged.setdefault(key, []).append((kind, cast("int", fact["n"]), stored, wanted, action, reason))
-    return [_merged(rows) for rows in merged.values()]
-
-
-def _merged(rows: Sequence[Row]) -> Row:
-    kind, _, stored, wanted, action, reason = rows[0]
-    more = len({row[5] for row in rows}) - 1
-    return (
-        kind,
-        sum(row[1] for row in rows),
-        stored,
-        wanted,
-        action,
-        f"{reason} (and {more} more, `-v`)" if more else reason,
-    )
 
 
 def _ranks(serving: Serving) -> str:

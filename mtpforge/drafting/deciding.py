@@ -71,7 +71,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
 
     Writes nothing. MtpforgeError for everything that is known to end the build.
     """
-    watching = watching or Watching()
+    watching = watching or Watching.by(None, None)
     refusals.of_machine(request)
     if request.out is not None:
         refusals.of_output(Path(request.out), request)
@@ -96,7 +96,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
 
 def compare(request: Request, names: Sequence[str] = (), watching: Watching | None = None) -> Comparison:
     """Which experts that draft would keep, by which scores, beside the choices of other methods."""
-    watching = watching or Watching()
+    watching = watching or Watching.by(None, None)
     inputs = _inputs(request)
     asked = experts.wish(request, inputs, watching)
     target = _opened("target", request.target, request, watching)

@@ -66,7 +66,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """Who is told what is decided on the way, and how far long phases are; by default nobody."""
+    """Who is told what is decided on the way, and how far long phases are."""
 
-    on_remark: OnRemark = lambda _remark: None
-    on_progress: OnProgress = lambda _progress: None
+    on_remark: OnRemark
+    on_progress: OnProgress
+
+    @classmethod
+    def by(cls, on_remark: OnRemark | None, on_progress: OnProgress | None) -> Watching:
+        """Those who want to be told."""
+        return cls(on_remark or _ignore, on_progress or _ignore)
+
+
+def _ignore(_told: object) -> None:
+    """Nobody listens."""

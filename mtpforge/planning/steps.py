@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias, cast
 
+from mtpforge import tables
+from mtpforge.errors import shown
 from mtpforge.formats.format import BAND_ROWS
-from mtpforge.report import Trap
+from mtpforge.report import Trap, advice
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec, TensorRef
+from mtpforge.units import file_size
 
 BAND_ELEMENTS: Final = 4 << 20  # weights decoded at a time: 16 MiB of float32 stay near the caches and bound the memory
 
@@ -25,6 +29,10 @@ BAND_ELEMENTS: Final = 4 << 20  # weights decoded at a time: 16 MiB of float32 s
 def band_rows(shape: Shape) -> int:
     """Rows of one band of a weight [out, in]: a multiple of BAND_ROWS, about BAND_ELEMENTS weights."""
     return max(BAND_ELEMENTS // max(shape[1], 1) // BAND_ROWS, 1) * BAND_ROWS
+
+
+COLUMNS: Final = ("modules", "n", "stored in source", "in draft", "", "decided by")
+Row: TypeAlias = tuple[str, int, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,7 @@ class Unused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A draft, decided. `target` is None for an extract without a target.
 
@@ -184,6 +192,33 @@ class Plan:
         """How the scales are found where there is a choice."""
         return next((m.scales for step in self.steps for m in step.moves if m.scales != "rtn"), "rtn")
 
+    def rows(self, *, unfold: bool = False) -> list[Row]:
+        """One row per kind and storage, under COLUMNS; `unfold` keeps rows apart that differ by what decided."""
+        merged: dict[tuple[str, ...], list[Row]] = {}
+        for fact in cast("list[dict[str, object]]", self.facts.get("stored", [])):
+            kind, stored, wanted, how, reason = (str(fact[k]) for k in ("kind", "stored", "wanted", "action", "reason"))
+            key = (kind, stored, wanted, how, reason) if unfold else (kind, stored, wanted, how)
+            merged.setdefault(key, []).append((kind, cast("int", fact["n"]), stored, wanted, how, reason))
+        return [_merged(rows) for rows in merged.values()]
+
+    def __repr__(self) -> str:
+        """One line: a full-size plan is 3 MB."""
+        return f"<{self._shown()[0]}>"
+
+    def __str__(self) -> str:
+        """What it makes, and what becomes of the source's modules."""
+        return tables.text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return tables.html(*self._shown())
+
+    def _shown(self) -> tuple[str, tuple[str, ...], list[Row], list[str]]:
+        beside = f" beside {shown(self.target.label)}" if self.target else ""
+        size = file_size(sum(spec.n_bytes for spec in self.specs.values()))
+        made = f"draft of layer {self.source_layer} of {shown(self.source.label)}{beside}"
+        line = f"{made}: {self.scheme.name}, {self.n_experts} experts, {size}"
+        return line, COLUMNS, self.rows(unfold=True), advice(self.traps)
+
     @property
     def digest(self) -> str:
         """sha256 of everything that decides a byte of the draft; where the files lie does not."""
@@ -193,3 +228,16 @@ class Plan:
         )
         text = json.dumps([sides, body], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _merged(rows: Sequence[Row]) -> Row:
+    kind, _, stored, wanted, how, reason = rows[0]
+    more = len({row[5] for row in rows}) - 1
+    return (
+        kind,
+        sum(row[1] for row in rows),
+        stored,
+        wanted,
+        how,
+        f"{reason} (and {more} more, `-v`)" if more else reason,
+    )

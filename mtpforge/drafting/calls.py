@@ -1,0 +1,200 @@
+"""The functions of `import mtpforge`: one for what each command does, for names, paths and opened checkpoints alike.
+
+Options are called as on the command line, `_` for `-`, and mean the same. Nothing is printed: `on_remark` is given what
+is decided on the way, `on_progress` how far long phases are. What a user can cause is an MtpforgeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from mtpforge import errors, inspecting, verifying
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.drafting import deciding
+from mtpforge.drafting.deciding import Job, Needless
+from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
+from mtpforge.drafting.serving import serving_command
+from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+from mtpforge.planning import Plan
+from mtpforge.report import OnProgress, Report
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import ScaleMethod
+
+if TYPE_CHECKING:
+    from mtpforge.building import Draft
+    from mtpforge.pruning.expert_choice import Comparison
+
+
+class Options(TypedDict, total=False):
+    """What may be said of a draft besides its two sides and its place; `Request` says what each means."""
+
+    engine: str
+    scheme: Scheme | str | Path | None
+    input_scales: Named | None
+    experts: Count
+    prune_by: str
+    keep_experts: Named | Sequence[int] | None
+    inputs: str | Path | None
+    scales: ScaleMethod
+    tp: int
+    ep: bool
+    standalone: bool
+    workers: int
+    memory: int
+    check: CheckMode
+    force: bool
+    max_shard_bytes: int | None
+    device: str
+    offline: bool
+
+
+def plan(
+    target: Named,
+    source: Named | None = None,
+    *,
+    out: str | Path | None = None,
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[Options],
+) -> Plan:
+    """What `build` would do, from headers and configs; refused where the build would be. Writes nothing."""
+    request = Request(target=target, source=source, out=out, **options)
+    return _job(request, on_remark, on_progress).plan
+
+
+def build(
+    target: Named,
+    source: Named | None = None,
+    *,
+    out: str | Path | None = None,
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[Options],
+) -> Draft:
+    """A draft that fits the target, verified, in the folder `out`; a source and a place are chosen where none is named.
+
+    MtpforgeError with code 0 where the target's own layer loads as it is, unless `standalone`.
+    """
+    return _made(Request(target=target, source=source, out=out, **options), on_remark, on_progress)
+
+
+def extract(
+    source: Named,
+    *,
+    out: str | Path,
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[Options],
+) -> Draft:
+    """The MTP layer of a checkpoint on its own, as plain BF16 unless a scheme is named."""
+    given: Options = {"scheme": "bf16", **options}
+    return _made(Request(target=None, source=source, out=out, **given), on_remark, on_progress)
+
+
+def prune_plan(
+    target: Named,
+    source: Named | None = None,
+    *,
+    compare: Sequence[str] = (),
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[Options],
+) -> Comparison:
+    """Which experts a draft would keep beside this target, by which scores, and how far the methods agree."""
+    request = Request(target=target, source=source, **options)
+    return deciding.compare(request, compare, Watching.by(on_remark, on_progress))
+
+
+def inspect(
+    checkpoint: Named,
+    *,
+    engine: str = "vllm",
+    scheme: Scheme | str | None = None,
+    tp: int = 1,
+    ep: bool = False,
+    offline: bool = False,
+) -> Report:
+    """What a checkpoint holds, and what a draft for it must be, from its config and headers alone."""
+    opened = open_checkpoint(checkpoint, offline=offline)
+    return inspecting.inspect(opened, engine=engine, scheme=_scheme(scheme), serving=Serving(tp, ep))
+
+
+def verify(
+    draft: Named,
+    target: Named,
+    source: Named | None = None,
+    *,
+    engine: str = "vllm",
+    scheme: Scheme | str | None = None,
+    tp: int = 1,
+    ep: bool = False,
+    offline: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Whether a draft is what the engine expects beside this target, and holds the source's weights."""
+    return verifying.verify(
+        draft,
+        open_checkpoint(target, offline=offline),
+        None if source is None else open_checkpoint(source, offline=offline),
+        engine=engine,
+        serving=Serving(tp, ep),
+        scheme=_scheme(scheme),
+        on_progress=on_progress,
+    )
+
+
+def serve_command(
+    draft: Named,
+    target: Named,
+    *,
+    engine: str = "vllm",
+    tp: int = 1,
+    ep: bool = False,
+    speculative_tokens: int = 3,
+    port: int | None = None,
+    offline: bool = False,
+) -> list[str]:
+    """The words of the command that serves a target with a draft, with every flag that the pair needs."""
+    served = open_checkpoint(target, offline=offline)
+    place = open_checkpoint(draft, offline=True).location
+    return serving_command(place, served, engine, Serving(tp, ep, speculative_tokens, port=port))
+
+
+def demanded_scheme(target: Named, *, engine: str = "vllm", offline: bool = False) -> Scheme:
+    """The scheme that the engine would build a draft with beside this target."""
+    served = open_checkpoint(target, offline=offline)
+    return ENGINES[engine].scheme(served, family_of(served.config))
+
+
+def load_scheme(named: str | Path) -> Scheme:
+    """A preset by its name, or a scheme of one's own by its file."""
+    return schemes.load(str(named))
+
+
+def _made(request: Request, on_remark: OnRemark | None, on_progress: OnProgress | None) -> Draft:
+    job = _job(request, on_remark, on_progress)
+    from mtpforge.drafting.making import make  # torch
+
+    return make(job, on_progress)
+
+
+def _job(request: Request, on_remark: OnRemark | None, on_progress: OnProgress | None) -> Job:
+    found = deciding.decide(request, Watching.by(on_remark, on_progress))
+    if isinstance(found, Needless):
+        raise MtpforgeError(
+            f"nothing to build: {found.reason}",
+            where=found.target.label,
+            fix="`standalone=True` builds a draft all the same",
+            code=errors.DONE,
+        )
+    return found
+
+
+def _scheme(named: Scheme | str | None) -> Scheme | None:
+    return schemes.load(named) if isinstance(named, str) else named

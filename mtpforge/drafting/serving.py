@@ -1,0 +1,43 @@
+"""The server command of a draft and a target, for pairs that can be served."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mtpforge import errors
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.inspecting import inspect
+from mtpforge.verifying import glance
+
+_SAID: Final = 3  # findings that are spelled out; `verify` has them all
+
+
+def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> list[str]:
+    """The command's words. draft: an absolute folder, or the target's own location to draft with its own layer."""
+    _refuse_misfit(draft, target, engine, serving)
+    return ENGINES[engine].serve(target, draft, serving)
+
+
+def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
+    """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
+    if draft == target.location:  # the target's own layer, without a draft
+        report = inspect(target, engine=engine, serving=serving)
+        wrong = [check for check in report.checks if check.verdict != "passed"]
+    else:
+        report = glance(draft, target, engine=engine, serving=serving)
+        wrong = [check for check in report.checks if check.verdict == "failed"]
+    errors_found = [trap for trap in report.traps if trap.severity == "error"]
+    said = [f"{check.name}: {check.detail}" for check in wrong]
+    said += [trap.message for trap in errors_found if not any(trap.message in sentence for sentence in said)]
+    fixes = [*(check.fix for check in wrong), *(trap.fix for trap in errors_found)]
+    if said:
+        raise MtpforgeError(
+            "this draft cannot be served with this target",
+            where=draft,
+            why="; ".join(said[:_SAID]) + (f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""),
+            fix=next(filter(None, fixes), ""),
+            code=errors.ANSWER_NO,
+        )

@@ -1,0 +1,98 @@
+"""Python as a way in: the examples of the reference page run, results can be read, nothing is loaded early."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtpforge
+from mtpforge import tables
+from mtpforge.drafting.calls import Options
+from mtpforge.drafting.request import Request
+from mtpforge.report import Check, Report, Trap
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "python.md"
+REPORT = Report(
+    "verify",
+    (Check("names", "passed", "3 of 3"), Check("config", "failed", "`a<b>` is\x1b[2J wrong", "mend it")),
+    (Trap("one", "warning", "beware", "do this"), Trap("two", "note", "nothing")),
+)
+
+
+def test_examples_of_the_reference_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 5
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+
+
+def test_page_names_every_public_function():
+    functions = {name for name in mtpforge.__all__ if name[0].islower()}
+    assert functions == set(re.findall(r"`(\w+)\(", PAGE.read_text())) & functions
+
+
+def test_every_public_name_is_there_and_is_no_module():
+    for name in mtpforge.__all__:
+        assert not hasattr(getattr(mtpforge, name), "__path__"), name
+    with pytest.raises(AttributeError):
+        _ = mtpforge.no_such_name
+
+
+def test_options_of_python_are_those_of_a_request():
+    """A field that a call does not take could not be asked for from Python."""
+    fields = {field.name for field in dataclasses.fields(Request)}
+    assert Options.__annotations__.keys() == fields - {"target", "source", "out"}
+
+
+def test_import_loads_nothing_and_a_plan_no_torch(tinyglm):
+    program = (
+        "import sys, mtpforge\n"
+        "print([m for m in sys.modules if m.startswith('mtpforge.')])\n"
+        f"mtpforge.plan({str(tinyglm('awq-int4'))!r}, {str(tinyglm('nvfp4'))!r})\n"
+        "print([m for m in ('torch', 'transformers', 'rich', 'click') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
+
+
+def test_target_that_drafts_for_itself_is_said_to(tinyglm):
+    with pytest.raises(mtpforge.MtpforgeError) as caught:
+        mtpforge.build(tinyglm("fp8"))
+    assert caught.value.what == "nothing to build: the target's own layer loads as it is"
+    assert caught.value.code == 0
+
+
+def test_report_prints_verdict_table_and_what_to_do():
+    assert str(REPORT) == (
+        "verify failed: config\n"
+        "  names    passed   3 of 3\n"
+        "  config   failed   `a<b>` is\\x1b[2J wrong\n"
+        "warning: beware; do this\n"
+        "hint: mend it"
+    )
+
+
+def test_report_of_a_notebook_is_quoted_html():
+    shown = REPORT._repr_html_()
+    assert "<td>`a&lt;b&gt;` is\\x1b[2J wrong</td>" in shown
+    assert "\x1b" not in shown
+
+
+def test_table_without_rows_is_its_headings():
+    assert tables.text("nothing", ("a", "b"), []) == "nothing\n  a   b"
+    assert tables.text("n", ("a", "b"), [("x", 5), ("y", 1234)]) == "n\n  a       b\n  x       5\n  y   1,234"
+
+
+def test_plan_is_short_in_a_prompt_and_a_table_when_printed(tinyglm):
+    plan = mtpforge.plan(tinyglm("awq-int4"), tinyglm("nvfp4"))
+    assert repr(plan).startswith("<draft of layer 3 of ")
+    assert "\n" not in repr(plan)
+    assert "  routed experts   48   NVFP4 g16 static   INT4 g32 asymmetric   encoded   config group_0" in str(plan)
+    assert plan._repr_html_().count("<tr>") == len(str(plan).splitlines()) - 1
