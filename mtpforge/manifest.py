@@ -10,11 +10,12 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Final
 
 import mtpforge
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import place_in
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.planning.steps import Plan, Side
 from mtpforge.report import Check, Report
 from mtpforge.tensors import DTYPES, SCALE_METHODS, ScaleMethod, Spec
@@ -91,18 +92,23 @@ def write(
     return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read(folder: Path) -> Manifest:
+def read(draft: Checkpoint) -> Manifest:
     """The manifest of a draft; one that is missing, damaged or of a later schema is an error that says which."""
-    path = folder / FILE
+    found = find(draft)
+    if found is None:
+        fix = "build the draft with `mtpforge build`"
+        raise MtpforgeError(f"no {FILE} in the draft", where=shown(draft.location), fix=fix)
+    return found
+
+
+def find(draft: Checkpoint) -> Manifest | None:
+    """The same, None where the draft has none."""
+    raw, path = draft.small_file(FILE), place_in(draft, FILE)
+    if raw is None:
+        return None
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
         body = json.loads(raw) if len(raw) <= _MAX_BYTES else None
-    except FileNotFoundError as error:
-        raise MtpforgeError(
-            f"no {FILE} in the draft", where=shown(folder), fix="build the draft with `mtpforge build`"
-        ) from error
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(body, dict):
         raise _damaged(path, "it is no JSON object of a usual size")
@@ -110,13 +116,13 @@ def read(folder: Path) -> Manifest:
         found = shown(body.get("schema"))
         raise MtpforgeError(
             f"{FILE} has schema {found}, this mtpforge reads {SCHEMA}",
-            where=shown(path),
+            where=path,
             fix="update: `pip install -U mtpforge`",
         )
     return _manifest(path, body)
 
 
-def _manifest(path: Path, body: dict[str, object]) -> Manifest:
+def _manifest(path: Where, body: dict[str, object]) -> Manifest:
     tensors = body.get("tensors")
     if not isinstance(tensors, dict):
         raise _damaged(path, "`tensors` is no table")
@@ -148,7 +154,7 @@ def _entry(spec: Spec, sha256: str) -> dict[str, object]:
     return {"dtype": spec.dtype, "shape": spec.shape, "sha256": sha256}
 
 
-def _read_entry(path: Path, name: str, entry: object) -> Entry:
+def _read_entry(path: Where, name: str, entry: object) -> Entry:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "sha256": str(sha256)} if dtype in DTYPES and all(
             type(n) is int and n >= 0 for n in shape
@@ -157,14 +163,14 @@ def _read_entry(path: Path, name: str, entry: object) -> Entry:
     raise _damaged(path, f"the entry of {shown(name)} is no dtype, shape and sha256")
 
 
-def _errors(path: Path, body: Mapping[str, object]) -> dict[str, float]:
+def _errors(path: Where, body: Mapping[str, object]) -> dict[str, float]:
     table = body.get("relative_error")
     if not isinstance(table, dict) or not all(isinstance(error, int | float) for error in table.values()):
         raise _damaged(path, "`relative_error` is no table of numbers")
     return {str(module): float(error) for module, error in table.items()}
 
 
-def _scales(path: Path, body: Mapping[str, object]) -> ScaleMethod:
+def _scales(path: Where, body: Mapping[str, object]) -> ScaleMethod:
     """Drafts from before there was a choice do not say."""
     for method in SCALE_METHODS:
         if body.get("scales", "rtn") == method:
@@ -172,29 +178,29 @@ def _scales(path: Path, body: Mapping[str, object]) -> ScaleMethod:
     raise _damaged(path, "`scales` is no method of this mtpforge")
 
 
-def _id(path: Path, body: Mapping[str, object], key: str) -> str:
+def _id(path: Where, body: Mapping[str, object], key: str) -> str:
     side = body.get(key)
     if not isinstance(side, dict):
         raise _damaged(path, f"`{key}` is no table")
     return _text(path, side, "id")
 
 
-def _text(path: Path, table: Mapping[str, object], key: str) -> str:
+def _text(path: Where, table: Mapping[str, object], key: str) -> str:
     value = table.get(key)
     if not isinstance(value, str):
         raise _damaged(path, f"`{key}` is no text")
     return value
 
 
-def _whole(path: Path, table: Mapping[str, object], key: str) -> int:
+def _whole(path: Where, table: Mapping[str, object], key: str) -> int:
     value = table.get(key)
     if type(value) is not int:
         raise _damaged(path, f"`{key}` is no whole number")
     return value
 
 
-def _damaged(path: Path, why: str) -> MtpforgeError:
-    return MtpforgeError(f"{FILE} is damaged", where=shown(path), why=why, fix="build the draft again")
+def _damaged(path: Where, why: str) -> MtpforgeError:
+    return MtpforgeError(f"{FILE} is damaged", where=path, why=why, fix="build the draft again")
 
 
 def _version(library: str) -> str:

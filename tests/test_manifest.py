@@ -11,6 +11,7 @@ import torch
 from small_plans import carry, checkpoint, plan, weights_of
 
 from mtpforge import manifest
+from mtpforge.checkpoint.folder import open_folder
 from mtpforge.errors import MtpforgeError
 from mtpforge.report import Check, Report
 from mtpforge.tensors import Spec
@@ -32,11 +33,12 @@ def written(made, tmp_path):
     checks = (Check("reference", "passed", "2 tensors"),)
     raw = manifest.write(made, weights_of(made.steps), {"a": DIGEST, "b": DIGEST}, checks, report)
     (tmp_path / manifest.FILE).write_bytes(raw)
+    (tmp_path / "config.json").write_text("{}")
     return tmp_path
 
 
 def test_every_tensor_comes_back_with_dtype_shape_and_digest(written, made):
-    found = manifest.read(written)
+    found = manifest.read(open_folder(written))
     assert found.tensors == {
         "a": manifest.Entry(Spec("F32", (3,)), DIGEST),
         "b": manifest.Entry(Spec("F32", (2, 2)), DIGEST),
@@ -84,7 +86,7 @@ def test_damaged_manifest_is_an_error_that_says_where(written, change, why):
     text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
     path.write_text(text)
     with pytest.raises(MtpforgeError) as caught:
-        manifest.read(written)
+        manifest.read(open_folder(written))
     assert (caught.value.what, caught.value.where) == ("mtpforge.json is damaged", str(path))
     assert why in caught.value.why
 
@@ -93,10 +95,11 @@ def test_later_schema_asks_for_an_update(written):
     path = written / manifest.FILE
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(MtpforgeError, match=r"mtpforge\.json has schema 2, this mtpforge reads 1"):
-        manifest.read(written)
+        manifest.read(open_folder(written))
 
 
 def test_folder_without_a_manifest_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MtpforgeError) as caught:
-        manifest.read(tmp_path)
+        manifest.read(open_folder(tmp_path))
     assert (caught.value.what, caught.value.where) == ("no mtpforge.json in the draft", str(tmp_path))

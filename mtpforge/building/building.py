@@ -23,6 +23,7 @@ from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.selection import Mode
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.folder import open_folder
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning.steps import Plan
@@ -113,7 +114,7 @@ def build(
     except BaseException:
         folder.abandon(keep=folder.has_progress)
         raise
-    return Draft(job.out, plan.config, manifest.read(job.out), report)
+    return Draft(job.out, plan.config, manifest.read(open_folder(job.out)), report)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,10 @@ class Checkpoint(Protocol):
         """`base_model` of the model card (README.md), hub ids in the card's order."""
         ...
 
+    def small_file(self, name: str) -> bytes | None:
+        """A small file by its name, whole; None where there is none. Larger than any config or index is an error."""
+        ...
+
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files (LICENSE*, NOTICE*, COPYING*), by file name; each at most 1 MB."""
         ...

@@ -155,6 +155,10 @@ class Folder:
         """`base_model` of README.md."""
         return metadata.base_models(self._files.whole(metadata.CARD))
 
+    def small_file(self, name: str) -> bytes | None:
+        """A small file by its name, whole; None where there is none."""
+        return self._files.whole(name)
+
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files, by file name."""
         found = {name: self._files.whole(name) or b"" for name in metadata.document_names(self._files.names())}

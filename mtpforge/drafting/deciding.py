@@ -11,6 +11,7 @@ from mtpforge import errors, manifest
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint import Named, open_checkpoint, open_scales
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.folder import open_folder
 from mtpforge.drafting import experts, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES
@@ -130,7 +131,7 @@ def _is_of_another(place: Path, target: Checkpoint) -> bool:
     if not target.revision:
         return False
     try:
-        made_for = manifest.read(place).target
+        made_for = manifest.read(open_folder(place)).target
     except MtpforgeError:
         return False
     return made_for.split("@")[0] != target.identity.split("@")[0]

@@ -12,14 +12,11 @@ So a manifest that claims a search lets nothing pass but codes of the source's w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from mtpforge import manifest
-from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization, ScaleMethod, Shape
 from mtpforge.verifying.bounds import SLACK, Parts
@@ -41,14 +38,6 @@ class Judged:
 
     beyond: Tensor
     rtn: float
-
-
-def claimed(folder: str) -> ScaleMethod:
-    """The method that the draft's manifest names; rtn where there is none, or none that can be read."""
-    try:
-        return manifest.read(Path(folder)).scales
-    except MtpforgeError:
-        return "rtn"
 
 
 def applies(method: ScaleMethod, quantization: Quantization) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from mtpforge import manifest
@@ -60,14 +59,12 @@ def block(subject: Subject) -> Check:
 
 def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
     """The sha256 that the manifest gives for each tensor, against the bytes on disk."""
-    folder = Path(subject.draft.location)
-    if not (folder / manifest.FILE).is_file():
+    told = subject.told
+    if told is None:
         detail = f"no {manifest.FILE}: the draft was made by something else, or the file is lost"
         return Check("manifest", "not checked", detail)
-    try:
-        told = manifest.read(folder)
-    except MtpforgeError as error:
-        return Check("manifest", "failed", f"{error.what}: {error.why}", error.fix)
+    if isinstance(told, MtpforgeError):
+        return Check("manifest", "failed", f"{told.what}: {told.why}", told.fix)
     differing = sorted(
         name for name, digest in sha256.items() if name in told.tensors and told.tensors[name].sha256 != digest
     )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mtpforge import errors, manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
+from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.families.family import Module, Plain
 from mtpforge.formats import FORMATS
+from mtpforge.manifest import Manifest
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import Quantization, Spec, TensorRef
+from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Subject:
     """A draft beside the target that it is for.
 
     n_target: experts of the target, target_config: its config. A source that stands in for one has as many as the layer
-    itself: its other layers may have been pruned without it. refs: every tensor of the draft, by full name.
+    itself: its other layers may have been pruned without it. refs: every tensor of the draft, by full name. told: the
+    manifest that came with the draft, why it cannot be read, or None.
     """
 
     draft: Checkpoint
@@ -45,6 +49,12 @@ class Subject:
     weights: tuple[Weight, ...]
     plain: tuple[Plain, ...]
     expected: dict[str, Spec]
+    told: Manifest | MtpforgeError | None
+
+    @property
+    def claimed(self) -> ScaleMethod:
+        """The method that the draft's manifest names; rtn where there is none, or none that can be read."""
+        return self.told.scales if isinstance(self.told, Manifest) else "rtn"
 
     def fits(self, weight: Weight) -> bool:
         """Whether every part of a weight is there as expected, so that it can be decoded."""
@@ -85,9 +95,19 @@ def subject(
     plain = family.plain(target.config, n_experts)
     n_target = served_experts(family, target) if is_served else n_experts
     beside = target.config if is_served else family.with_experts(target.config, n_experts)
+    told = _told(draft)
     return Subject(
-        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, expected
+        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, expected, told
     )
+
+
+def _told(draft: Checkpoint) -> Manifest | MtpforgeError | None:
+    try:
+        return manifest.find(draft)
+    except MtpforgeError as error:
+        if error.code == errors.REMOTE:
+            raise
+        return error
 
 
 def _n_experts(

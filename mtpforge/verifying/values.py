@@ -22,7 +22,7 @@ from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
 from mtpforge.tensors import ScaleMethod
-from mtpforge.verifying import diagnosing, examining, fitted, kept, searched
+from mtpforge.verifying import diagnosing, examining, fitted, kept
 from mtpforge.verifying.bands import Stored, read, sha256_of
 from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
@@ -87,7 +87,7 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
         origin.fetch((weight.module for weight in subject.weights), on_progress)
     fitting = [w for w in subject.weights if subject.fits(w)]
     hashes: dict[str, str] = {}
-    method = searched.claimed(subject.draft.location)
+    method = subject.claimed
     found = [*_weights(subject, fitting, origin, hashes, method, on_progress), *_plain(subject, origin, hashes)]
     values = (*_values(subject, origin, found, method), *_searched(found, method))
     checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)

@@ -48,7 +48,7 @@ class HubRepo:
         self._headers: dict[str, dict[str, TensorRef]] = {}
         refuse = self._refuse_offline
         self._bytes = WeightFiles(repo, info.commit, is_offline=self._is_offline, refuse_offline=refuse)
-        raw = self._small(metadata.CONFIG)
+        raw = self.small_file(metadata.CONFIG)
         if raw is None:
             raise refusals.no_file(repo, self._commit, metadata.CONFIG)
         with errors_of(self):
@@ -86,7 +86,7 @@ class HubRepo:
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
         with errors_of(self):
-            return metadata.quantization(self._config, self._small)
+            return metadata.quantization(self._config, self.small_file)
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -143,14 +143,27 @@ class HubRepo:
 
     def base_models(self) -> tuple[str, ...]:
         """`base_model` of README.md."""
-        return metadata.base_models(self._small(metadata.CARD))
+        return metadata.base_models(self.small_file(metadata.CARD))
+
+    def small_file(self, name: str) -> bytes | None:
+        """A small file by its name, whole; None where there is none."""
+        if name not in self._files:
+            return None
+        if (size := self._files[name] or 0) > json_fields.MAX_JSON_BYTES:
+            raise MtpforgeError(
+                f"`{shown(name)}` of {self._repo} is too large",
+                where=self.identity,
+                why=f"it has {size:,} bytes, at most {json_fields.MAX_JSON_BYTES:,} are read",
+                fix="give another revision: `org/name@revision`",
+            )
+        return small_files.read(Remote(self._repo, self._commit), name, partial(self._refuse_offline, name))
 
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files, by file name."""
         found: dict[str, bytes] = {}
         for name in metadata.document_names(self._files):
             metadata.refuse_large_document(name, self._files[name] or 0)
-            found[name] = self._small(name) or b""
+            found[name] = self.small_file(name) or b""
             metadata.refuse_large_document(name, len(found[name]))
         return found
 
@@ -185,7 +198,7 @@ class HubRepo:
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
-        raw = self._small(metadata.INDEX)
+        raw = self.small_file(metadata.INDEX)
         with errors_of(self):
             return None if raw is None else metadata.index(raw)
 
@@ -228,19 +241,6 @@ class HubRepo:
                 fix="give another revision: `org/name@revision`",
             )
         return file
-
-    def _small(self, file: str) -> bytes | None:
-        """A small file, whole; None where there is none."""
-        if file not in self._files:
-            return None
-        if (size := self._files[file] or 0) > json_fields.MAX_JSON_BYTES:
-            raise MtpforgeError(
-                f"`{shown(file)}` of {self._repo} is too large",
-                where=self.identity,
-                why=f"it has {size:,} bytes, at most {json_fields.MAX_JSON_BYTES:,} are read",
-                fix="give another revision: `org/name@revision`",
-            )
-        return small_files.read(Remote(self._repo, self._commit), file, partial(self._refuse_offline, file))
 
     @property
     def _is_offline(self) -> bool:
