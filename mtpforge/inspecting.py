@@ -12,7 +12,7 @@ from typing import Final
 from mtpforge import traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines import ENGINES
+from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
@@ -27,7 +27,7 @@ _SHOWN: Final = 3
 
 
 def inspect(
-    checkpoint: Checkpoint, *, engine: str = "vllm", scheme: Scheme | None = None, serving: Serving | None = None
+    checkpoint: Checkpoint, *, engine: str = DEFAULT, scheme: Scheme | None = None, serving: Serving | None = None
 ) -> Report:
     """What is known of a checkpoint without reading a tensor.
 
@@ -42,14 +42,14 @@ def inspect(
 
 
 def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
-    judge = ENGINES[engine]
+    judge = engine_of(engine)
     family = family_of(checkpoint.config)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
     layer, layer_check = _layer(checkpoint, family, judge)
     checks, alone = [layer_check, refusal], False
     if layer is not None and demanded is not None:
-        checks.append(_as_it_is(checkpoint, family, judge, demanded, layer))
-        alone = drafts_for_itself(checkpoint, layer, family, judge, demanded)
+        checks.append(_as_it_is(checkpoint, family, judge, scheme, layer))
+        alone = drafts_for_itself(checkpoint, layer, family, judge, scheme)
     found = _traps(checkpoint, family, judge, demanded, serving)
     facts: dict[str, object] = {
         "identity": checkpoint.identity,
@@ -76,7 +76,7 @@ def _demanded(
     if scheme is not None:
         return scheme, Check("scheme", "passed", f"as given: {scheme.name}")
     try:
-        found = engine.scheme(checkpoint, family)
+        found = engine.demands(checkpoint, None, family)
     except MtpforgeError as error:
         return None, Check("scheme", "warning", f"no draft can be made for it: {error.what}; {error.why}", error.fix)
     return found, Check("scheme", "passed", f"{engine.name} would build a draft as {found.name}")
@@ -97,8 +97,10 @@ def _layer(checkpoint: Checkpoint, family: Family, engine: Engine) -> tuple[Stor
     return layer, Check("MTP layer", "passed", detail)
 
 
-def _as_it_is(checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme, layer: StoredLayer) -> Check:
-    differing = mismatches(layer, checkpoint, family, engine, scheme)
+def _as_it_is(
+    checkpoint: Checkpoint, family: Family, engine: Engine, asked: Scheme | None, layer: StoredLayer
+) -> Check:
+    differing = mismatches(layer, checkpoint, family, engine, asked)
     if not differing:
         return Check("loads as it is", "passed", f"every tensor is what {engine.name} would build it as")
     listed = "; ".join(differing[:_SHOWN]) + (f"; and {len(differing) - _SHOWN} more" if differing[_SHOWN:] else "")

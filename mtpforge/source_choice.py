@@ -39,11 +39,11 @@ def choose_source(
     """The source for a target's draft. Raises MtpforgeError when no candidate holds the layer."""
     bases = tuple(name for name in family.base_models if name != target.label.split("@")[0])
     if has_layer(target, family):
-        scheme = engine.scheme(target, family)
+        scheme = engine.demands(target, None, family)
         layer = stored_layer(target, family)
-        if not _too_coarse(layer, scheme, engine):
+        if not _too_coarse(layer, family, engine, scheme):
             others = tuple((name, "published base of the family") for name in bases)
-            if drafts_for_itself(target, layer, family, engine, scheme):
+            if drafts_for_itself(target, layer, family, engine):
                 return Choice(target, "the target's own layer loads as it is", others, self_sufficient=True)
             return Choice(target, "the target carries the layer itself, at the precision that it asks for", others)
     return _from_bases(target, family, open_checkpoint)
@@ -97,18 +97,21 @@ def _candidates(
             yield name, "published base of the family"
 
 
-def _too_coarse(layer: StoredLayer, scheme: Scheme, engine: Engine) -> bool:
+def _too_coarse(layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
     """Whether some module is stored in fewer bits than the scheme asks for; what the engine decodes itself is not."""
+    decoded = engine.decoded_on_load(family)
     return any(
         stored.quantization.bits < scheme.of(stored.module.template).quantization.bits
-        and stored.quantization.format not in engine.decoded_on_load.get(stored.module.template, frozenset())
+        and stored.quantization.format not in decoded.get(stored.module.template, frozenset())
         for stored in layer.modules.values()
     )
 
 
-def drafts_for_itself(target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:
+def drafts_for_itself(
+    target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, asked: Scheme | None = None
+) -> bool:
     """Whether the engine would load this layer as it is, and no silent trap would spoil its drafts."""
-    if mismatches(layer, target, family, engine, scheme):
+    if mismatches(layer, target, family, engine, asked):
         return False
     found = (*engine.target_traps(target, family), *traps.found(target, target, family, engine))
     return not any(trap.silent or trap.severity == "error" for trap in found)

@@ -15,7 +15,8 @@ from typing import Final
 from mtpforge import formats
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines.engine import Engine
+from mtpforge.engines.engine import Engine, own_config
+from mtpforge.engines.expected import expected
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
@@ -115,24 +116,30 @@ def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
 
 
 def mismatches(
-    layer: StoredLayer, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme
+    layer: StoredLayer, target: Checkpoint, family: Family, engine: Engine, asked: Scheme | None = None
 ) -> tuple[str, ...]:
     """What an engine would not load of a target's own layer as it is stored: sentences, tensors in name order.
 
-    Empty means: it loads as it is. Modules that the engine decodes by itself while loading may be stored so.
+    Empty means: it loads as it is, as a draft of the target's own config, or of the scheme asked for.
+    Modules that the engine decodes by itself while loading may be stored so.
     """
     prefix = family.prefix(layer.layer)
-    expected = dict(engine.expected(scheme, family, target.config, layer.layer, layer.n_experts))
+    try:
+        scheme = asked or engine.demands(target, own_config(target), family)
+    except MtpforgeError as error:
+        return (f"{engine.name} refuses it: {error.what}; {error.why}",)
+    wanted = expected(scheme, family, target.config, layer.layer, layer.n_experts)
+    decoded = engine.decoded_on_load(family)
     held = {ref.name: ref.spec for ref in layer.plain.values()}
     for name, stored in layer.modules.items():
         own = {ref.name: ref.spec for ref in stored.parts.values()}
         held |= own
-        if stored.quantization.format in engine.decoded_on_load.get(stored.module.template, frozenset()):
-            for tensor in [n for n in expected if n.startswith(f"{prefix}{name}.")]:
-                del expected[tensor]
-            expected |= own
-    differing = sorted(n for n in expected.keys() | held.keys() if not _fits(held.get(n), expected.get(n)))
-    tensors = [f"{shown(n)} is {held.get(n, 'absent')}, expected {expected.get(n, 'none')}" for n in differing]
+        if stored.quantization.format in decoded.get(stored.module.template, frozenset()):
+            for tensor in [n for n in wanted if n.startswith(f"{prefix}{name}.")]:
+                del wanted[tensor]
+            wanted |= own
+    differing = sorted(n for n in wanted.keys() | held.keys() if not _fits(held.get(n), wanted.get(n)))
+    tensors = [f"{shown(n)} is {held.get(n, 'absent')}, expected {wanted.get(n, 'none')}" for n in differing]
     n_served = served_experts(family, target)
     counts = [f"{layer.n_experts} experts, the target serves {n_served}"] if layer.n_experts != n_served else []
     return (*counts, *tensors)

@@ -190,13 +190,13 @@ def test_a_target_that_is_its_own_source_has_no_mismatch(tinyglm, layout, n_diff
     checkpoint = open_checkpoint(str(tinyglm(layout)))
     family, engine = family_of(checkpoint.config), ENGINES["vllm"]
     layer = stored_layer(checkpoint, family)
-    scheme = engine.scheme(checkpoint, family)
-    assert len(mismatches(layer, checkpoint, family, engine, scheme)) == n_differing
+    assert len(mismatches(layer, checkpoint, family, engine)) == n_differing
 
 
 def test_mismatches_name_what_another_target_would_not_load(tinyglm):
     source, target = (open_checkpoint(str(tinyglm(name))) for name in ("bf16", "awq-int4"))
     family, engine = family_of(target.config), ENGINES["vllm"]
-    found = mismatches(stored_layer(source, family), target, family, engine, engine.scheme(target, family))
+    scheme = engine.demands(target, None, family)
+    found = mismatches(stored_layer(source, family), target, family, engine, scheme)
     assert f"{P}mlp.experts.0.gate_proj.weight is BF16 [128, 128], expected none" in found
     assert f"{P}mlp.experts.0.gate_proj.weight_packed is absent, expected I32 [128, 16]" in found

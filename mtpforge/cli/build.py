@@ -118,7 +118,7 @@ def _made(screen: Screen, request: Request, target: str, *, dry_run: bool) -> En
     if dry_run:
         return making.end_dry_run(screen, job)
     ending = making.carry_out(screen, job)
-    argv = making.show_serve(screen, request, job.served, str(job.out.absolute()))
+    argv = making.show_serve(screen, request, job.served, str(job.out.absolute()), job.plan.scheme)
     if argv:
         screen.next("mtpforge", "validate", str(job.out), "--target", target)
     return making.with_keys(ending, {"serve": argv})
@@ -128,6 +128,6 @@ def _nothing_to_do(screen: Screen, found: Needless) -> Ending:
     """The target drafts for itself: say so, print the command, write nothing."""
     screen.line()
     screen.line("nothing to build: the target's own MTP layer loads and no silent failure is known for it", "green")
-    argv = making.show_serve(screen, found.request, found.target, found.target.location)
+    argv = making.show_serve(screen, found.request, found.target, found.target.location, found.scheme)
     screen.note("\n`--standalone` builds a draft folder all the same")
     return Ending({"draft": None, "reason": found.reason, "serve": argv})

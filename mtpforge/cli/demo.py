@@ -41,6 +41,6 @@ def command(screen: Screen, *, out: Path) -> Ending:  # noqa: D103 -- the help t
     job = making.decide(screen, request)
     assert not isinstance(job, Needless)  # noqa: S101 -- the target has no layer
     ending = making.carry_out(screen, job)
-    argv = making.show_serve(screen, job.request, job.served, str(out.absolute()))
+    argv = making.show_serve(screen, job.request, job.served, str(out.absolute()), job.plan.scheme)
     screen.next("mtpforge", "verify", str(out), "--target", str(target), "--source", str(source))
     return making.with_keys(ending, {"serve": argv})

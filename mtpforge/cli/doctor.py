@@ -14,7 +14,6 @@ from mtpforge.cli.output import Ending, Screen
 from mtpforge.report import Check, Report
 
 _NEEDED: Final = ("torch", "safetensors", "compressed-tensors", "nvidia-modelopt", "transformers", "huggingface_hub")
-_ENGINES: Final = ("vllm", "sglang")
 _LEAST: Final = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)")
 
 
@@ -36,7 +35,13 @@ def command(screen: Screen) -> Ending:  # noqa: D103 -- the help text above
 def versions() -> dict[str, str]:
     """Name -> version; "" for what is not installed."""
     found = {"mtpforge": _version("mtpforge") or "0+source", "Python": platform.python_version()}
-    return found | {name: _version(name) for name in (*_NEEDED, *_ENGINES)}
+    return found | {name: _version(name) for name in (*_NEEDED, *_engines())}
+
+
+def _engines() -> tuple[str, ...]:
+    from mtpforge.engines import ENGINES
+
+    return tuple(engine.package for engine in ENGINES.values())
 
 
 def _version(name: str) -> str:
@@ -48,7 +53,7 @@ def _version(name: str) -> str:
 
 def _check(name: str, found: str) -> Check:
     least = _least().get(name, "")
-    if name in _ENGINES and not found:
+    if name in _engines() and not found:
         return Check(
             name,
             "not checked",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.drafting.deciding import Job, Needless
     from mtpforge.drafting.request import Request
+    from mtpforge.scheme import Scheme
 
 
 def decide(screen: Screen, request: Request) -> Job | Needless:
@@ -60,7 +61,7 @@ def carry_out(screen: Screen, job: Job) -> Ending:
     return Ending({**document, "downloaded": fetched, "manifest": draft.manifest.body}, draft.report.exit_code)
 
 
-def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str) -> list[str] | None:
+def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str, scheme: Scheme) -> list[str] | None:
     """The server command for a draft (absolute folder or hub id), printed to be copied; its words.
 
     None, and what has to be done first, where no command serves the target as it is.
@@ -69,7 +70,7 @@ def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str)
     from mtpforge.report import Trap
 
     try:
-        argv = ENGINES[request.engine].serve(target, draft, request.serving)
+        argv = ENGINES[request.engine].serve(target, draft, request.serving, scheme)
     except MtpforgeError as error:  # the draft is none the worse for it
         screen.traps((Trap("no-serve-command", "warning", f"{error.what}: {error.why}", error.fix, error.where),))
         return None

@@ -100,6 +100,12 @@ def _engines() -> Iterable[str]:
     return ENGINES
 
 
+def _default_engine() -> str:
+    from mtpforge.engines import DEFAULT
+
+    return DEFAULT
+
+
 def _option(*names: str, heading: str, **attrs: Any) -> Callable[..., Callable[[F], F]]:  # noqa: ANN401 -- click's own
     """A decorator factory, so that a command can say what differs for it: `options.target(required=True)`."""
 
@@ -127,10 +133,9 @@ scheme = _option(
 engine = _option(
     "--engine",
     type=OneOf("ENGINE", _engines),
-    default="vllm",
-    show_default=True,
+    default=_default_engine,
     heading="Input",
-    help="Whose rules apply.",
+    help="Whose rules apply; default: the first that `mtpforge doctor` lists.",
 )
 input_scales = _option(
     "--input-scales",

@@ -50,7 +50,7 @@ def _derived(screen: Screen, target: str, engine: str) -> Scheme:
     from mtpforge.families import family_of
 
     served = open_checkpoint(target, offline=screen.offline)
-    return ENGINES[engine].scheme(served, family_of(served.config))
+    return ENGINES[engine].demands(served, None, family_of(served.config))
 
 
 def _explain(screen: Screen, scheme: Scheme) -> Ending:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     """The table of modules, sizes, what was renamed or dropped, and every trap."""
-    from mtpforge.engines import ENGINES
+    from mtpforge.engines import engine_of
     from mtpforge.planning.steps import COLUMNS
 
-    engine = ENGINES[request.engine]
+    engine = engine_of(plan.engine)
     use = f" for {engine.name} {engine.versions}" if plan.target else f" as {plan.scheme.name}"
     screen.line(f"draft   {out}   layer {plan.layer}{use}, {plan.n_experts} experts")
     screen.line()

@@ -27,6 +27,7 @@ from mtpforge.errors import MtpforgeError
 @draft_argument
 @options.target(required=True)
 @options.source(help="Compare the values with this checkpoint's layer.")
+@options.engine()
 @options.engine_python()
 @options.tp()
 @options.ep()
@@ -37,6 +38,7 @@ def command(  # noqa: D103 -- the help text above
     draft: str,
     target: str,
     source: str | None,
+    engine: str,
     engine_python: str | None,
     tp: int,
     ep: bool,
@@ -44,27 +46,19 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
-    from mtpforge.engines.vllm import installed
     from mtpforge.verifying import verify
 
-    served = open_checkpoint(target, offline=screen.offline)
+    served, serving = open_checkpoint(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
     screen.kept = lambda: "the draft is as it was"
     with screen.progress() as on_progress:
-        report = verify(draft, served, origin, serving=Serving(tp, ep), on_progress=on_progress)
+        report = verify(draft, served, origin, engine=engine, serving=serving, on_progress=on_progress)
     # What verify leaves to the engine is answered below, or refused there.
     report = replace(report, checks=tuple(check for check in report.checks if check.name != "loader"))
     screen.report(report)
     document: dict[str, object] = {"draft": draft, "report": report}
     try:
-        loaded = installed.check(
-            folder_of(draft),
-            served,
-            python=engine_python,
-            tensor_parallel=tp,
-            expert_parallel=ep,
-            overrides=ENGINES["vllm"].overrides(served),
-        )
+        loaded = ENGINES[engine].ask(folder_of(draft), served, serving, engine_python)
     except MtpforgeError as error:
         if error.code != errors.MACHINE:
             raise

@@ -17,7 +17,7 @@ from mtpforge.drafting import deciding
 from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
-from mtpforge.engines import ENGINES
+from mtpforge.engines import DEFAULT, ENGINES
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -114,7 +114,7 @@ def prune_plan(
 def inspect(
     checkpoint: Named,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     scheme: Scheme | str | None = None,
     tp: int = 1,
     ep: bool = False,
@@ -130,7 +130,7 @@ def verify(
     target: Named,
     source: Named | None = None,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     scheme: Scheme | str | None = None,
     tp: int = 1,
     ep: bool = False,
@@ -153,7 +153,7 @@ def serve_command(
     draft: Named,
     target: Named,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     tp: int = 1,
     ep: bool = False,
     speculative_tokens: int = 3,
@@ -166,10 +166,10 @@ def serve_command(
     return serving_command(place, served, engine, Serving(tp, ep, speculative_tokens, port=port))
 
 
-def demanded_scheme(target: Named, *, engine: str = "vllm", offline: bool = False) -> Scheme:
+def demanded_scheme(target: Named, *, engine: str = DEFAULT, offline: bool = False) -> Scheme:
     """The scheme that the engine would build a draft with beside this target."""
     served = open_checkpoint(target, offline=offline)
-    return ENGINES[engine].scheme(served, family_of(served.config))
+    return ENGINES[engine].demands(served, None, family_of(served.config))
 
 
 def load_scheme(named: str | Path) -> Scheme:

@@ -15,6 +15,7 @@ from mtpforge.checkpoint.folder import open_folder
 from mtpforge.drafting import experts, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.planning import Plan, agreed_scheme, plan
@@ -56,6 +57,7 @@ class Needless:
 
     request: Request
     target: Checkpoint
+    scheme: Scheme
     reason: str
 
 
@@ -86,7 +88,8 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     target = _opened("target", request.target, request, watching)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
-        return Needless(request, target, reason)
+        own = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
+        return Needless(request, target, own, reason)
     named = request.input_scales
     scales = None if named is None else open_scales(named, target.config, offline=request.offline)
     sides = _Sides(source, target, scales, given)
@@ -148,7 +151,7 @@ def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inp
     decided = plan(
         sides.source,
         sides.target,
-        engine=request.engine,
+        engine=_engine(request, sides.scheme),
         scheme=sides.scheme,
         kept=kept,
         serving=request.serving,
@@ -163,12 +166,18 @@ def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inp
     return job
 
 
+def _engine(request: Request, scheme: Scheme | None) -> str:
+    """Key of the engine that decides; none for a plain layer. How a quantized one is stated is an engine's business."""
+    plain = scheme is not None and all(rule.quantization.is_dense for rule in scheme.rules)
+    return "" if request.target is None and plain else request.engine
+
+
 def _out(request: Request, sides: _Sides) -> Path:
     """Where the draft will be; one that nobody named is held to the same rules."""
     if request.out is not None:
         return Path(request.out)
     served, engine = sides.target or sides.source, ENGINES[request.engine]
-    scheme = agreed_scheme(engine, family_of(served.config), sides.target, sides.scheme)
+    scheme = agreed_scheme(engine, family_of(served.config), sides.source, sides.target, sides.scheme)
     out = default_out(served, scheme.name)
     refusals.of_output(out, request)
     return out

@@ -44,7 +44,7 @@ def _judge(job: Job, on_progress: OnProgress | None) -> Callable[[Path], Report]
             folder,
             job.target,
             job.source,
-            engine=job.request.engine,
+            engine=job.plan.engine,
             serving=job.request.serving,
             scheme=None if job.target else job.plan.scheme,
             served_as=str(job.out.absolute()),

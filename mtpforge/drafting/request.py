@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from mtpforge.checkpoint import Named
 from mtpforge.drafting.remarks import Remark
+from mtpforge.engines import DEFAULT
 from mtpforge.engines.engine import Serving
 from mtpforge.report import OnProgress
 from mtpforge.scheme import Scheme
@@ -34,7 +35,7 @@ class Request:
     target: Named | None
     source: Named | None = None
     out: str | Path | None = None
-    engine: str = "vllm"
+    engine: str = DEFAULT
     scheme: Scheme | str | Path | None = None
     input_scales: Named | None = None
     experts: Count = "match"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge import errors
+from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES
-from mtpforge.engines.engine import Serving
+from mtpforge.engines.engine import Serving, own_config
 from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
 from mtpforge.verifying import glance
 
@@ -18,7 +20,9 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> list[str]:
     """The command's words. draft: an absolute folder, or the target's own location to draft with its own layer."""
     _refuse_misfit(draft, target, engine, serving)
-    return ENGINES[engine].serve(target, draft, serving)
+    held = target if draft == target.location else open_checkpoint(draft)
+    scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
+    return ENGINES[engine].serve(target, draft, serving, scheme)
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:

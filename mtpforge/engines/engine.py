@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtpforge.report import Trap
+from mtpforge.report import Report, Trap
 from mtpforge.tensors import Spec
 
 if TYPE_CHECKING:
@@ -26,43 +27,52 @@ class Serving:
     port: int | None = None
 
 
+def own_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """A checkpoint's config.json with the quantization block in force, wherever that is stored."""
+    block = {"quantization_config": dict(checkpoint.quantization)} if checkpoint.quantization else {}
+    return {**checkpoint.config, **block}
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """What one serving engine demands of a draft.
 
-    scheme(target, family): the scheme that the engine would build the draft's modules with, from the target's config;
-        one rule per module template, `reason` says which pattern decided. Raises MtpforgeError for a target that the
-        engine refuses (unknown method, fused pair half ignored).
-    expected(scheme, family, config, layer, n_experts): every tensor that a draft must hold, full name -> Spec.
+    name: for people. versions: that the rules hold for. package: its distribution, as pip names it.
+    demands(target, draft_config, family): the scheme that the engine would build the draft's modules with; one rule per
+        module template, `reason` says what decided. draft_config is the draft's config.json with the quantization block
+        in force, None for a draft that is still to be made: where the draft's own block decides, the answer is then the
+        scheme to make it in unless another is asked for. Raises MtpforgeError for a pair that the engine refuses.
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
         fix, `{target}` stands for the target's name.
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
-    overrides(target): config overrides that this target needs on the command line.
-    serve(target, draft_path, serving): argv of the serve command.
-    memory(specs, serving): bytes that the draft adds on one rank.
+    serve(target, draft_path, serving, scheme): argv of the serve command, with every flag that the pair needs.
+    memory(family, specs, serving): bytes that the draft adds on one rank.
+    decoded_on_load(family): module template -> formats that the engine decodes by itself while loading, though the
+        module is built dense.
+    is_installed(): whether it can be run by this interpreter; nothing is imported.
+    ask(draft, target, serving, python): what the engine's own loader says, by an interpreter, None for this one.
     most_experts: why a draft may not hold more experts than the target's `{n}`.
     without_layer: what the engine does, asked for MTP, beside a target that has no layer, where no draft is named.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
-    decoded_on_load: module template -> formats that the engine decodes by itself while loading, though the module is
-        built dense.
     """
 
     name: str
     versions: str
-    scheme: Callable[[Checkpoint, Family], Scheme]
-    expected: Callable[[Scheme, Family, Mapping[str, object], int, int], dict[str, Spec]]
+    package: str
+    demands: Callable[[Checkpoint, Mapping[str, object] | None, Family], Scheme]
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]
     serving_traps: Callable[[Family, Mapping[str, object], Scheme, Serving], tuple[Trap, ...]]
     path_traps: Callable[[str], tuple[Trap, ...]]
-    overrides: Callable[[Checkpoint], dict[str, object]]
-    serve: Callable[[Checkpoint, str, Serving], list[str]]
-    memory: Callable[[Mapping[str, Spec], Serving], int]
+    serve: Callable[[Checkpoint, str, Serving, Scheme], list[str]]
+    memory: Callable[[Family, Mapping[str, Spec], Serving], int]
+    decoded_on_load: Callable[[Family], Mapping[str, frozenset[str]]]
+    is_installed: Callable[[], bool]
+    ask: Callable[[Path, Checkpoint, Serving, str | None], Report]
     most_experts: str
     without_layer: str
     tied_formats: frozenset[str] = frozenset()
-    decoded_on_load: Mapping[str, frozenset[str]] = field(default_factory=dict)

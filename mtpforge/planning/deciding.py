@@ -8,7 +8,7 @@ from typing import Final
 
 from mtpforge import errors, traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import ENGINES
+from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
@@ -47,7 +47,7 @@ def plan(
     source: Checkpoint,
     target: Checkpoint | None,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     scheme: Scheme | None = None,
     kept: tuple[int, ...] | None = None,
     serving: Serving | None = None,
@@ -64,19 +64,19 @@ def plan(
     (`kept_by`, `fitted_to`), for the manifest. Raises MtpforgeError for what no draft can be made from, and for every
     trap of severity "error".
     """
-    judge = ENGINES[engine]
+    judge = engine_of(engine)
     served = target or source
     family = family_of(served.config)
     refuse_other_model(family, source, served)
-    wanted = agreed_scheme(judge, family, target, scheme)
+    wanted = agreed_scheme(judge, family, source, target, scheme)
     stored = stored_layer(source, family)
     n_experts = _n_experts(judge, family, target, stored, kept)
     if kept is not None:
         _refuse_unpruned(family, served, source, stored, kept)
     layer = family.layer(served.config)
     places = activations.sources(family, source, target, input_scales)
-    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, scales)
     config = judge.draft_config(served, source.config, family, wanted, n_experts)
+    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, scales)
     steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))
     _refuse_idle(scales, steps)
     _refuse_mismatched(scales, inputs)
@@ -84,7 +84,7 @@ def plan(
     return Plan(
         source=_side(source),
         target=None if target is None else _side(target),
-        engine=judge.name,
+        engine=engine,
         family=family.name,
         layer=layer,
         source_layer=stored.layer,
@@ -97,7 +97,7 @@ def plan(
         config=config,
         traps=found,
         inputs=inputs,
-        facts={**facts(judge, steps, source, target, input_scales, serving or Serving()), **(notes or {})},
+        facts={**facts(judge, family, steps, source, target, input_scales, serving or Serving()), **(notes or {})},
     )
 
 
@@ -105,15 +105,18 @@ def _side(checkpoint: Checkpoint) -> Side:
     return Side(checkpoint.label, checkpoint.identity, checkpoint.location, checkpoint.revision)
 
 
-def agreed_scheme(engine: Engine, family: Family, target: Checkpoint | None, asked: Scheme | None) -> Scheme:
-    """The target's own scheme; a scheme that is asked for may not contradict it."""
+def agreed_scheme(
+    engine: Engine, family: Family, source: Checkpoint, target: Checkpoint | None, asked: Scheme | None
+) -> Scheme:
+    """The draft's scheme: the engine's own, or the one asked for, if the engine would build a draft made so as that."""
     if target is None:
         if asked is None:
             raise MtpforgeError("a draft without a target needs a scheme", fix="`--scheme bf16`", code=errors.USAGE)
         return asked
-    demanded = engine.scheme(target, family)
     if asked is None:
-        return demanded
+        return engine.demands(target, None, family)
+    config = engine.draft_config(target, source.config, family, asked, served_experts(family, target))
+    demanded = engine.demands(target, config, family)
     for module in family.modules(target.config, 1):
         want, offered = demanded.of(module.template), asked.of(module.template)
         if want.quantization != offered.quantization:
@@ -232,7 +235,7 @@ def _stays(draft: _Draft, module: Module, stored: StoredModule) -> bool:
     """Whether the engine reads this module as it is stored, although it would build it dense."""
     method = {rule.quantization.format for rule in draft.scheme.rules}
     return (
-        stored.quantization.format in draft.engine.decoded_on_load.get(module.template, frozenset())
+        stored.quantization.format in draft.engine.decoded_on_load(draft.family).get(module.template, frozenset())
         and stored.quantization.format in method
     )
 

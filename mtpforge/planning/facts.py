@@ -7,6 +7,7 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine, Serving
+from mtpforge.families import Family
 from mtpforge.planning.steps import Move, Step, band_rows
 from mtpforge.tensors import Shape
 
@@ -39,6 +40,7 @@ def _band(shape: Shape) -> int:
 
 def facts(
     engine: Engine,
+    family: Family,
     steps: tuple[Step, ...],
     source: Checkpoint,
     target: Checkpoint | None,
@@ -63,7 +65,7 @@ def facts(
         "write_bytes": sum(spec.n_bytes for spec in specs.values()),
         "missing_bytes": missing,
         "peak_bytes": max(step.peak_bytes for step in steps),
-        "serving_bytes_per_rank": engine.memory(specs, serving),
+        "serving_bytes_per_rank": engine.memory(family, specs, serving),
         "tensors": len(specs),
         "stored": _rows(steps),
     }

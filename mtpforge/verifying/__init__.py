@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines import ENGINES
-from mtpforge.engines.engine import Engine, Serving
+from mtpforge.engines import DEFAULT, engine_of
+from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
@@ -39,7 +39,7 @@ def verify(
     target: Named | None,
     source: Named | None = None,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     serving: Serving | None = None,
     scheme: Scheme | None = None,
     served_as: str | None = None,
@@ -63,7 +63,7 @@ def verify(
         refuse_other_model(family, origin, served)
     layer = None if origin is None else (origin, stored_layer(origin, family))
     ranks = None if target is None else serving or Serving()
-    looked = _look(open_checkpoint(draft), served, ENGINES[engine], ranks, scheme, served_as)
+    looked = _look(open_checkpoint(draft), served, engine_of(engine), ranks, scheme, served_as)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
         return Report(_COMMAND, (*looked.headers, *rest))
@@ -82,14 +82,14 @@ def glance(
     draft: Named,
     target: Checkpoint,
     *,
-    engine: str = "vllm",
+    engine: str = DEFAULT,
     serving: Serving | None = None,
 ) -> Report:
     """What `verify` finds without reading a weight: path, target, way of serving, then names, dtypes, shapes, config.
 
     A target that is none explains what follows, so it comes first.
     """
-    looked = _look(open_checkpoint(draft), target, ENGINES[engine], serving or Serving(), None, None)
+    looked = _look(open_checkpoint(draft), target, engine_of(engine), serving or Serving(), None, None)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 
 
@@ -116,7 +116,7 @@ def _look(
     with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
-    wanted = scheme or judge.scheme(target, family)
+    wanted = scheme or judge.demands(target, own_config(held), family)
     try:
         files = names.files(held, prefix)
         judged = subject(held, target, family, judge, wanted, is_served=serving is not None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mtpforge import errors, manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
+from mtpforge.engines.expected import expected
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
@@ -85,19 +86,20 @@ def subject(
     refs = draft.locate(sorted(draft.names))
     n_experts = _n_experts(family, draft, target, prefix, refs)
     modules = family.modules(target.config, n_experts)
-    weights = tuple(_weight(engine, scheme, draft, module, _parts(refs, prefix, module)) for module in modules)
-    expected = dict(engine.expected(scheme, family, target.config, layer, n_experts))
+    decoded = engine.decoded_on_load(family)
+    weights = tuple(_weight(decoded, scheme, draft, module, _parts(refs, prefix, module)) for module in modules)
+    wanted = expected(scheme, family, target.config, layer, n_experts)
     for weight in weights:
-        if weight.module.template in engine.decoded_on_load:
+        if weight.module.template in decoded:
             own = f"{prefix}{weight.module.name}."
-            expected = {name: spec for name, spec in expected.items() if not name.startswith(own)}
-            expected |= {own + suffix: spec for suffix, spec in weight.specs.items()}
+            wanted = {name: spec for name, spec in wanted.items() if not name.startswith(own)}
+            wanted |= {own + suffix: spec for suffix, spec in weight.specs.items()}
     plain = family.plain(target.config, n_experts)
     n_target = served_experts(family, target) if is_served else n_experts
     beside = target.config if is_served else family.with_experts(target.config, n_experts)
     told = _told(draft)
     return Subject(
-        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, expected, told
+        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, wanted, told
     )
 
 
@@ -129,9 +131,15 @@ def _parts(refs: Mapping[str, TensorRef], prefix: str, module: Module) -> dict[s
     return {name.removeprefix(own): ref.spec for name, ref in refs.items() if name.startswith(own)}
 
 
-def _weight(engine: Engine, scheme: Scheme, draft: Checkpoint, module: Module, held: Mapping[str, Spec]) -> Weight:
+def _weight(
+    decoded: Mapping[str, frozenset[str]],
+    scheme: Scheme,
+    draft: Checkpoint,
+    module: Module,
+    held: Mapping[str, Spec],
+) -> Weight:
     quantization = scheme.of(module.template).quantization
-    for name in sorted(engine.decoded_on_load.get(module.template, frozenset())):
+    for name in sorted(decoded.get(module.template, frozenset())):
         found = FORMATS[name].recognise(held, module.shape, draft.quantization)
         quantization = found or quantization
     return Weight(module, quantization, FORMATS[quantization.format].layout(module.shape, quantization))

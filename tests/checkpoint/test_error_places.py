@@ -76,7 +76,7 @@ def test_model_of_another_type(copy):
 def test_quantization_that_the_engine_refuses(copy):
     reconfigure(copy, lambda config: config.update(quantization_config={"quant_method": "fancy"}))
     target = open_checkpoint(str(copy))
-    found = where(lambda: ENGINES["vllm"].scheme(target, family_of(target.config)))
+    found = where(lambda: ENGINES["vllm"].demands(target, None, family_of(target.config)))
     assert found.startswith(f"{copy}/config.json, quantization_config")
 
 

@@ -53,7 +53,7 @@ KINDS = {
 
 def draft_of(target, scheme=None, source=None, n_experts=None):
     family = family_of(target.config)
-    scheme = scheme or VLLM.scheme(target, family)
+    scheme = scheme or VLLM.demands(target, None, family)
     n_experts = n_experts or family.n_experts(target.config)
     return VLLM.draft_config(target, source or target.config, family, scheme, n_experts)
 
@@ -67,8 +67,8 @@ def test_draft_states_the_scheme_of_its_target_by_name(name, release_config, tar
     target = target_of(release_config(name))
     family = family_of(target.config)
     draft = draft_of(target)
-    demanded = VLLM.scheme(target, family)
-    assert quantizations(VLLM.scheme(target_of(draft), family), draft) == quantizations(demanded, target.config)
+    demanded = VLLM.demands(target, None, family)
+    assert quantizations(VLLM.demands(target_of(draft), None, family), draft) == quantizations(demanded, target.config)
     assert ("quantization_config" in draft) == (demanded.name != "bf16")
 
 
@@ -76,7 +76,7 @@ def test_draft_states_the_scheme_of_its_target_by_name(name, release_config, tar
 def test_no_trap_is_left_in_a_draft_of_ours(name, release_config, target_of):
     target = target_of(release_config(name))
     family = family_of(target.config)
-    assert VLLM.draft_traps(target.config, draft_of(target), family, VLLM.scheme(target, family)) == ()
+    assert VLLM.draft_traps(target.config, draft_of(target), family, VLLM.demands(target, None, family)) == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_every_quantization_is_stated_so_that_it_is_read_back(kind, dense, relea
     scheme = Scheme("mine", (*always, Rule("*", KINDS[kind], "")))
     config = release_config("target-bf16")
     draft = draft_of(target_of(config), scheme)
-    again = VLLM.scheme(target_of(draft), family_of(draft))
+    again = VLLM.demands(target_of(draft), None, family_of(draft))
     assert quantizations(again, draft) == quantizations(scheme, config)
 
 
@@ -96,7 +96,7 @@ def test_mixtures_are_stated_so_that_they_are_read_back(last, release_config, ta
     always = [Rule(p, BF16, "") for p in ("eh_proj", "mlp.gate", "self_attn.indexer.*")]
     scheme = Scheme("mine", (*always, Rule("mlp.experts.*", KINDS[last], ""), Rule("*", first, "")))
     draft = draft_of(target_of(release_config("target-bf16")), scheme)
-    again = VLLM.scheme(target_of(draft), family_of(draft))
+    again = VLLM.demands(target_of(draft), None, family_of(draft))
     assert quantizations(again, draft) == quantizations(scheme, draft)
 
 
@@ -179,5 +179,5 @@ def test_preset_can_be_stated_without_a_target(preset, release_config, target_of
     scheme = schemes.load(preset)
     source = target_of(release_config("target-nvfp4-lukealonso"))
     draft = draft_of(source, scheme)
-    again = VLLM.scheme(target_of(draft), family_of(draft))
+    again = VLLM.demands(target_of(draft), None, family_of(draft))
     assert again.name == preset

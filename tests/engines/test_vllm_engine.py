@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtpforge.engines import ENGINES
+from mtpforge.engines.expected import expected
 from mtpforge.engines.vllm import installed
 from mtpforge.families import family_of
 
@@ -107,9 +108,9 @@ def answer(target_of, tmp_path):
     def ask(config):
         target = target_of(config)
         family = family_of(config)
-        scheme, n_experts = VLLM.scheme(target, family), family.n_experts(config)
+        scheme, n_experts = VLLM.demands(target, None, family), family.n_experts(config)
         draft = VLLM.draft_config(target, config, family, scheme, n_experts)
-        specs = VLLM.expected(scheme, family, draft, family.layer(config), n_experts)
+        specs = expected(scheme, family, draft, family.layer(config), n_experts)
         header, end = {}, 0
         for name, spec in specs.items():
             offsets = [end, end := end + spec.n_bytes]

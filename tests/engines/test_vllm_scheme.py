@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mtpforge.engines import ENGINES
+from mtpforge.engines.expected import expected
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.tensors import BF16, Quantization
@@ -46,7 +47,7 @@ DENSE_THERE = {INT4: ALWAYS_DENSE, FP8: ALWAYS_DENSE, INT8: INDEXER}
 def scheme(target_of):
     def resolve(config, **block):
         target = target_of(config | ({"quantization_config": block} if block else {}))
-        return VLLM.scheme(target, family_of(config))
+        return VLLM.demands(target, None, family_of(config))
 
     return resolve
 
@@ -85,7 +86,7 @@ def test_published_config_asks_for_what_vllm_was_seen_to_build(name, release_con
     left_dense = DENSE_THERE.get(quantization, everything(config) - (EXPERTS if quantization == NVFP4 else set()))
     assert dense(found) == left_dense
     family = family_of(config)
-    specs = VLLM.expected(found, family, config, 78, family.n_experts(config))
+    specs = expected(found, family, config, 78, family.n_experts(config))
     assert len(specs) == n_tensors
 
 
@@ -101,19 +102,19 @@ def test_published_config_asks_for_what_vllm_was_seen_to_build(name, release_con
 )
 def test_expected_tensors_are_those_of_the_published_layer(config, layer, release_config, scheme, census):
     config = release_config(config)
-    specs = VLLM.expected(scheme(config), family_of(config), config, 78, 256)
+    specs = expected(scheme(config), family_of(config), config, 78, 256)
     assert {name: (spec.dtype, spec.shape) for name, spec in specs.items()} == census(layer)
 
 
 def test_published_fp8_layer_differs_from_the_expected_one_by_its_fp8_wk_alone(release_config, scheme, census):
     config = release_config("target-fp8")
-    specs = VLLM.expected(scheme(config), family_of(config), config, 78, 256)
-    expected = {(name, spec.dtype, spec.shape) for name, spec in specs.items()}
+    specs = expected(scheme(config), family_of(config), config, 78, 256)
+    wanted = {(name, spec.dtype, spec.shape) for name, spec in specs.items()}
     published = {(name, *spec) for name, spec in census("fp8-zai-org").items()}
     wk = "model.layers.78.self_attn.indexer.wk.weight"
-    assert expected - published == {(wk, "BF16", (128, 6144))}
-    assert published - expected == {(wk, "F8_E4M3", (128, 6144)), (f"{wk}_scale_inv", "F32", (1, 48))}
-    assert VLLM.decoded_on_load == {"self_attn.indexer.wk": {"fp8_block"}}
+    assert wanted - published == {(wk, "BF16", (128, 6144))}
+    assert published - wanted == {(wk, "F8_E4M3", (128, 6144)), (f"{wk}_scale_inv", "F32", (1, 48))}
+    assert VLLM.decoded_on_load(family_of(config)) == {"self_attn.indexer.wk": {"fp8_block"}}
 
 
 def test_reasons_name_the_entry_that_decided(release_config, scheme):
@@ -220,7 +221,7 @@ def test_fp8_without_blocks_has_one_scale_per_tensor(tiny, scheme, activations, 
     quantization = found.of("self_attn.o_proj").quantization
     assert (quantization.format, quantization.strategy) == ("fp8_scaled", "tensor")
     assert quantization.input_scale == input_scale
-    specs = VLLM.expected(found, family_of(tiny), tiny, 78, 1)
+    specs = expected(found, family_of(tiny), tiny, 78, 1)
     assert (f"{P}self_attn.o_proj.input_scale" in specs) == (activations == "static")
 
 
@@ -242,7 +243,7 @@ def test_modelopt_side_file_is_read_as_the_block_is(tiny, target_of):
         "producer": {"name": "modelopt"},
         "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["*self_attn*"]},
     }
-    found = VLLM.scheme(type(target)(tiny, quantization=side), family_of(tiny))
+    found = VLLM.demands(type(target)(tiny, quantization=side), None, family_of(tiny))
     assert found.of("self_attn.o_proj").reason == "exclude_modules entry `*self_attn*`"
     assert found.of("mlp.experts.*.up_proj").quantization == NVFP4
 
@@ -296,7 +297,7 @@ def test_target_that_no_draft_can_be_made_for_is_named(tiny, scheme, block, what
 
 def test_scheme_of_the_tiny_model_speaks_of_its_own_layer(tinyglm, target_of):
     config = json.loads((tinyglm("int4-int8mix") / "config.json").read_text())
-    found = VLLM.scheme(target_of(config), family_of(config))
+    found = VLLM.demands(target_of(config), None, family_of(config))
     assert found.name == "int8-channel"
 
 

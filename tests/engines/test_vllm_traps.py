@@ -20,7 +20,7 @@ def whole(release_config):
 def draft(whole, target_of):
     family = family_of(whole)
     target = target_of(whole)
-    return VLLM.draft_config(target, whole, family, VLLM.scheme(target, family), 256)
+    return VLLM.draft_config(target, whole, family, VLLM.demands(target, None, family), 256)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def judged(whole, target_of):
     def judge(draft, target=None):
         target = target or whole
         family = family_of(target)
-        return VLLM.draft_traps(target, draft, family, VLLM.scheme(target_of(target), family))
+        return VLLM.draft_traps(target, draft, family, VLLM.demands(target_of(target), None, family))
 
     return judge
 

@@ -73,7 +73,7 @@ def entries(asked, rng):
 
 def both(question, listed):
     """(rule, vLLM's answer, ours) for every rule of matching."""
-    name, ours = question.name, Asked(question.name, question.parts, question.templates, question.experts)
+    name, ours = question.name, question
     if not question.experts:
         yield (
             "compressed-tensors ignore",
@@ -93,7 +93,7 @@ def both(question, listed):
             scheme_map.append("RoutedExperts")
         for part in question.parts:
             block = QuantConfig("compressed-tensors", groups=(Group("g", tuple(listed), "", None),))
-            single = Asked(part, (part,), question.templates)
+            single = Asked(part, (part,), question.templates, question.class_name)
             yield (
                 "compressed-tensors expert targets",
                 find_matched_target(part, module("RoutedExperts"), scheme_map, FUSED) is not None,

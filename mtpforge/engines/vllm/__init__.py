@@ -5,30 +5,32 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
-from mtpforge.engines.vllm.demands import expected, scheme
+from mtpforge.engines.vllm.demands import demands
+from mtpforge.engines.vllm.draft_classes import decoded_on_load
 from mtpforge.engines.vllm.draft_config import draft_config
-from mtpforge.engines.vllm.serving import overrides, path_traps, serve
+from mtpforge.engines.vllm.installed import ask, is_installed
+from mtpforge.engines.vllm.serving import path_traps, serve
 from mtpforge.engines.vllm.sharding import memory, serving_traps
 from mtpforge.engines.vllm.traps import draft_traps, target_traps
 
 VLLM: Final = Engine(
     name="vLLM",
     versions="0.24 to 0.33",
-    scheme=scheme,
-    expected=expected,
+    package="vllm",
+    demands=demands,
     draft_config=draft_config,
     target_traps=target_traps,
     draft_traps=draft_traps,
     serving_traps=serving_traps,
     path_traps=path_traps,
-    overrides=overrides,
     serve=serve,
     memory=memory,
+    decoded_on_load=decoded_on_load,
+    is_installed=is_installed,
+    ask=ask,
     most_experts="vLLM names experts by the target's count: expert {n} of the draft would end the load with a KeyError",
     # model_executor/models/deepseek_mtp.py
     without_layer="vLLM does not start with MTP: its weights are missing from the checkpoint",
     # Of an expert's gate and up only the first one's global scale is used; of a fused linear the largest.
     tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),
-    # An FP8 wk with its block scales is turned into BF16 while loading, beside weights_proj.
-    decoded_on_load={"self_attn.indexer.wk": frozenset(("fp8_block",))},
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
-from mtpforge.engines.vllm.matrices import CLASSES, Asked
+from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import exact_or_regex, listed, quoted
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
@@ -19,7 +19,7 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
     _refuse_extras(block)
     if not asked.experts:
         return _quantized(block, asked, _group(block, asked))
-    answers = [_group(block, Asked(part, (part,), asked.templates)) for part in asked.parts]
+    answers = [_group(block, Asked(part, (part,), asked.templates, asked.class_name)) for part in asked.parts]
     if any(_meaning(group) != _meaning(answers[0][0]) for group, _ in answers):
         found = ", ".join(
             f"{part.rpartition('.')[2]} {reason}" for part, (_, reason) in zip(asked.parts, answers, strict=True)
@@ -78,8 +78,7 @@ def _all_parts(asked: Asked, targets: tuple[str, ...]) -> str | None:
 
 def _class(asked: Asked, targets: tuple[str, ...]) -> str | None:
     """The first target that is a part of the class's name, whatever the case, or an expression that matches it."""
-    expert = ".experts." in asked.name
-    name = CLASSES["experts"] if expert else asked.class_name
+    expert, name = ".experts." in asked.name, asked.class_name
     for target in targets:
         if exact_or_regex(name, target) if target.startswith("re:") else target.lower() in name.lower():
             return target

@@ -9,7 +9,8 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.vllm import quantization_block
-from mtpforge.engines.vllm.config_fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, ROPE
+from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
+from mtpforge.engines.vllm.rope import ROPE
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.scheme import Scheme
@@ -27,7 +28,6 @@ _NOT_OF_A_DRAFT: Final = frozenset(
         "_name_or_path",
         "text_config",
         "vision_config",
-        *COUNT_TWINS,
     )
 )
 
@@ -37,20 +37,21 @@ def draft_config(
 ) -> dict[str, object]:
     """config.json of a draft: the target's fields, the source's where the target has none.
 
-    The expert count is stated once, `num_nextn_predict_layers` is 1, the router runs in float32, the quantization block
+    The expert count is stated once, `num_nextn_predict_layers` is 1, what the class wants fixed is fixed, the block
     states `scheme` for the layer by name and is absent for a dense draft. A needed field that neither has is an error.
     """
-    text, other = family.text(target.config), family.text(source_config)
-    config = {key: value for key, value in text.items() if key not in _NOT_OF_A_DRAFT}
-    for field in (*COMPARED, "max_position_embeddings"):
+    text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
+    left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins)
+    config = {key: value for key, value in text.items() if key not in left_out}
+    for field in (*known.compared, "max_position_embeddings"):
         if config.get(field) is None and other.get(field) is not None:
             config[field] = other[field]
     if not any(config.get(key) for key in ROPE):
         config |= {key: other[key] for key in ROPE if other.get(key)}
-    for field in REQUIRED:
+    for field in known.required:
         if config.get(field) is None:
             raise _missing(field, target)
-    for field, default in DEFAULTS.items():
+    for field, default in known.defaults.items():
         if config.get(field) is None and default != "":
             config[field] = default
     config |= {
@@ -58,10 +59,12 @@ def draft_config(
         "model_type": text["model_type"],
         family.expert_keys[0]: n_experts,
         "num_nextn_predict_layers": 1,
-        "moe_router_dtype": "float32",
+        **{name: fixed.value for name, fixed in known.fixed.items()},
         "dtype": text.get("dtype") or text.get("torch_dtype") or "bfloat16",
     }
-    block = quantization_block.block(config, family, scheme, parse(target.quantization), fp8_wk=_fp8_wk(source_config))
+    block = quantization_block.block(
+        config, family, scheme, parse(target.quantization), decoded=_decoded(known, source_config)
+    )
     if block:
         config["quantization_config"] = block
     copied: dict[str, object] = json.loads(json.dumps(dict(sorted(config.items()))))
@@ -74,10 +77,11 @@ def _architectures(text: Mapping[str, object], family: Family) -> list[object]:
     return list(named) if isinstance(named, list) and named else [family.architecture]
 
 
-def _fp8_wk(source_config: Mapping[str, object]) -> bool:
-    """Whether the source stores matrices in FP8 that vLLM decodes while loading: they are not listed as dense then."""
+def _decoded(known: DraftClass, source_config: Mapping[str, object]) -> frozenset[str]:
+    """Modules that the source stores in a format that vLLM decodes while loading: they are not listed as dense then."""
     block = source_config.get("quantization_config")
-    return isinstance(block, Mapping) and block.get("quant_method") == "fp8"
+    stored = isinstance(block, Mapping) and block.get("quant_method") == "fp8"
+    return frozenset(known.decoded_on_load) if stored else frozenset()
 
 
 def _missing(field: str, target: Checkpoint) -> MtpforgeError:

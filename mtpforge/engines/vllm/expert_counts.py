@@ -1,6 +1,6 @@
 """Expert counts of a target that contradict its tensors: vLLM would build another model than the files hold.
 
-The config class lets `num_experts` overwrite `n_routed_experts` (transformers GlmMoeDsaConfig, 5.20 to 5.23), and no
+The config class lets a twin overwrite the count (`expert_count` of the draft class: transformers 5.20 to 5.23), and no
 override of the command line reaches the value before that. Only the file can be mended.
 """
 
@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines.vllm.config_fields import COUNT_TWINS
+from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.counting import stored_experts
@@ -25,7 +25,8 @@ def stale_counts(target: Checkpoint, family: Family) -> dict[str, object]:
     true = stored_experts(family, target) or text.get(first)
     if first not in text:
         return {}
-    return {key: text[key] for key in (first, *COUNT_TWINS) if text.get(key) is not None and text[key] != true}
+    keys = (first, *draft_class(family).expert_count_twins)
+    return {key: text[key] for key in keys if text.get(key) is not None and text[key] != true}
 
 
 def cure(target: Checkpoint, family: Family) -> str:

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from mtpforge import errors
+from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm import loader
 from mtpforge.engines.vllm.loader.request import Request
+from mtpforge.engines.vllm.serving import overrides
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef
@@ -56,6 +58,18 @@ class _Findings(TypedDict):
 def is_installed() -> bool:
     """Whether vLLM can be found in this interpreter; it is not imported."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
+    """What `check` says of a draft folder, loaded as it would be served."""
+    return check(
+        draft,
+        target,
+        python=python,
+        tensor_parallel=serving.tensor_parallel,
+        expert_parallel=serving.expert_parallel,
+        overrides={**overrides(target), **serving.overrides},
+    )
 
 
 def check(

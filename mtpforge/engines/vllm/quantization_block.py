@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from mtpforge.checkpoint.quantization import QuantConfig
+from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import DTYPES, Quantization
 
-PACKED: Final[dict[str, list[str]]] = {
-    "fused_qkv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"],
-    "fused_qkv_a_proj_with_mqa": ["q_a_proj", "kv_a_proj_with_mqa"],
-    "gate_up_proj": ["gate_proj", "up_proj"],
-}
 _FORMAT_NAMES: Final = {
     "pack_quantized": "pack-quantized",
     "int_quantized": "int-quantized",
@@ -30,11 +26,11 @@ _FORMAT_NAMES: Final = {
 
 
 def block(
-    config: Mapping[str, object], family: Family, scheme: Scheme, target: QuantConfig, *, fp8_wk: bool
+    config: Mapping[str, object], family: Family, scheme: Scheme, target: QuantConfig, *, decoded: Collection[str]
 ) -> dict[str, object]:
     """The quantization_config of a draft, {} for a dense one. By the target's method where that can state the scheme.
 
-    fp8_wk: the source stores the indexer's keys in FP8, and method fp8 then does not list them as dense.
+    decoded: modules that the source stores as vLLM decodes them while loading; method fp8 does not list them as dense.
     """
     prefix = family.prefix(family.layer(config))
     modules = family.modules(config, 1)
@@ -42,12 +38,13 @@ def block(
     kinds = {q for q in stored.values() if not q.is_dense}
     if not kinds:
         return {}
-    if fp8_wk:
-        modules = tuple(m for m in modules if target.method != "fp8" or m.template != "self_attn.indexer.wk")
+    if target.method == "fp8":
+        modules = tuple(m for m in modules if m.template not in decoded)
+    packed = draft_class(family).packed
     for method in sorted(_METHODS, key=lambda name: name != target.method):
         can, state = _METHODS[method]
         if can(kinds):
-            return state(_Layer(prefix, modules, stored)) | {"packed_modules_mapping": PACKED}
+            return state(_Layer(prefix, modules, stored, packed)) | {"packed_modules_mapping": packed}
     raise MtpforgeError(
         "no quantization method stores all formats of the scheme in one checkpoint",
         where=f"scheme {scheme.name}",
@@ -63,6 +60,7 @@ class _Layer:
     prefix: str
     modules: tuple[Module, ...]
     stored: Mapping[str, Quantization]
+    packed: Mapping[str, list[str]]
 
     @property
     def dense(self) -> tuple[Module, ...]:
@@ -87,7 +85,7 @@ class _Layer:
         ends: dict[str, list[str]] = {}
         for module in modules:
             stem, _, last = module.template.rpartition(".")
-            fused = [name for name, parts in PACKED.items() if module.fused and last in parts]
+            fused = [name for name, parts in self.packed.items() if module.fused and last in parts]
             ends.setdefault(stem, []).extend([*fused, last])
         local = "|".join(
             f"{_escaped(stem)}{'[.]' if stem else ''}(?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items()

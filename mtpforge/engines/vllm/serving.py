@@ -12,6 +12,7 @@ from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm.expert_counts import refuse_stale
 from mtpforge.families import family_of
 from mtpforge.report import Trap
+from mtpforge.scheme import Scheme
 
 # config/speculative.py (0.33.0): each turns the method into another one before "mtp" is considered.
 _METHOD_WORDS: Final = ("eagle-", "eagle3", "dflash", "dspark")
@@ -31,7 +32,7 @@ def overrides_of(config: Mapping[str, object]) -> dict[str, object]:
     return {NEXTN: 1} if text is config else {"text_config": {NEXTN: 1}}
 
 
-def serve(target: Checkpoint, draft_path: str, serving: Serving) -> list[str]:
+def serve(target: Checkpoint, draft_path: str, serving: Serving, _scheme: Scheme) -> list[str]:
     """The command, as a list, that serves a target with a draft; the draft's path is made absolute.
 
     A draft at the target's own location is the target's own layer: no model is named, so that vLLM takes the target

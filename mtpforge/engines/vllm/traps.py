@@ -8,12 +8,13 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.vllm.config_fields import COMPARED, COUNT_TWINS, DEFAULTS, REQUIRED, experts_seen, rope_seen, seen
 from mtpforge.engines.vllm.demands import scheme_under
+from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
 from mtpforge.engines.vllm.expert_counts import cure, stale_counts
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.quantization_methods import KNOWN
+from mtpforge.engines.vllm.rope import rope_seen
 from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
@@ -21,7 +22,6 @@ from mtpforge.families.counting import stored_experts
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 
-_ROUTER: Final = "moe_router_dtype"
 _TARGET: Final = "target's config.json"
 _DRAFT: Final = "draft's config.json"
 _REBUILD: Final = (
@@ -33,20 +33,8 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
     """What is wrong or missing in the target itself. Files and strays are judged elsewhere."""
     text = family.text(target.config)
     found = [*_nextn_of_target(target.config, text), *_stale_count(target, text, family)]
-    carries = any(name.startswith(family.prefix(family.layer(target.config))) for name in target.names)
-    if carries and text.get(_ROUTER) != "float32":
-        found.append(
-            Trap(
-                "router-dtype",
-                "warning",
-                f"the target carries an MTP layer, but its config has no `{_ROUTER}`: vLLM would run the layer's router"
-                " in BF16, and no override reaches it",
-                f"serve with a draft of the same bytes: `mtpforge build --target {target.label}`",
-                where=f"{_TARGET}, {_ROUTER}",
-                silent=True,
-                draft_cures=True,
-            )
-        )
+    if any(name.startswith(family.prefix(family.layer(target.config))) for name in target.names):
+        found += _not_fixed(target, text, draft_class(family))
     if text.get("mtp_quantization_config") is not None:
         found.append(
             Trap(
@@ -66,12 +54,13 @@ def draft_traps(
     target_config: Mapping[str, object], draft_config: Mapping[str, object], family: Family, scheme: Scheme
 ) -> tuple[Trap, ...]:
     """What in a draft's config is missing, or differs from its target's. vLLM compares none of it."""
-    target, draft = family.text(target_config), family.text(draft_config)
+    target, draft, known = family.text(target_config), family.text(draft_config), draft_class(family)
+    fixed = ((field, fixed.value) for field, fixed in known.fixed.items() if draft.get(field) != fixed.value)
     return (
         *_identity(draft_config, draft, family),
-        *_differing(target, draft),
-        *_router(draft),
-        *_experts(target, draft, family),
+        *_differing(target, draft, known),
+        *(_wrong(field, draft.get(field), value, silent=True) for field, value in fixed),
+        *_experts(target, draft, family.expert_keys[0], known),
         *_nextn_of_draft(draft),
         *_stated(draft_config, family, scheme),
     )
@@ -119,6 +108,20 @@ def _stale_count(target: Checkpoint, text: Mapping[str, object], family: Family)
     )
 
 
+def _not_fixed(target: Checkpoint, text: Mapping[str, object], known: DraftClass) -> Iterator[Trap]:
+    for field, fixed in known.fixed.items():
+        if text.get(field) != fixed.value:
+            yield Trap(
+                fixed.trap,
+                "warning",
+                f"the target carries an MTP layer, but its config has no `{field}`: {fixed.why}",
+                f"serve with a draft of the same bytes: `mtpforge build --target {target.label}`",
+                where=f"{_TARGET}, {field}",
+                silent=True,
+                draft_cures=True,
+            )
+
+
 def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
     block = parse(target.quantization)
     name = f"{family.prefix(family.layer(target.config))}head"
@@ -142,14 +145,14 @@ def _identity(whole: Mapping[str, object], draft: Mapping[str, object], family: 
         yield _wrong("architectures", named, [family.architecture], silent=False)
 
 
-def _differing(target: Mapping[str, object], draft: Mapping[str, object]) -> Iterator[Trap]:
-    for field in COMPARED:
-        ours, theirs = seen(draft, field), seen(target, field)
+def _differing(target: Mapping[str, object], draft: Mapping[str, object], known: DraftClass) -> Iterator[Trap]:
+    for field in known.compared:
+        ours, theirs = known.seen(draft, field), known.seen(target, field)
         if _is_null(draft, field) and not _is_null(target, field):
             ours = None  # null is what the engine is given; only an absent key gets its default
         if ours != theirs:
-            yield _wrong(field, draft.get(field), theirs, silent=field in DEFAULTS or ours is not None)
-        elif ours is None and field in REQUIRED:
+            yield _wrong(field, draft.get(field), theirs, silent=field in known.defaults or ours is not None)
+        elif ours is None and field in known.required:
             yield _wrong(field, None, "the published base model's value", silent=False)
     if rope_seen(draft) != rope_seen(target):
         yield _wrong("rope_parameters", rope_seen(draft), rope_seen(target), silent=True)
@@ -167,14 +170,10 @@ def _is_null(config: Mapping[str, object], field: str) -> bool:
     return field in config and config[field] is None
 
 
-def _router(draft: Mapping[str, object]) -> Iterator[Trap]:
-    if draft.get(_ROUTER) != "float32":
-        yield _wrong(_ROUTER, draft.get(_ROUTER), "float32", silent=True)
-
-
-def _experts(target: Mapping[str, object], draft: Mapping[str, object], family: Family) -> Iterator[Trap]:
-    first = family.expert_keys[0]
-    counts = {key: draft[key] for key in (first, *COUNT_TWINS) if draft.get(key) is not None}
+def _experts(
+    target: Mapping[str, object], draft: Mapping[str, object], first: str, known: DraftClass
+) -> Iterator[Trap]:
+    counts = {key: draft[key] for key in (first, *known.expert_count_twins) if draft.get(key) is not None}
     if not counts:
         yield _wrong(first, None, target.get(first), silent=False)
         return
@@ -188,7 +187,7 @@ def _experts(target: Mapping[str, object], draft: Mapping[str, object], family: 
             where=f"{_DRAFT}, {', '.join(counts)}",
             silent=True,
         )
-    ours, theirs = experts_seen(draft), target.get(first, experts_seen(target))
+    ours, theirs = known.experts_seen(draft), target.get(first, known.experts_seen(target))
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
         more = ours > theirs
         yield Trap(

@@ -1,0 +1,117 @@
+"""What vLLM knows of one class of MTP drafts: one file of `classes/` each, found by the model_type of the family.
+
+model_types         the families that vLLM runs with this class
+expert_count        config keys of the expert count, the one that wins first
+expert_count_twins  keys that repeat it; a draft carries none
+head_counts         config keys of what is dealt out over ranks: query heads, then key and value heads
+[dense]             module -> why vLLM never asks whether it is quantized
+[decoded_on_load]   module that is built dense -> formats that are decoded while loading
+[matrices]          last part of the name of a matrix that vLLM runs -> its class, which config groups may target
+[packed]            fused matrix -> its parts on disk, in shard order: packed_modules_mapping
+[split]             last part of a module's name -> the axis that is cut over ranks; others lie on every rank
+[repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
+[fields]            of the draft's config.json: required (no default would do), defaults (what the engine takes for
+an absent one; "" for nothing), fixed (what it must be, whatever the target says: value, and
+trap and why for a target that carries the layer and says otherwise)
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final, Literal, TypeAlias
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family
+
+Axis: TypeAlias = Literal["out", "in"]
+_FOLDER: Final = "classes"
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A field that must have one value: id and words of the trap for a target that carries the layer without it."""
+
+    value: object
+    trap: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DraftClass:
+    """One file of `classes/`; the module's docstring says what each field holds."""
+
+    model_types: tuple[str, ...]
+    expert_count: tuple[str, ...]
+    expert_count_twins: tuple[str, ...]
+    head_counts: tuple[str, ...]
+    dense: Mapping[str, str]
+    decoded_on_load: Mapping[str, frozenset[str]]
+    matrices: Mapping[str, str]
+    packed: Mapping[str, list[str]]
+    split: Mapping[str, Axis]
+    repeated: Mapping[str, str]
+    required: tuple[str, ...]
+    defaults: Mapping[str, object]
+    fixed: Mapping[str, Fixed]
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Fields that vLLM reads from the draft's config and that must be the target's."""
+        return (*self.required, *self.defaults)
+
+    def seen(self, config: Mapping[str, object], field: str) -> object:
+        """What vLLM takes for a field, None where it takes nothing."""
+        value = config.get(field)
+        return self.defaults.get(field) if value is None else value
+
+    def experts_seen(self, config: Mapping[str, object]) -> object:
+        """The expert count that vLLM sees, None where no key states it."""
+        return next((config[key] for key in self.expert_count if config.get(key) is not None), None)
+
+
+@cache
+def draft_classes() -> tuple[DraftClass, ...]:
+    """Every class, by file name."""
+    found = (file for file in (files(__package__) / _FOLDER).iterdir() if file.name.endswith(".toml"))
+    return tuple(_read(file.read_text(encoding="utf-8")) for file in sorted(found, key=lambda f: f.name))
+
+
+def draft_class(family: Family) -> DraftClass:
+    """The class that vLLM runs a family's draft with; MtpforgeError where it has none."""
+    found = next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
+    if found is None:
+        raise MtpforgeError(
+            f"nothing is known of vLLM's draft class for {family.name}",
+            why="its rules are one file of mtpforge/engines/vllm/classes, and none names this model_type",
+            fix="`mtpforge extract --source S -o DIR` writes the plain layer",
+        )
+    return found
+
+
+def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:
+    """Module template -> formats that vLLM decodes by itself while loading."""
+    return draft_class(family).decoded_on_load
+
+
+def _read(text: str) -> DraftClass:
+    table = tomllib.loads(text)
+    fields = table["fields"]
+    return DraftClass(
+        model_types=tuple(table["model_types"]),
+        expert_count=tuple(table["expert_count"]),
+        expert_count_twins=tuple(table["expert_count_twins"]),
+        head_counts=tuple(table["head_counts"]),
+        dense=table["dense"],
+        decoded_on_load={module: frozenset(formats) for module, formats in table.get("decoded_on_load", {}).items()},
+        matrices=table["matrices"],
+        packed=table["packed"],
+        split=table["split"],
+        repeated=table.get("repeated", {}),
+        required=tuple(fields["required"]),
+        defaults=fields["defaults"],
+        fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
+    )
