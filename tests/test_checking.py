@@ -17,9 +17,12 @@ import torch
 from safetensors.torch import save_file
 
 from mtpforge import checking, formats
-from mtpforge.checking import Sample, choose, comparing
+from mtpforge.checking import Sample, comparing, libraries, plain
+from mtpforge.checking import __main__ as child
+from mtpforge.checking.parts import Part
 from mtpforge.errors import MtpforgeError
-from mtpforge.tensors import BF16, Quantization, Spec, TensorRef
+from mtpforge.report import Progress
+from mtpforge.tensors import Quantization, Spec, TensorRef
 
 INT4 = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
 INT3 = Quantization("pack_quantized", 3, strategy="channel", symmetric=False, scale_dtype="F16")
@@ -79,16 +82,61 @@ def stored(tmp_path_factory):
     return path, samples, digests
 
 
+def started(samples, paths, mode="sample"):
+    """A check that runs: by the libraries, unless everything of a little is compared."""
+    check = checking.ReferenceCheck(checking.Selection(mode, tuple(samples)))
+    check.begin(paths)
+    return check
+
+
 def digest(values):
     return hashlib.sha256(checking.bf16_bytes(values)).hexdigest()
 
 
-def test_every_format_equals_its_library(stored):
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
+    """A file of NVFP4 and the samples of it.
+
+    Rows: every scale that is a number. Columns: every code in either nibble. Matrices: global scales of any size.
+    """
+    path = tmp_path_factory.mktemp("every") / "every.safetensors"
+    low = torch.arange(16, dtype=torch.uint8)
+    packed = torch.cat([low | (low << 4), low | ((15 - low) << 4)])[None]  # 64 columns, four blocks
+    scales = torch.tensor([byte for byte in range(256) if byte & 127 != 127], dtype=torch.uint8)
+    codes = packed.expand(len(scales), -1)
+    held = scales[:, None].expand(-1, 4).contiguous().view(torch.float8_e4m3fn)
+    tensors = {}
+    for name, weight, scale, shape, extreme in (
+        ("x", "weight", "weight_scale_2", (), 1e-45),
+        ("y", "weight_packed", "weight_global_scale", (1,), 3e38),
+    ):
+        for number, factor in enumerate((extreme, 1e-35, 3.3e-5, 0.1, 1.0, 7.7, 1e30)):
+            parts = {weight: codes.clone(), "weight_scale": held.clone(), scale: torch.full(shape, factor)}
+            tensors |= {f"{name}{number}.{suffix}": tensor for suffix, tensor in parts.items()}
+    save_file(tensors, path)
+    parts = {}
+    for ref in refs(path).values():
+        parts.setdefault(ref.name.partition(".")[0], {})[ref.name.partition(".")[2]] = ref
+    kinds = {"x": MODELOPT, "y": NVFP4}
+    shape = (len(scales), 64)
+    samples = [Sample(n, (q := kinds[n[0]]).format, q, shape, parts[n], (0, shape[0])) for n in sorted(parts)]
+    return path, samples
+
+
+def plain_digest(sample, path):
+    parts = {s: Part(str(path), r.spec.dtype, r.spec.shape, r.start) for s, r in sample.reads.items()}
+    return hashlib.sha256(plain.decode(sample.format, parts, sample.rows)).hexdigest()
+
+
+def test_every_format_and_the_plain_decoders_equal_the_libraries(stored, every):
+    """One child for all: the libraries take long to load."""
     path, samples, digests = stored
-    with checking.ReferenceCheck(samples, {path.name: path}) as check:
-        result = check.finish(digests)
-    assert result.n_tensors == len(STORED)
-    assert result.n_elements == sum((s.rows[1] - s.rows[0]) * COLUMNS for s in samples)
+    other, codes = every
+    plainly = {s.key: plain_digest(s, other) for s in codes}
+    with started([*samples, *codes], {path.name: path, other.name: other}) as check:
+        result = check.finish(digests | plainly)
+    assert result.n_tensors == len(STORED) + len(codes)
+    assert result.n_elements == sum((s.rows[1] - s.rows[0]) * s.shape[1] for s in [*samples, *codes])
     assert sorted(result.libraries) == ["compressed-tensors", "nvidia-modelopt"]
 
 
@@ -98,10 +146,13 @@ class Library:
     def __init__(self, values):
         self.values = values.bfloat16()
 
-    def __call__(self, samples, paths, *, values):
+    def __call__(self, samples, *, little):
         return self
 
-    def answers(self):
+    def ask(self, line):
+        pass
+
+    def answers(self, on_progress=None):
         raw = bytes(checking.bf16_bytes(self.values))
         answer = {"sha256": hashlib.sha256(raw).hexdigest(), "values": base64.b64encode(raw).decode()}
         return [answer], {"nvidia-modelopt": "0.47.0"}
@@ -118,7 +169,7 @@ def test_one_other_value_is_named_with_index_and_both_values(stored, monkeypatch
     theirs[5, 7], theirs[6, 8] = 0.5, 0.25
     assert not torch.equal(ours, theirs)
     monkeypatch.setattr(comparing, "_Child", Library(theirs))
-    check = checking.ReferenceCheck([sample], {path.name: path})
+    check = started([sample], {path.name: path})
     with pytest.raises(MtpforgeError) as caught:
         check.finish({sample.key: digest(ours)})
     assert str(caught.value) == (
@@ -135,7 +186,7 @@ def test_other_bytes_in_what_the_build_read_are_named(stored, monkeypatch):
     path, samples, _ = stored
     ours = comparing._decoded(samples[0], {path.name: path})
     monkeypatch.setattr(comparing, "_Child", Library(ours))
-    check = checking.ReferenceCheck(samples[:1], {path.name: path})
+    check = started(samples[:1], {path.name: path})
     with pytest.raises(MtpforgeError) as caught:
         check.finish({samples[0].key: digest(ours + 1)})
     assert str(caught.value) == (
@@ -162,7 +213,7 @@ def test_the_real_library_finds_swapped_nibbles(stored, monkeypatch):
     wrong = comparing._decoded(sample, {path.name: path})
     assert not torch.equal(wrong, ours)
     library = f"compressed-tensors {version('compressed-tensors')}"
-    found = checking.ReferenceCheck([], {path.name: path})._difference(sample)
+    found = started([], {path.name: path})._difference(sample)
     assert str(found).splitlines()[:3] == [
         f"error: `{sample.module}` decodes differently in mtpforge and in {library}",
         f"where: model.safetensors, {sample.module} [{sample.rows[0]}, 0]",
@@ -182,7 +233,7 @@ def test_a_missing_library_says_how_to_go_on(stored, tmp_path, monkeypatch):
         comparing, "_environment", lambda: usual | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{usual['PYTHONPATH']}"}
     )
     with (
-        checking.ReferenceCheck(samples[:1], {path.name: path}) as check,
+        started(samples[:1], {path.name: path}) as check,
         pytest.raises(MtpforgeError) as caught,
     ):
         check.finish(digests)
@@ -197,7 +248,7 @@ def test_a_missing_library_says_how_to_go_on(stored, tmp_path, monkeypatch):
 
 def test_a_killed_child_is_an_error(stored):
     path, samples, digests = stored
-    with checking.ReferenceCheck(samples, {path.name: path}) as check:
+    with started(samples, {path.name: path}) as check:
         check._child._process.kill()
         with pytest.raises(MtpforgeError) as caught:
             check.finish(digests)
@@ -211,7 +262,7 @@ def test_a_killed_child_is_an_error(stored):
 def test_a_source_that_is_gone_is_the_child_s_error(stored, tmp_path):
     path, samples, digests = stored
     with (
-        checking.ReferenceCheck(samples[:1], {path.name: tmp_path / "gone"}) as check,
+        started(samples[:1], {path.name: tmp_path / "gone"}) as check,
         pytest.raises(MtpforgeError) as caught,
     ):
         check.finish(digests)
@@ -220,7 +271,7 @@ def test_a_source_that_is_gone_is_the_child_s_error(stored, tmp_path):
 
 def test_leaving_the_check_ends_the_child(stored):
     path, samples, _ = stored
-    with checking.ReferenceCheck(samples, {path.name: path}) as check:
+    with started(samples, {path.name: path}) as check:
         process = check._child._process
         assert process.poll() is None
     assert process.poll() is not None
@@ -230,7 +281,8 @@ def test_the_child_ends_with_its_parent(stored, tmp_path):
     """A parent that is killed leaves no process behind: the child's stdin ends with it."""
     path, samples, _ = stored
     request = tmp_path / "request"
-    request.write_bytes(comparing.request(samples, {path.name: path}, values=False))
+    lines = comparing.opening(samples, little=False), comparing.request(samples, {path.name: path}, values=False)
+    request.write_bytes(b"".join(lines))
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -248,15 +300,15 @@ def test_the_child_ends_with_its_parent(stored, tmp_path):
         stdout=subprocess.PIPE,
         env=comparing._environment(),
     )
-    child = int(parent.stdout.readline())
-    assert Path(f"/proc/{child}").exists()
+    pid = int(parent.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
     parent.kill()
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 30
-    while alive(child) and time.monotonic() < deadline:
+    while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(child)
+    assert not alive(pid)
 
 
 def alive(pid):
@@ -268,7 +320,7 @@ def alive(pid):
 
 
 def test_nothing_to_compare_starts_no_child():
-    check = checking.ReferenceCheck([], {})
+    check = started([], {})
     assert check._child is None
     assert check.finish({}) == checking.CheckResult(0, 0, {})
 
@@ -276,85 +328,56 @@ def test_nothing_to_compare_starts_no_child():
 def test_the_child_shares_no_decoder_with_us():
     """What it imports of mtpforge: dtype names, nothing that decodes or lays out."""
     package = Path(checking.__file__).parent
-    for name, allowed in (("libraries", {"mtpforge.tensors"}), ("__main__", {"mtpforge.checking"})):
+    for name in ("__main__", "libraries", "plain", "parts"):
         tree = ast.parse((package / f"{name}.py").read_text())
         found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert {module for module in found if module.startswith("mtpforge")} == allowed
+        found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        ours = {module for module in found if module.startswith("mtpforge")}
+        assert ours <= {"mtpforge.tensors", "mtpforge.checking", "mtpforge.checking.parts"}, name
 
 
-# ---- choosing
+def test_the_child_says_how_far_it_is_while_it_is_waited_for(stored):
+    path, samples, digests = stored
+    samples = [sample for sample in samples if sample.quantization in {NVFP4, MODELOPT}]
+    heard = []
+    with started(samples, {path.name: path}, "full") as check:
+        check.finish(digests, heard.append)
+    assert heard[0] == Progress("check", 0, len(samples), "items")
+    assert heard[-1] == Progress("check", len(samples), len(samples), "items")
+    assert [step.done for step in heard] == sorted(step.done for step in heard)
 
 
-def move(number, leaf, quantization, shape=(4096, 2048), kind="routed experts", **extra):
-    from mtpforge.planning import Move
-
-    form = formats.FORMATS[quantization.format]
-    specs = form.layout(shape, quantization) | extra
-    reads = {s: TensorRef(s, spec, "f", 0, spec.n_bytes) for s, spec in specs.items()}
-    module = f"mlp.experts.{number}.{leaf}"
-    return Move(module, kind, shape, reads, quantization, quantization, "copy", (), "")
+# ---- a little, by plain decoders
 
 
-def name(sample):
-    return f"{sample.module}[{sample.rows[0]}:{sample.rows[1]}]"
+def test_a_little_nvfp4_is_compared_without_a_library(stored, monkeypatch):
+    path, samples, digests = stored
+    usual = comparing._environment()
+    # a folder of that name that cannot be imported stands before the real ones
+    broken = path.parent / "broken"
+    broken.mkdir()
+    for library in ("torch", "modelopt", "compressed_tensors"):
+        (broken / f"{library}.py").write_text(f"raise ImportError({library!r})\n")
+    search = f"{broken}{os.pathsep}{usual['PYTHONPATH']}"
+    monkeypatch.setattr(comparing, "_environment", lambda: usual | {"PYTHONPATH": search})
+    few = [sample for sample in samples if sample.quantization in {NVFP4, MODELOPT}]
+    with started(few, {path.name: path}, "full") as check:
+        result = check.finish(digests)
+    assert result.libraries == {"a plain decoder of NVFP4 in numpy": version("numpy")}
+    with (
+        started(few, {path.name: path}, "full") as check,
+        pytest.raises(MtpforgeError, match="decoded from other bytes") as caught,
+    ):
+        check.finish(digests | {few[0].key: ""})
+    assert "a plain decoder of NVFP4 in numpy" in caught.value.why
 
 
-def steps(*moves):
-    from mtpforge.planning import Step
-
-    return [Step(moves=(m,)) for m in moves]
-
-
-def test_a_small_layer_is_compared_whole():
-    selection = choose(steps(move(0, "gate_proj", INT4), move(0, "up_proj", BLOCK)), "sample")
-    assert selection.mode == "full"
-    assert [name(s) for s in selection.samples] == [
-        "mlp.experts.0.gate_proj[0:2048]",
-        "mlp.experts.0.gate_proj[2048:4096]",
-        "mlp.experts.0.up_proj[0:2048]",
-        "mlp.experts.0.up_proj[2048:4096]",
-    ]
-    assert selection.bands == {f"mlp.experts.0.{leaf}": [(0, 2048), (2048, 4096)] for leaf in ("gate_proj", "up_proj")}
-
-
-def test_a_sample_covers_every_kind_and_format_and_is_bounded():
-    moves = [move(e, leaf, INT4) for e in range(64) for leaf in ("gate_proj", "up_proj")]
-    moves += [move(0, "o_proj", BLOCK, (6144, 16384), "attention"), move(64, "up_proj", NVFP4)]
-    selection = choose(steps(*moves), "sample")
-    assert selection.mode == "sample"
-    assert [name(s) for s in selection.samples] == [
-        "mlp.experts.0.gate_proj[0:2048]",
-        "mlp.experts.31.gate_proj[2048:4096]",
-        "mlp.experts.63.gate_proj[2048:4096]",
-        "mlp.experts.0.up_proj[0:2048]",
-        "mlp.experts.31.up_proj[2048:4096]",
-        "mlp.experts.63.up_proj[2048:4096]",
-        "mlp.experts.0.o_proj[0:256]",
-        "mlp.experts.0.o_proj[2816:3072]",
-        "mlp.experts.0.o_proj[5888:6144]",
-        "mlp.experts.64.up_proj[0:2048]",
-        "mlp.experts.64.up_proj[2048:4096]",
-    ]
-    assert choose(steps(*moves), "sample") == selection
-    assert len(choose(steps(*moves), "full").samples) == 2 * (len(moves) - 1) + 24
-
-
-def test_what_cannot_be_compared_is_counted_by_reason():
-    old = Quantization("pack_quantized", 3, "", "group", 32, scale_dtype="BF16")
-    odd = [
-        move(0, "gate_proj", BF16),
-        move(1, "gate_proj", BF16),
-        move(2, "gate_proj", INT4, weight_g_idx=Spec("I32", (2048,))),
-        move(3, "gate_proj", old, weight_packed=Spec("I32", (4096, 205))),
-    ]
-    selection = choose(steps(*odd), "full")
-    assert selection.samples == ()
-    assert selection.uncompared == {
-        "dense, nothing to decode": 2,
-        "act-order, which compressed-tensors no longer reads": 1,
-        "packed as compressed-tensors 0.17.1 and earlier did, which it no longer reads": 1,
-    }
-
-
-def test_off_chooses_nothing():
-    assert choose(steps(move(0, "gate_proj", INT4)), "off") == checking.Selection("off", ())
+def test_a_format_without_a_plain_decoder_asks_its_library_however_little(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(libraries, "load", loaded.extend)
+    decoders = child._loaded({"formats": ["int_quantized", "nvfp4"], "little": True})
+    names = {name: decoder.name for name, decoder in decoders.items()}
+    assert names == {"int_quantized": "compressed-tensors", "nvfp4": "a plain decoder of NVFP4 in numpy"}
+    assert loaded == ["int_quantized"]
+    child._loaded({"formats": ["int_quantized", "nvfp4"], "little": False})
+    assert loaded == ["int_quantized", "int_quantized", "nvfp4"]

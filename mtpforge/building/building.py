@@ -95,12 +95,15 @@ def build(
     preflight.refuse_small_disk(plan, checkpoints, job.out)
     folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
     try:
-        _fetch(job, on_progress)
-        threads = workers or (0 if job.device is None else min(os.cpu_count() or 1, devices.THREADS))
-        if calibration is not None:
-            calibration.run(on_progress)
-            memory -= calibration.n_bytes
-        checked = _weights(job, folder, choose(plan.steps, check), Workers(plan.steps, threads, memory), on_progress)
+        drawn = choose(plan.steps, check)
+        with ReferenceCheck(drawn) as reference:  # first: its libraries take long to import
+            _fetch(job, on_progress)
+            threads = workers or (0 if job.device is None else min(os.cpu_count() or 1, devices.THREADS))
+            if calibration is not None:
+                calibration.run(on_progress)
+                memory -= calibration.n_bytes
+            pool = Workers(plan.steps, threads, memory)
+            checked = _compared(drawn, _weights(job, folder, drawn, reference, pool, on_progress))
         report = _rest(job, folder, layouts, checked, judge, on_progress)
         folder.commit()
     except KeyboardInterrupt as stop:
@@ -130,7 +133,14 @@ class _Job:
     calibration: Calibration | None
 
 
-def _weights(job: _Job, folder: DraftFolder, drawn: Selection, pool: Workers, on_progress: OnProgress | None) -> Check:
+def _weights(
+    job: _Job,
+    folder: DraftFolder,
+    drawn: Selection,
+    reference: ReferenceCheck,
+    pool: Workers,
+    on_progress: OnProgress | None,
+) -> CheckResult:
     """Every tensor, by threads in plan order, while a process decodes the samples with the formats' libraries."""
     counter = _Counter(sum(spec.n_bytes for spec in job.specs.values()), on_progress)
     samples = Samples(drawn.bands)
@@ -151,15 +161,10 @@ def _weights(job: _Job, folder: DraftFolder, drawn: Selection, pool: Workers, on
         reader = Reader(job.checkpoints, job.device.host, buffers=2)
         return Executor(reader, folder, samples, advance, lane=devices.Lane(job.device, samples), factor=factor)
 
-    with ReferenceCheck(drawn.samples, files) as reference:
-        with devices.told(job.device):
-            pool.run(executor)
-        if on_progress and drawn.samples:
-            on_progress(Progress("check", 0, len(drawn.samples), "items"))  # its libraries may still be loading
-        result = reference.finish(samples.digests)
-        if on_progress and drawn.samples:
-            on_progress(Progress("check", len(drawn.samples), len(drawn.samples), "items"))
-    return _compared(drawn, result)
+    reference.begin(files)
+    with devices.told(job.device):
+        pool.run(executor)
+    return reference.finish(samples.digests, on_progress)
 
 
 def _compared(drawn: Selection, result: CheckResult) -> Check:

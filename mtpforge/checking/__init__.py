@@ -2,8 +2,10 @@
 
     selection    which rows of which weights
     comparing    the parent: starts the child, collects both sides' digests, names a difference
-    libraries    the child: opens the source itself, decodes with the library, shares no decoder with mtpforge
-    __main__     `python -m mtpforge.checking`: JSON on stdin, JSON lines on stdout
+    __main__     the child, `python -m mtpforge.checking`: JSON lines on stdin and stdout
+    parts        what the child reads: it opens the source itself
+    libraries    the child's decoders: every format's own library, nothing of mtpforge's
+    plain        the same for a few MB of NVFP4, by definition, where importing a library would take longer
 
 The libraries take seconds to import and a few hundred MB; in a process of their own both overlap with the build.
 """

@@ -1,6 +1,7 @@
 """The child of a reference check: `python -m mtpforge.checking`.
 
-stdin: one line of JSON (comparing.request). stdout: one line of JSON a sample, then one with the libraries' versions.
+stdin: a line of JSON that says what to load (comparing.opening), later one on what to decode (comparing.request).
+stdout: one line of JSON a sample, then one with the libraries' versions.
 The parent keeps stdin open; when it ends, however it ends, stdin does too, and so does this process.
 """
 
@@ -12,18 +13,35 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
+from queue import SimpleQueue
 from typing import Any
+
+from mtpforge.checking import parts, plain
+from mtpforge.checking.parts import Parts, Rows
 
 _LIMIT = 1 << 28  # bytes of a request; a full layer with every expert takes about 2 MB
 
 
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Who decodes a format, by which distribution's version, and how: facts, parts, columns and rows -> BF16 bytes."""
+
+    name: str
+    distribution: str
+    decode: Callable[[dict[str, Any], Parts, int, Rows], bytes]
+
+
 def main() -> int:
     """Answer the request; 0, or 1 after a line with an `error`."""
-    request = json.loads(_line())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     try:
-        _answer(request)
+        decoders = _loaded(json.loads(lines.get()))
+        _answer(json.loads(lines.get()), decoders)
     except ImportError as error:
         _say({"error": "import", "detail": str(error)})
         return 1
@@ -33,29 +51,49 @@ def main() -> int:
     return 0
 
 
-def _answer(request: dict[str, Any]) -> None:
-    import torch
+def _loaded(opening: dict[str, Any]) -> dict[str, Decoder]:
+    """Every format's decoder: plain where the opening says that there is little and there is one, else the library's.
 
-    from mtpforge.checking import libraries
+    Importing a library takes from 5 to 20 s; torch comes with them, and is not needed for the plain ones.
+    """
+    few = [name for name in opening["formats"] if opening["little"] and name in plain.READERS]
+    rest = [name for name in opening["formats"] if name not in few]
+    decoders = {name: Decoder(plain.NAME, "numpy", partial(_plain, name)) for name in few}
+    if rest:
+        import torch
 
-    torch.set_num_threads(1)  # the other cores build
-    used: set[str] = set()
+        from mtpforge.checking import libraries
+
+        torch.set_num_threads(1)  # the other cores build
+        libraries.load(rest)
+        decoders |= {
+            name: Decoder(libraries.DISTRIBUTIONS[name], libraries.DISTRIBUTIONS[name], partial(libraries.decode, name))
+            for name in rest
+        }
+    return decoders
+
+
+def _plain(name: str, _facts: dict[str, Any], weight: Parts, _columns: int, rows: Rows) -> bytes:
+    return plain.decode(name, weight, rows)
+
+
+def _answer(request: dict[str, Any], decoders: dict[str, Decoder]) -> None:
+    used: dict[str, str] = {}
     for sample in request["samples"]:
-        parts = {
-            suffix: libraries.Part(p["path"], p["dtype"], tuple(p["shape"]), p["start"])
+        weight = {
+            suffix: parts.Part(p["path"], p["dtype"], tuple(p["shape"]), p["start"])
             for suffix, p in sample["parts"].items()
         }
-        shape, rows = tuple(sample["shape"]), tuple(sample["rows"])
+        decoder, shape = decoders[sample["format"]], tuple(sample["shape"])
         digest, kept = hashlib.sha256(), b""
-        for band in libraries.bands(shape, rows):
-            values = libraries.decode(sample["format"], sample["quantization"], parts, shape[1], band)
-            raw = values.contiguous().view(torch.uint8).numpy().tobytes()
+        for band in parts.bands(shape, tuple(sample["rows"])):
+            raw = decoder.decode(sample["quantization"], weight, shape[1], band)
             digest.update(raw)
             kept += raw if request["values"] else b""
-        used.add(libraries.DISTRIBUTIONS[sample["format"]])
+        used[decoder.name] = decoder.distribution
         answer = {"sha256": digest.hexdigest()}
         _say(answer | ({"values": base64.b64encode(kept).decode()} if request["values"] else {}))
-    _say({"libraries": {name: metadata.version(name) for name in sorted(used)}})
+    _say({"libraries": {name: metadata.version(used[name]) for name in sorted(used)}})
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -63,20 +101,13 @@ def _say(answer: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _line() -> bytes:
-    """The first line of stdin, read past Python's buffer: a thread waits on the same descriptor afterwards."""
+def _listen(lines: SimpleQueue[bytes]) -> None:
+    """Every line of stdin into the queue; at its end, which is our parent's, end the process, whatever it is at."""
     read = b""
-    while not read.endswith(b"\n"):
-        more = os.read(0, 1 << 16)
-        if not more or len(read) > _LIMIT:
-            raise SystemExit(1)
-        read += more
-    return read
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1 << 16):
-        pass
+    while len(read) <= _LIMIT and (more := os.read(0, 1 << 16)):
+        *whole, read = (read + more).split(b"\n")
+        for line in whole:
+            lines.put(line)
     os._exit(1)
 
 

@@ -16,15 +16,17 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Final, Self
 
 from mtpforge import errors, formats
-from mtpforge.checking.selection import Key, Sample
+from mtpforge.checking.selection import Key, Sample, Selection
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.formats.format import part_rows, row_parts
+from mtpforge.report import OnProgress, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _OFF: Final = "`--check off` builds without the comparison"
 _PACKAGE: Final = Path(__file__).parents[2]
+_LOOK_SECONDS: Final = 0.2  # between two looks at how far the child is
 _TAIL: Final = 400  # characters of a dead child's last words
 
 
@@ -46,16 +48,17 @@ def bf16_bytes(rows: Tensor) -> memoryview:
 
 
 class ReferenceCheck:
-    """A running comparison. Make it as early as the bytes are here, `finish` it with the build's own digests.
+    """A running comparison. Make it before anything long, `begin` when the bytes are here, `finish` with our digests.
 
-    paths: file of a TensorRef -> absolute local path with the same offsets. No samples: no child, nothing compared.
-    As a context manager it ends the child on the way out.
+    The child loads its libraries meanwhile. No samples: no child, nothing compared. As a context manager it ends the
+    child on the way out.
     """
 
-    def __init__(self, samples: Iterable[Sample], paths: Mapping[str, str | os.PathLike[str]]) -> None:
-        self.samples = tuple(samples)
-        self._paths = paths
-        self._child = _Child(self.samples, paths, values=False) if self.samples else None
+    def __init__(self, selection: Selection) -> None:
+        self.samples = selection.samples
+        self._little = selection.is_little
+        self._paths: Mapping[str, str | os.PathLike[str]] = {}
+        self._child = _Child(self.samples, little=self._little) if self.samples else None
 
     def __enter__(self) -> Self:
         return self
@@ -68,14 +71,21 @@ class ReferenceCheck:
         if self._child:
             self._child.kill()
 
-    def finish(self, digests: Mapping[Key, str]) -> CheckResult:
+    def begin(self, paths: Mapping[str, str | os.PathLike[str]]) -> None:
+        """Let the child decode. paths: file of a TensorRef -> absolute local path with the same offsets."""
+        self._paths = paths
+        if self._child:
+            self._child.ask(request(self.samples, paths, values=False))
+
+    def finish(self, digests: Mapping[Key, str], on_progress: OnProgress | None = None) -> CheckResult:
         """Wait for the child and compare. digests: Sample.key -> sha256 (hex) of our BF16 bytes, all samples.
 
+        on_progress: hears how many samples the child has decoded, 0 for as long as its libraries load.
         Raises MtpforgeError for the first difference (exit code 1), and where the child could not do its work (5).
         """
         if self._child is None:
             return CheckResult(0, 0, {})
-        theirs, libraries = self._child.answers()
+        theirs, libraries = self._child.answers(on_progress)
         for sample, answer in zip(self.samples, theirs, strict=True):
             if answer["sha256"] != digests[sample.key]:
                 raise self._difference(sample)
@@ -86,8 +96,9 @@ class ReferenceCheck:
         """Decode again on both sides and say where they part."""
         import torch
 
-        child = _Child((sample,), self._paths, values=True)
+        child = _Child((sample,), little=self._little)
         try:
+            child.ask(request((sample,), self._paths, values=True))
             answers, libraries = child.answers()
         finally:
             child.kill()
@@ -141,9 +152,8 @@ def _decoded(sample: Sample, paths: Mapping[str, str | os.PathLike[str]]) -> Ten
 class _Child:
     """The process that decodes with the libraries; its answers gather in a file, so it never waits for us."""
 
-    def __init__(
-        self, samples: tuple[Sample, ...], paths: Mapping[str, str | os.PathLike[str]], *, values: bool
-    ) -> None:
+    def __init__(self, samples: tuple[Sample, ...], *, little: bool) -> None:
+        self._n_samples = len(samples)
         self._out: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by kill()
         self._err: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- same
         self._process = subprocess.Popen(
@@ -153,20 +163,31 @@ class _Child:
             stderr=self._err,
             env=_environment(),
         )
-        # left open: its end tells the child that we are gone
+        self.ask(opening(samples, little=little))
+
+    def ask(self, line: bytes) -> None:
+        """Write a line to the child; its stdin stays open, for its end tells the child that we are gone."""
         with contextlib.suppress(BrokenPipeError):  # a child that died at once is reported by answers()
             assert self._process.stdin  # noqa: S101 -- PIPE was asked for
-            self._process.stdin.write(request(samples, paths, values=values))
+            self._process.stdin.write(line)
             self._process.stdin.flush()
 
-    def answers(self) -> tuple[list[dict[str, str]], dict[str, str]]:
+    def answers(self, on_progress: OnProgress | None = None) -> tuple[list[dict[str, str]], dict[str, str]]:
         """One answer a sample, in order, and library -> version. Waits for the child's end."""
+        while on_progress and self._process.poll() is None:
+            # read without moving: the child writes where this file stands
+            said = os.pread(self._out.fileno(), os.fstat(self._out.fileno()).st_size, 0).count(b"\n")
+            on_progress(Progress("check", min(said, self._n_samples - 1), self._n_samples, "items"))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LOOK_SECONDS)
         self._process.wait()
         self._out.seek(0)
         lines = [json.loads(line) for line in self._out if line.endswith(b"\n")]
         last = lines[-1] if lines else {}
         if "libraries" not in last:
             raise self._dead(last)
+        if on_progress:
+            on_progress(Progress("check", self._n_samples, self._n_samples, "items"))
         self.kill()
         return lines[:-1], last["libraries"]
 
@@ -200,8 +221,13 @@ class _Child:
         self._err.close()
 
 
+def opening(samples: Iterable[Sample], *, little: bool) -> bytes:
+    """The child's first line: the formats that it will be asked for, and whether plain decoders do for so little."""
+    return json.dumps({"formats": sorted({s.format for s in samples}), "little": little}).encode() + b"\n"
+
+
 def request(samples: Iterable[Sample], paths: Mapping[str, str | os.PathLike[str]], *, values: bool) -> bytes:
-    """The line that the child reads: every sample with its parts' absolute paths and offsets."""
+    """The child's second line: every sample with its parts' absolute paths and offsets."""
     listed = [
         {
             "format": sample.format,

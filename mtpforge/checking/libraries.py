@@ -12,73 +12,39 @@ Seen with nvidia-modelopt 0.47.0 and compressed-tensors 0.20.0, random and extre
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from mtpforge.checking.parts import Part, Parts, Rows
 from mtpforge.tensors import DTYPES
 
-BAND_ELEMENTS: Final = 1 << 20  # bounds the libraries' temporaries to some tens of MB
+
+def load(names: list[str]) -> None:
+    """Import what these formats' readers need: seconds, so begin before there is anything to decode."""
+    for name in names:
+        import_module(_MODULES[DISTRIBUTIONS[name]])
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where a part lies: an absolute path, the bytes of it, dtype and shape."""
-
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the leading axis, read from the file; a scalar part is read whole."""
-        n_rows, rest = (self.shape[0], self.shape[1:]) if self.shape else (1, ())
-        row_bytes = torch.Size(rest).numel() * DTYPES[self.dtype].bits // 8
-        first, last = (0, 1) if not self.shape else (min(first, n_rows), min(last, n_rows))
-        buffer = bytearray((last - first) * row_bytes)
-        with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123 -- no buffer: a few rows of a large file
-            n_read = os.preadv(file.fileno(), [buffer], self.start + first * row_bytes)
-        if n_read != len(buffer):
-            raise OSError(f"{self.path} ends early")
-        shape = (last - first, *rest) if self.shape else ()
-        dtype: torch.dtype = getattr(torch, DTYPES[self.dtype].torch)
-        return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype).view(shape)
-
-    def whole(self) -> Tensor:
-        """The whole part."""
-        return self.rows(0, self.shape[0] if self.shape else 1)
-
-
-Parts = dict[str, Part]
-Rows = tuple[int, int]
-
-
-def bands(shape: tuple[int, int], rows: Rows) -> Iterator[Rows]:
-    """Bands of a sample's rows, each a multiple of 128 but for the last."""
-    step = max(BAND_ELEMENTS // max(shape[1], 1) // 128, 1) * 128
-    for first in range(rows[0], rows[1], step):
-        yield first, min(first + step, rows[1])
-
-
-def decode(name: str, facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
-    """BF16 [rows, columns] of the weight's rows, by the format's library. facts: the fields of its Quantization."""
+def decode(name: str, facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> bytes:
+    """The weight's rows as BF16 bytes, by the format's library. facts: the fields of its Quantization."""
     with torch.no_grad():
-        return _READERS[name](facts, parts, columns, rows).to(torch.bfloat16)
+        values = _READERS[name](facts, parts, columns, rows).to(torch.bfloat16)
+    return values.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _modelopt_nvfp4(_facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
     shape = torch.Size((rows[1] - rows[0], columns))
-    values: Tensor = NVFP4QTensor(shape, torch.bfloat16, parts["weight"].rows(*rows)).dequantize(
+    values: Tensor = NVFP4QTensor(shape, torch.bfloat16, _rows(parts["weight"], *rows)).dequantize(
         dtype=torch.bfloat16,
-        scale=parts["weight_scale"].rows(*rows),
-        double_scale=parts["weight_scale_2"].whole(),
+        scale=_rows(parts["weight_scale"], *rows),
+        double_scale=_whole(parts["weight_scale_2"]),
         block_sizes={-1: 16},
     )
     return values
@@ -86,9 +52,9 @@ def _modelopt_nvfp4(_facts: dict[str, Any], parts: Parts, columns: int, rows: Ro
 
 def _nvfp4(_facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> Tensor:
     state = {
-        "weight_packed": parts["weight_packed"].rows(*rows),
-        "weight_scale": parts["weight_scale"].rows(*rows),
-        "weight_global_scale": parts["weight_global_scale"].whole().reshape(1),  # [] would keep the library in BF16
+        "weight_packed": _rows(parts["weight_packed"], *rows),
+        "weight_scale": _rows(parts["weight_scale"], *rows),
+        "weight_global_scale": _whole(parts["weight_global_scale"]).reshape(1),  # [] would keep the library in BF16
     }
     return _decompress("nvfp4-pack-quantized", state, num_bits=4, type="float", strategy="tensor_group", group_size=16)
 
@@ -96,12 +62,12 @@ def _nvfp4(_facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> T
 def _pack_quantized(facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
     bits = facts["bits"]
     state = {
-        "weight_packed": parts["weight_packed"].rows(*rows),
-        "weight_scale": _widened(parts["weight_scale"].rows(*rows)),
+        "weight_packed": _rows(parts["weight_packed"], *rows),
+        "weight_scale": _widened(_rows(parts["weight_scale"], *rows)),
         "weight_shape": torch.tensor([rows[1] - rows[0], columns]),
     }
     if not facts["symmetric"]:
-        packed = parts["weight_zero_point"].rows(rows[0] * bits // 32, -(-rows[1] * bits // 32))
+        packed = _rows(parts["weight_zero_point"], rows[0] * bits // 32, -(-rows[1] * bits // 32))
         # laid out by columns, else the library fails on one row of words (stride(-1) must be 1)
         state["weight_zero_point"] = packed.t().clone(memory_format=torch.contiguous_format).t()
     return _decompress(
@@ -116,9 +82,9 @@ def _pack_quantized(facts: dict[str, Any], parts: Parts, columns: int, rows: Row
 
 
 def _int_quantized(facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> Tensor:
-    state = {"weight": parts["weight"].rows(*rows), "weight_scale": _widened(parts["weight_scale"].rows(*rows))}
+    state = {"weight": _rows(parts["weight"], *rows), "weight_scale": _widened(_rows(parts["weight_scale"], *rows))}
     if not facts["symmetric"]:
-        state["weight_zero_point"] = parts["weight_zero_point"].rows(*rows)
+        state["weight_zero_point"] = _rows(parts["weight_zero_point"], *rows)
     symmetric = facts["symmetric"]
     return _decompress("int-quantized", state, num_bits=8, type="int", symmetric=symmetric, strategy="channel")
 
@@ -126,14 +92,14 @@ def _int_quantized(facts: dict[str, Any], parts: Parts, _columns: int, rows: Row
 def _fp8_scaled(facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
     scale, block = parts["weight_scale"], facts["block"]
     if facts["strategy"] == "tensor":
-        held = scale.whole().reshape(1)
+        held = _whole(scale).reshape(1)
     elif facts["strategy"] == "channel":
-        held = scale.rows(*rows).reshape(-1, 1)  # ModelOpt's [out] would be taken for columns
+        held = _rows(scale, *rows).reshape(-1, 1)  # ModelOpt's [out] would be taken for columns
     else:
-        held = scale.rows(rows[0] // block[0], -(-rows[1] // block[0])).reshape(-1, -(-columns // block[1]))
+        held = _rows(scale, rows[0] // block[0], -(-rows[1] // block[0])).reshape(-1, -(-columns // block[1]))
     return _decompress(
         "float-quantized",
-        {"weight": parts["weight"].rows(*rows), "weight_scale": held},
+        {"weight": _rows(parts["weight"], *rows), "weight_scale": held},
         num_bits=8,
         type="float",
         strategy=facts["strategy"],
@@ -146,13 +112,23 @@ def _fp8_block(facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -
 
     height, width = facts["block"]
     named = {
-        "m.weight": parts["weight"].rows(*rows),
-        "m.weight_scale_inv": parts["weight_scale_inv"].rows(rows[0] // height, -(-rows[1] // height)),
+        "m.weight": _rows(parts["weight"], *rows),
+        "m.weight_scale_inv": _rows(parts["weight_scale_inv"], rows[0] // height, -(-rows[1] // height)),
     }
     values: Tensor = FP8BlockDequantizer(targets=["re:.*"], weight_block_size=(height, width)).process(named)[
         "m.weight"
     ]
     return values
+
+
+def _rows(part: Part, first: int, last: int) -> Tensor:
+    raw, shape = part.rows(first, last)
+    dtype: torch.dtype = getattr(torch, DTYPES[part.dtype].torch)
+    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).view(shape)
+
+
+def _whole(part: Part) -> Tensor:
+    return _rows(part, 0, part.shape[0] if part.shape else 1)
 
 
 def _widened(scale: Tensor) -> Tensor:
@@ -190,4 +166,8 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], Parts, int, Rows], Tensor]]]
 # distribution that decodes a format, as importlib.metadata and pip name it
 DISTRIBUTIONS: Final = {
     name: "nvidia-modelopt" if name == "modelopt_nvfp4" else "compressed-tensors" for name in _READERS
+}
+_MODULES: Final = {
+    "nvidia-modelopt": "modelopt.torch.quantization.qtensor",
+    "compressed-tensors": "compressed_tensors.compressors",
 }

@@ -16,6 +16,7 @@ Mode: TypeAlias = Literal["full", "sample", "off"]
 Key: TypeAlias = tuple[str, int, int]
 
 SMALL: Final = 64 << 20  # weights that a check of every row decodes in about two seconds
+LITTLE: Final = 8 << 20  # weights, 4.5 MB of NVFP4: a plain decoder takes half a second for them
 _BANDS_OF_A_KIND: Final = 3  # the first rows, some in the middle, the last
 
 
@@ -51,6 +52,11 @@ class Selection:
     mode: Mode
     samples: tuple[Sample, ...]
     uncompared: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_little(self) -> bool:
+        """Whether all that is compared is so little that a plain decoder is done before a library is imported."""
+        return self.mode == "full" and sum(sample.n_elements for sample in self.samples) <= LITTLE
 
     @property
     def bands(self) -> dict[str, list[tuple[int, int]]]:

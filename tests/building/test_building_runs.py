@@ -208,8 +208,8 @@ def test_manifest_is_the_same_on_another_machine(dense, tmp_path, monkeypatch):
 class Library:
     """Stands for the process that decodes with a format's library: keeps what the build hands over."""
 
-    def __init__(self, samples, files):
-        Library.samples, Library.files = samples, files
+    def __init__(self, selection):
+        Library.samples = selection.samples
 
     def __enter__(self):
         return self
@@ -217,7 +217,10 @@ class Library:
     def __exit__(self, *_):
         pass
 
-    def finish(self, digests):
+    def begin(self, files):
+        Library.files = files
+
+    def finish(self, digests, _on_progress):
         Library.digests = dict(digests)
         return CheckResult(1, SHAPE[0] * SHAPE[1], {"some-library": "1.2"})
 

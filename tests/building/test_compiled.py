@@ -46,14 +46,14 @@ def test_workers_change_no_byte(tinyglm, tmp_path):
     assert one == five
 
 
-def test_what_kernels_decode_is_compared_with_the_library(tinyglm, tmp_path, monkeypatch):
+def test_what_kernels_decode_is_compared_with_the_reference(tinyglm, tmp_path, monkeypatch):
     draft, _ = made(tinyglm, "nvfp4", "awq-int4", tmp_path / "good", kernels=True, check="full")
     assert "786,432 values of 48 weights equal" in draft.report.checks[0].detail
     decode = compiled.Kernels.decode
     monkeypatch.setattr(
         compiled.Kernels, "decode", lambda *band: decode(*band).view(torch.int32).add(1 << 16).view(torch.float32)
     )
-    with pytest.raises(MtpforgeError, match="nvidia-modelopt"):
+    with pytest.raises(MtpforgeError, match="a plain decoder of NVFP4"):
         made(tinyglm, "nvfp4", "awq-int4", tmp_path / "wrong", kernels=True, check="full")
 
 
