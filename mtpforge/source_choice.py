@@ -62,11 +62,13 @@ def _from_bases(target: Checkpoint, family: Family, open_checkpoint: Callable[[s
         except MtpforgeError as error:
             tried.append((name, error.what))
             last = error
+    code = last.code if tried and all(remark != "holds no MTP layer" for _, remark in tried) else errors.INPUT
+    named = "name one: `--source ORG/NAME` or a folder"
     raise MtpforgeError(
         f"no source for the MTP layer of {target.label} was found",
         why="; ".join(f"{name}: {remark}" for name, remark in tried),
-        fix=f"name one: `--source ORG/NAME` or a folder, e.g. `--source {family.base_models[0]}`",
-        code=last.code if tried and all(remark != "holds no MTP layer" for _, remark in tried) else errors.INPUT,
+        fix=f"{last.fix}; or name a folder that holds it: `--source FOLDER`" if code == errors.REMOTE else named,
+        code=code,
     )
 
 

@@ -26,7 +26,7 @@ def choose(folder: Path, hub: dict[str, Path] | None = None) -> Choice:
 def hub_of(repositories: dict[str, Path]) -> Callable[[str], Checkpoint]:
     def opened(name: str) -> Checkpoint:
         if name not in repositories:
-            raise MtpforgeError(f"{name} does not exist", code=errors.REMOTE)
+            raise MtpforgeError(f"{name} does not exist", fix="look there", code=errors.REMOTE)
         return open_checkpoint(str(repositories[name]))
 
     return opened
@@ -83,4 +83,6 @@ def test_no_source_names_every_candidate_and_why(tinyglm, tmp_path):
     assert refused.value.code == errors.REMOTE
     assert "org/gone: org/gone does not exist" in refused.value.why
     assert "zai-org/GLM-5.2: zai-org/GLM-5.2 does not exist" in refused.value.why
-    assert refused.value.fix.startswith("name one: `--source ORG/NAME`")
+    assert (
+        refused.value.fix == "look there; or name a folder that holds it: `--source FOLDER`"
+    )  # nothing that was tried

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -25,8 +27,9 @@ _FILES: Final = (".json", ".safetensors", ".gguf", ".bin", ".git")  # somebody m
 def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
     """The checkpoint that a user names: a folder, or a hub id `org/name[@revision]`. One that is open is handed back.
 
-    What exists on disk wins. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means
-    its folder. offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
+    What exists on disk wins, also a folder that is called as an organisation of the hub: there a revision says that the
+    hub is meant. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means its folder.
+    offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
     """
     if not isinstance(named, str | os.PathLike):
         return named
@@ -38,6 +41,8 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
         return folder.open_folder(path, label=text)
     if text.startswith((".", "~", "/")):
         raise _absent(text, f"no folder at `{shown(path.absolute())}`")
+    if why := _local(text):
+        raise _absent(text, why)
     match = _HUB_NAME.fullmatch(text.rstrip("/"))
     if match is None or "--" in match["name"] or ".." in match["name"] or match["name"].endswith(_FILES):
         raise _absent(
@@ -68,6 +73,21 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a name too long for the file system, a null byte
         return False
+
+
+def _local(text: str) -> str:
+    """Why a name like a hub id means a folder that is missing, "" where it does not: its first part is a folder."""
+    first, slash, rest = text.rstrip("/").partition("/")
+    if not slash or "@" in rest or not _exists(Path(first)) or not Path(first).is_dir():
+        return ""
+    near: list[str] = []
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(rest, [place.name for place in Path(first).iterdir()], 1)
+    meant = f"did you mean `{shown(f'{first}/{near[0]}')}`? " if near else ""
+    return (
+        f"`{shown(first)}` is a folder here, and holds no `{shown(rest)}`; {meant}"
+        f"the hub is asked for `{shown(text)}@main`"
+    )
 
 
 def _meant(text: str) -> str:

@@ -161,7 +161,8 @@ class Folder:
 
     def documents(self) -> dict[str, bytes]:
         """Licence and notice files, by file name."""
-        found = {name: self._files.whole(name) or b"" for name in metadata.document_names(self._files.names())}
+        names = metadata.document_names(self._files.names())
+        found = {name: self._files.whole(name, is_copied=True) or b"" for name in names}
         for name, raw in found.items():
             metadata.refuse_large_document(name, len(raw))
         return found

@@ -1,8 +1,10 @@
 """Files of a local folder: small ones whole, large ones by pread; none from outside, none that changed meanwhile.
 
-Symbolic links may point anywhere inside the folder. A snapshot of a hub cache (`models--org--name/snapshots/<commit>`)
-may also point into its own repository's cache folder, where the blobs lie. A link out of these is refused: a folder
-from somewhere else could pull any file of this machine into a draft that is then published.
+A file may be a link to anywhere: that is how the hub's cache and people's own folders of shards are made, and what is
+read through it has to be a config, an index or weights. A name cannot lead out of the folder: not by `..`, nor through
+a folder that is a link. What is copied as it is, licences and notices, must lie in the folder itself (for a snapshot of
+a hub cache, `models--org--name/snapshots/<commit>`, in its repository's cache folder, where the blobs lie): else a
+folder from somewhere else could pull any file of this machine into a draft that is then published.
 """
 
 from __future__ import annotations
@@ -68,14 +70,15 @@ class Files:
         except OSError as error:
             raise _unreadable(self.folder, error) from None
 
-    def inside(self, name: str) -> Path:
-        """The path of a file. One that leads out of the folder, by name or by link, is an error."""
+    def inside(self, name: str, *, is_copied: bool = False) -> Path:
+        """The path of a file. One that leads out of the folder is an error: by name, and if it is copied by link."""
         path = self.folder / name
         if not metadata.is_below(name):
             raise MtpforgeError(
                 f"`{shown(name)}` is no file below the checkpoint", where=shown(self.folder), fix="correct the name"
             )
-        real = Path(os.path.realpath(path))  # resolve() raises RuntimeError where links lead round in a circle
+        # resolve() raises RuntimeError where links lead round in a circle
+        real = Path(os.path.realpath(path if is_copied else path.parent))
         if not any(real.is_relative_to(root) for root in self._roots):
             raise MtpforgeError(
                 f"`{shown(name)}` is a link that leads out of the checkpoint",
@@ -93,9 +96,9 @@ class Files:
         except OSError as error:
             raise _unreadable(path, error) from None
 
-    def whole(self, name: str) -> bytes | None:
+    def whole(self, name: str, *, is_copied: bool = False) -> bytes | None:
         """A small file, whole; None where there is none. Larger than any config or index is an error."""
-        path = self.inside(name)
+        path = self.inside(name, is_copied=is_copied)
         try:
             if not _is_file(path):
                 return None

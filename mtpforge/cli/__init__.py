@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shell_complete(group(), {"auto_envvar_prefix": "MTPFORGE"}, "mtpforge", _COMPLETE, os.environ[_COMPLETE])
     streams.open_closed()
     screen = Screen(argv=tuple(arguments))
-    with screen.stop.listening():
+    with screen.stop.listening(), _noting(screen):
         try:
             code = _run(screen, arguments)
             screen.flush()
@@ -142,6 +144,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MtpforgeError as error:  # the last lines found no room
             code = screen.fail(error, "")
     return code
+
+
+@contextmanager
+def _noting(screen: Screen) -> Iterator[None]:
+    """Show what the library has to say on the way as notes."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            screen.note(f"note: {record.getMessage()}")
+
+    log, notes = logging.getLogger("mtpforge.notes"), Notes()
+    log.addHandler(notes)
+    try:
+        yield
+    finally:
+        log.removeHandler(notes)
 
 
 def _run(screen: Screen, arguments: list[str]) -> int:

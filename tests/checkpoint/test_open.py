@@ -81,3 +81,14 @@ def test_a_weight_file_is_answered_with_its_folder(here):
         "`m.safetensors` is no folder",
         "give the folder that holds the file",
     )
+
+
+def test_a_mistyped_draft_is_looked_for_here_and_not_on_the_hub(here, asked):
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint("org/nam")
+    assert caught.value.why == (
+        "`org` is a folder here, and holds no `nam`; did you mean `org/name`? the hub is asked for `org/nam@main`"
+    )
+    assert asked == []
+    open_checkpoint("org/nam@main")
+    assert asked == [("org/nam", "main", False)]

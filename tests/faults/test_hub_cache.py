@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from faults.hub_reading import REPO, contents, layer_of, opened, refusal, truth
+from huggingface_hub import constants
 
 from mtpforge.checkpoint.hub import agreement, cache
 from mtpforge.checkpoint.hub.repository import open_hub
@@ -145,3 +146,28 @@ def test_a_disk_that_damages_what_is_written_to_it_is_named(hub, tinyglm, monkey
         "cause: bytes that were fetched again for their checksum read otherwise at once\n"
         " hint: look after the disk, or set `MTPFORGE_CACHE` to a folder on another one"
     )
+
+
+def vanish(monkeypatch):
+    """Nobody listens any more: the discard port of this machine."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+
+
+def test_a_hub_that_cannot_be_reached_is_answered_from_the_cache_with_a_note(hub, tinyglm, monkeypatch, caplog):
+    remote, refs = opened(hub, tinyglm)
+    remote.fetch(refs.values())
+    vanish(monkeypatch)
+    again = open_hub(REPO, None, offline=False)
+    assert contents(again, layer_of(again)) == truth(tinyglm)
+    assert [r.getMessage() for r in caplog.records if r.name == "mtpforge.notes"] == [
+        f"the hub cannot be reached: {REPO} is used as it was last seen"
+    ]
+
+
+def test_waiting_for_a_hub_that_cannot_be_reached_is_said_once(hub, monkeypatch, caplog):
+    vanish(monkeypatch)
+    assert "error: the hub cannot be reached, tried 6 times" in refusal(open_hub, REPO, None, offline=False)
+    assert [r.getMessage() for r in caplog.records if r.name == "mtpforge.notes"] == [
+        f"waiting for the hub ({REPO}): no connection could be made; it is asked up to 6 times"
+    ]

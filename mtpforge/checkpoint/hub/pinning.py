@@ -22,9 +22,15 @@ def pin(repo: str, revision: str | None, *, offline: bool) -> Info:
     """The commit of a revision (None: the default branch) and its files. A full commit seen before is not asked for."""
     if _COMMIT.fullmatch(revision or "") and (known := _listed(repo, str(revision))):
         return known
+    remembered = _remembered(repo, revision)
     if offline or constants.HF_HUB_OFFLINE:
-        return _remembered(repo, revision, by_option=offline)
-    info = Remote(repo, revision or "").info()
+        if remembered is None:
+            label = f"{repo}@{shown(revision)}" if revision else repo
+            raise refusals.offline(f"`{label}`", label, by_option=offline)
+        return remembered
+    info = Remote(repo, revision or "").info(remembered)
+    if info is remembered:
+        return info
     cache.replace_text(cache.commit_folder(repo, info.commit) / _LISTING, json.dumps({"files": info.files}))
     cache.replace_text(cache.ref_file(repo, revision or _MAIN), info.commit)
     return info
@@ -46,8 +52,8 @@ def _listed(repo: str, commit: str) -> Info | None:
         return None
 
 
-def _remembered(repo: str, revision: str | None, *, by_option: bool) -> Info:
-    """A revision as it was last seen, by us or by the hub's own tools."""
+def _remembered(repo: str, revision: str | None) -> Info | None:
+    """A revision as it was last seen, by us or by the hub's own tools; None where it was not."""
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     refs = (cache.ref_file(repo, revision or _MAIN), folder / "refs" / (revision or _MAIN))
     seen = [(ref.stat().st_mtime_ns, ref.read_text().strip()) for ref in refs if ref.is_file()]
@@ -59,5 +65,4 @@ def _remembered(repo: str, revision: str | None, *, by_option: bool) -> Info:
         if snapshot.is_dir():
             found = (path for path in snapshot.rglob("*") if path.is_file())
             return Info(commit, {path.relative_to(snapshot).as_posix(): path.stat().st_size for path in found})
-    label = f"{repo}@{shown(revision)}" if revision else repo
-    raise refusals.offline(f"`{label}`", label, by_option=by_option)
+    return None

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from mtpforge.checkpoint.hub import refusals
+from mtpforge.checkpoint.hub.notes import LOG
 
 TRIES: Final = 6  # failures in a row; PROGRESS_BYTES in between start the count again
 PROGRESS_BYTES: Final = 1 << 20
@@ -53,7 +54,7 @@ class Patience:
     """Counts failures in a row; waits after each, gives up after TRIES."""
 
     def __init__(self, where: str, stop: threading.Event) -> None:
-        self._where, self._stop, self._failures = where, stop, 0
+        self._where, self._stop, self._failures, self._has_said = where, stop, 0, False
 
     def wait(self, trouble: Trouble, received: int) -> None:
         """Sleep before the next try, or raise that there is none. received: bytes since the last failure."""
@@ -66,6 +67,9 @@ class Patience:
             seconds *= random.uniform(0.75, 1.25)  # noqa: S311  # threads that failed together come back apart
         elif seconds > MAX_RETRY_AFTER_SECONDS:
             raise refusals.told_to_wait(self._where, trouble.cause, seconds)
+        if not self._has_said:
+            LOG.warning("waiting for the hub (%s): %s; it is asked up to %d times", self._where, trouble.cause, TRIES)
+            self._has_said = True
         if self._stop.wait(seconds):
             raise Stopped
 

@@ -32,6 +32,7 @@ from huggingface_hub.utils import (
 
 from mtpforge.checkpoint.hub import refusals
 from mtpforge.checkpoint.hub.cache import disk_errors
+from mtpforge.checkpoint.hub.notes import LOG
 from mtpforge.checkpoint.hub.ranges import Range
 from mtpforge.checkpoint.hub.retries import BUSY, TRIES, Changed, Pace, Patience, Stopped, Trouble, broken, busy, http
 from mtpforge.errors import shown
@@ -83,8 +84,11 @@ class Remote:
         self.stop = threading.Event()
         self._known = known or Known()
 
-    def info(self) -> Info:
-        """The commit that the revision ("" for the default branch) names now, and the files in it."""
+    def info(self, instead: Info | None = None) -> Info:
+        """The commit that the revision ("" for the default branch) names now, and the files in it.
+
+        instead: the answer where the hub cannot be reached: one try is enough then.
+        """
 
         def ask() -> Info:
             api = HfApi(endpoint=constants.ENDPOINT, library_name="mtpforge")
@@ -99,7 +103,7 @@ class Remote:
                 raise refusals.not_a_hub(self.repo, "it names no commit")
             return Info(str(found.sha), {s.rfilename: s.size for s in found.siblings or ()})
 
-        return self.persist(ask, "")
+        return self.persist(ask, "", instead)
 
     def stat(self, file: str) -> Stat:
         """Size, etag and link of a file; the revision must be a commit. Raises Changed where they were others."""
@@ -160,14 +164,20 @@ class Remote:
                 if not _is_ours(stat.link):
                     self._ask_again(file, stat)  # signed links expire
 
-    def persist(self, ask: Callable[[], T], file: str) -> T:
-        """The answer to a question about a file ("" for the repository), asked again while the trouble may pass."""
+    def persist(self, ask: Callable[[], T], file: str, instead: T | None = None) -> T:
+        """The answer to a question about a file ("" for the repository), asked again while the trouble may pass.
+
+        instead: what to answer where there is no connection, as huggingface_hub's hf_hub_download takes its cache then.
+        """
         patience = Patience(self.where(file), self.stop)
         while True:
             try:
                 with self._refusals(file):
                     return ask()
             except Trouble as trouble:
+                if instead is not None and trouble.is_network:
+                    LOG.warning("the hub cannot be reached: %s is used as it was last seen", self.where(file))
+                    return instead
                 patience.wait(trouble, 0)
 
     @contextlib.contextmanager
