@@ -16,6 +16,7 @@ from mtpforge.tensors import Quantization
 Strategy: TypeAlias = Literal["tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"]
 STRATEGIES: Final = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 NVFP4_GROUP: Final = 16
+MAX_DIGITS: Final = 8  # of the size of a block
 SCALE_DTYPES: Final = {
     "float16": "F16",
     "bfloat16": "BF16",
@@ -73,12 +74,21 @@ def _args(args: Fields | None) -> Args | None:
         "float" if kind == "float" else "int",
         strategy := _strategy(args),
         args.whole("group_size") if strategy in ("group", "tensor_group") else None,
-        args.pair("block_structure"),
+        _block(args),
         args.flag("symmetric", default=True),
         _dynamic(args),
         _scale_dtype(args),
         "group" if args.values.get("actorder") is True else str(args.values.get("actorder") or ""),
     )
+
+
+def _block(args: Fields) -> tuple[int, int] | None:
+    """Rows and columns of a block; `128x128` as well: QuantizationArgs.validate_block_structure (0.20.0)."""
+    written = args.values.get("block_structure")
+    sizes = written.split("x") if isinstance(written, str) else ()
+    if len(sizes) == 2 and all(size.isdecimal() and len(size) <= MAX_DIGITS for size in sizes):  # noqa: PLR2004
+        return Fields({"block_structure": [int(size) for size in sizes]}, args.path, args.file).pair("block_structure")
+    return args.pair("block_structure")
 
 
 def _strategy(args: Fields) -> Strategy:
@@ -111,8 +121,8 @@ def _scale_dtype(args: Fields) -> str:
     return SCALE_DTYPES.get(named, "")
 
 
-def quantization_of(group: Group, default_format: str) -> Quantization:
-    """How compressed-tensors stores a weight of a group; `default_format` is the whole block's format.
+def quantization_of(group: Group, stored_as: str) -> Quantization:
+    """How compressed-tensors stores a weight of a group in one of its formats; the engine says in which.
 
     Weight scales of integers are BF16, as llm-compressor writes them from BF16 checkpoints; of FP8 they are F32, the
     dtype of vLLM's parameter (create_fp8_scale_parameter, 0.33.0), which also takes BF16. A `scale_dtype` wins.
@@ -121,7 +131,6 @@ def quantization_of(group: Group, default_format: str) -> Quantization:
     weights = group.weights
     if weights is None:
         raise unsupported(group.name, "it quantizes no weights")
-    stored_as = _format(group, default_format)
     match stored_as:
         case "pack-quantized" if weights.type == "int":
             return _integers(group, weights, "pack_quantized")
@@ -133,23 +142,6 @@ def quantization_of(group: Group, default_format: str) -> Quantization:
             static: Literal["static", "none"] = "static" if group.input_activations else "none"
             return nvfp4("nvfp4", static)
     raise unsupported(group.name, f"format {stored_as} with {weights.bits}-bit {weights.type} weights is not written")
-
-
-def _format(group: Group, default_format: str) -> str:
-    """The format of a group, inferred where none is given: compressors/format.py of compressed-tensors 0.20.0."""
-    weights, activations = group.weights, group.input_activations
-    assert weights is not None  # noqa: S101  # its caller looked
-    named = group.format or ("" if default_format == "mixed-precision" else default_format)
-    if named == "naive-quantized":
-        return f"{weights.type}-quantized"
-    if named:
-        return named
-    if weights.type == "int":
-        return "int-quantized" if activations else "pack-quantized"
-    microscaled = {4: "mxfp4-pack-quantized", 6: "mxfp6-pack-quantized", 8: "mxfp8-quantized"}
-    if weights.group_size == 32 and (weights.bits != 8 or weights.scale_dtype == "U8"):  # noqa: PLR2004
-        return microscaled.get(weights.bits, "naive-quantized")
-    return "nvfp4-pack-quantized" if _isnvfp4(weights) else "float-quantized"
 
 
 def _isnvfp4(weights: Args) -> bool:

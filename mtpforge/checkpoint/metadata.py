@@ -19,7 +19,7 @@ CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 CARD: Final = "README.md"
 SUFFIX: Final = ".safetensors"
-SIDE_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
+SIDE_FILE: Final = "hf_quant_config.json"
 MAX_BASE_MODELS: Final = 8  # of a card; each is asked for on the hub
 _BASE: Final = "base_model:"
 _HUB_ID: Final = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -72,33 +72,43 @@ def _refuse_escape(target: str, file: str) -> None:
 
 
 def quantization(config: Mapping[str, object], side_file: Callable[[str], bytes | None]) -> Mapping[str, object]:
-    """The raw quantization block: of config.json, else of its text model, else of a side file; {} for none.
+    """The raw quantization block that is in force, {} for none. side_file(SIDE_FILE): its bytes, or None.
 
-    side_file(name) gives the bytes of a file of SIDE_FILES, or None. ModelOpt's mixed precision keeps the list of
-    quantized modules in hf_quant_config.json alone in older exports; that list is then added to the block.
-    Order as in vLLM, model_executor/model_loader/weight_utils.py, get_quant_config (0.33.0).
+    As vLLM finds it (0.33.0; transformers_utils/config.py, get_config, model_executor/model_loader/weight_utils.py,
+    get_quant_config): in config.json, where an empty block is one; else ModelOpt's side file; else under an older key
+    or in the text model. No other side file is read by an engine.
     """
     whole = Fields(config)
-    for holder in (whole, whole.within("text_config")):
-        for key in ("quantization_config", "compression_config"):
-            if holder is not None and (block := holder.within(key)) is not None and block.values:
-                return _with_layers(block.values, side_file)
-    if isinstance(block_of_mlx := config.get("quantization"), dict) and block_of_mlx:
-        return block_of_mlx
-    for name in SIDE_FILES:
-        if (raw := side_file(name)) is not None:
-            return json_fields.load(raw, name).values
-    return {}
+    if (block := whole.within("quantization_config")) is not None:
+        return _of_mixed_precision(block.values, side_file)
+    if (raw := side_file(SIDE_FILE)) is not None:
+        return json_fields.load(raw, SIDE_FILE).values
+    text = whole.within("text_config")
+    for holder, key in ((whole, "compression_config"), (text, "quantization_config"), (text, "compression_config")):
+        if holder is not None and (block := holder.within(key)) is not None:
+            return _of_mixed_precision(block.values, side_file)
+    of_mlx = config.get("quantization")
+    return of_mlx if isinstance(of_mlx, dict) else {}
 
 
-def _with_layers(block: Mapping[str, object], side_file: Callable[[str], bytes | None]) -> Mapping[str, object]:
-    is_mixed = str(block.get("quant_algo", "")).upper() == "MIXED_PRECISION"
-    if not is_mixed or block.get("quantized_layers") or (raw := side_file(SIDE_FILES[0])) is None:
-        return block
-    side = json_fields.load(raw, SIDE_FILES[0]).within("quantization")
-    return (
-        {**block, "quantized_layers": side.values["quantized_layers"]} if side and "quantized_layers" in side else block
+def _of_mixed_precision(block: Mapping[str, object], side_file: Callable[[str], bytes | None]) -> Mapping[str, object]:
+    """The block; where it has no list of layers in its top level, ModelOpt's side file in its place, read whole.
+
+    Nothing of config.json's block counts then, its `ignore` neither. A side file of another producer is none.
+    """
+    stated = Fields(block, "quantization_config")
+    inner = stated.within("quantization") or stated
+    is_mixed = str(block.get("quant_method")).lower().startswith("modelopt") and (
+        str(inner.values.get("quant_algo")).upper() == "MIXED_PRECISION"
     )
+    if not is_mixed or "quantized_layers" in block:
+        return block
+    raw = side_file(SIDE_FILE)
+    side = None if raw is None else json_fields.load(raw, SIDE_FILE)
+    producer = side.within("producer") if side else None
+    if side is None or producer is None or producer.values.get("name") != "modelopt":
+        return {"quant_method": "modelopt_mixed", "quant_algo": "MIXED_PRECISION"}
+    return {**side.values, "quant_method": "modelopt_mixed"}
 
 
 def base_models(card: bytes | None) -> tuple[str, ...]:

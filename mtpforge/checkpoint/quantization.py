@@ -1,7 +1,7 @@
 """The quantization block of a config in all its spellings, read into one record.
 
     parse(block) -> QuantConfig      what the block says; nothing is matched against module names here
-    quantization_of(group, format)   how compressed-tensors stores a weight of a group
+    quantization_of(group, stored_as)  how compressed-tensors stores a weight of a group
     fp8_quantization(config)         the same for method `fp8`
     modelopt_quantization(algo)      the same for one algorithm of ModelOpt
 
@@ -26,11 +26,9 @@ __all__ = [
 ]  # fmt: skip
 _ALIASES: Final = {
     "compressed_tensors": "compressed-tensors",
-    "sparseml": "compressed-tensors",
     "modelopt_fp4": "modelopt",
     "modelopt_mixed": "modelopt",
     "modelopt_mxfp8": "modelopt",
-    "intel/auto-round": "auto-round",
 }
 
 
@@ -46,7 +44,7 @@ class Layer:
 class QuantConfig:
     """A quantization block.
 
-    method: normalised `quant_method`, "" where there is no block. ignore: modules left dense, from whichever key the
+    method: normalised `quant_method`, "" where none is named. ignore: modules left dense, from whichever key the
     method uses, in its dialect. format, groups: compressed-tensors. block, activation_scheme: fp8. quant_algo (upper
     case), group_size, quantized_layers (module -> Layer, mixed precision): modelopt. raw: everything else.
     """
@@ -70,6 +68,8 @@ def parse(block: Mapping[str, object]) -> QuantConfig:
     whole = Fields(block, "quantization_config")
     method = _method(whole)
     match method:
+        case "":
+            return QuantConfig(raw=block)
         case "compressed-tensors":
             return _compressed_tensors(whole)
         case "fp8":
@@ -84,22 +84,13 @@ def parse(block: Mapping[str, object]) -> QuantConfig:
 
 
 def _method(whole: Fields) -> str:
-    if named := whole.text("quant_method").strip().lower():
+    """The method by name; "" where the block names none, which engines take for no quantization at all."""
+    if named := whole.text("quant_method").lower():
         return _ALIASES.get(named, named)
     producer = whole.within("producer")
     if producer is not None and producer.text("name") == "modelopt":
         return "modelopt"
-    signs = (
-        ("compressed-tensors", {"config_groups"}),
-        ("awq", {"zero_point", "version"}),  # quantize_config.json, quant_config.json of AutoAWQ
-        ("awq", {"w_bit"}),
-        ("gptq", {"bits", "desc_act"}),  # quantize_config.json of AutoGPTQ and GPTQModel
-        ("mlx", {"bits", "group_size"}),
-    )
-    for method, keys in signs:
-        if all(key in whole for key in keys):
-            return method
-    return whole.refuse("quant_method", "the name of a quantization method")
+    return "mlx" if {"bits", "group_size"} <= whole.values.keys() else ""
 
 
 def _compressed_tensors(whole: Fields) -> QuantConfig:
@@ -119,18 +110,19 @@ def _fp8(whole: Fields) -> QuantConfig:
         "fp8",
         whole.texts("ignored_layers") or whole.texts("modules_to_not_convert"),
         block=whole.pair("weight_block_size"),
-        activation_scheme=whole.text("activation_scheme", "dynamic"),
+        activation_scheme=whole.text("activation_scheme"),
         raw=whole.values,
     )
 
 
 def _modelopt(whole: Fields) -> QuantConfig:
-    # hf_quant_config.json nests the same facts under `quantization`, with other names.
+    # hf_quant_config.json nests the same facts under `quantization`, with other names, and has no `ignore` there
+    # (vLLM quantization/modelopt.py, ModelOptQuantConfigBase.from_config, 0.33.0).
     inner = whole.within("quantization") or whole
     layers = inner.within("quantized_layers")
     return QuantConfig(
         "modelopt",
-        inner.texts("ignore" if "ignore" in inner else "exclude_modules"),
+        inner.texts("ignore" if inner is whole and "ignore" in inner else "exclude_modules"),
         quant_algo=inner.text("quant_algo").upper(),
         group_size=inner.whole("group_size") or _modelopt_group_size(inner),
         quantized_layers={

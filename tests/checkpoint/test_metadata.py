@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mtpforge.checkpoint import metadata
@@ -10,6 +12,9 @@ BLOCK = {"quant_method": "fp8"}
 
 def sides(**files):
     return lambda name: files.get(name.removesuffix(".json"))
+
+
+MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
 
 
 @pytest.mark.parametrize(
@@ -23,22 +28,42 @@ def sides(**files):
     ],
 )
 def test_the_block_is_found_wherever_releases_put_it(config):
-    assert metadata.quantization(config, sides(hf_quant_config=b'{"a": 1}')) == BLOCK
+    assert metadata.quantization(config, sides()) == BLOCK
 
 
-@pytest.mark.parametrize("config", [{}, {"quantization_config": None}, {"quantization": "none"}])
-@pytest.mark.parametrize("name", ["hf_quant_config", "quantize_config", "quant_config", "quantization_config"])
-def test_a_side_file_counts_when_the_config_has_no_block(config, name):
-    assert metadata.quantization(config, sides(**{name: b'{"bits": 4}'})) == {"bits": 4}
-    assert metadata.quantization(config, sides()) == {}
+@pytest.mark.parametrize("config", [{}, {"quantization_config": None}, {"compression_config": BLOCK}])
+def test_modelopts_side_file_counts_when_the_config_has_no_block(config):
+    """vLLM 0.33.0, transformers_utils/config.py:953-962."""
+    assert metadata.quantization(config, sides(hf_quant_config=b'{"bits": 4}')) == {"bits": 4}
 
 
-def test_mixed_precision_takes_its_modules_from_the_side_file():
-    block = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
-    side = sides(hf_quant_config=b'{"quantization": {"quantized_layers": {"m": {"quant_algo": "FP8"}}}}')
-    found = metadata.quantization({"quantization_config": block}, side)
-    assert found == {**block, "quantized_layers": {"m": {"quant_algo": "FP8"}}}
-    assert metadata.quantization({"quantization_config": block}, sides()) == block
+def test_an_empty_block_is_a_block():
+    assert metadata.quantization({"quantization_config": {}}, sides(hf_quant_config=b'{"bits": 4}')) == {}
+
+
+@pytest.mark.parametrize("name", ["quantize_config", "quant_config", "quantization_config"])
+def test_no_other_side_file_counts(name):
+    assert metadata.quantization({}, sides(**{name: b'{"bits": 4}'})) == {}
+
+
+def test_mixed_precision_without_layers_is_the_side_file_whole():
+    """vLLM 0.33.0, model_loader/weight_utils.py, get_quant_config: nothing of config.json's block is kept."""
+    side = {"producer": {"name": "modelopt"}, "quantization": {"quantized_layers": {"m": {"quant_algo": "FP8"}}}}
+    found = metadata.quantization(
+        {"quantization_config": {**MIXED, "ignore": ["m"]}}, sides(hf_quant_config=json.dumps(side).encode())
+    )
+    assert found == {**side, "quant_method": "modelopt_mixed"}
+    with_layers = {**MIXED, "quantized_layers": {}}
+    assert metadata.quantization({"quantization_config": with_layers}, sides(hf_quant_config=b"{}")) == with_layers
+
+
+@pytest.mark.parametrize("files", [{}, {"hf_quant_config": b'{"producer": {"name": "other"}}'}])
+@pytest.mark.parametrize(
+    "block", [MIXED, {"quant_method": "modelopt", "quantization": {**MIXED, "quantized_layers": {}}}]
+)
+def test_mixed_precision_without_a_side_file_of_modelopt_has_no_layers(block, files):
+    found = metadata.quantization({"quantization_config": block}, sides(**files))
+    assert found == {"quant_method": "modelopt_mixed", "quant_algo": "MIXED_PRECISION"}
 
 
 def test_a_block_that_is_no_object_is_refused():

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from mtpforge.checkpoint import metadata
@@ -55,13 +53,16 @@ RELEASES = {
 }  # fmt: skip
 
 
+CT = {"quant_method": "compressed-tensors"}
+
+
 def stored(config: QuantConfig) -> list[Quantization]:
     match config.method:
         case "fp8":
             return [fp8_quantization(config)]
         case "modelopt":
             return [modelopt_quantization(config.quant_algo, config.group_size)]
-    return [quantization_of(group, config.format) for group in config.groups]
+    return [quantization_of(group, group.format or config.format) for group in config.groups]
 
 
 def group_of(weights: dict, **others) -> Group:
@@ -103,38 +104,6 @@ def test_the_strategy_is_inferred_as_compressed_tensors_does(size, strategy):
     assert group_of(args).weights.strategy == theirs
 
 
-def test_a_group_without_a_format_gets_the_one_compressed_tensors_infers():
-    from compressed_tensors.compressors.format import infer_module_format
-    from compressed_tensors.quantization import QuantizationScheme
-    from torch.nn import Linear
-
-    ours = {"pack-quantized": "pack_quantized", "int-quantized": "int_quantized", "float-quantized": "fp8_scaled",
-            "nvfp4-pack-quantized": "nvfp4"}  # fmt: skip
-    weights = [
-        {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
-        {"num_bits": 8, "type": "int", "strategy": "channel"},
-        {"num_bits": 8, "type": "float", "strategy": "channel"},
-        {"num_bits": 8, "type": "float", "strategy": "tensor"},
-        {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
-    ]
-    activations = [None, {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
-                   {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}]  # fmt: skip
-    compared = 0
-    for w, a in itertools.product(weights, activations):
-        if a is not None and a["type"] != w["type"]:
-            continue
-        theirs = infer_module_format(Linear, QuantizationScheme(targets=["Linear"], weights=w, input_activations=a))
-        if theirs.value == "int-quantized" and w["strategy"] == "group":
-            with pytest.raises(MtpforgeError):
-                quantization_of(group_of(w, input_activations=a), "mixed-precision")
-            continue
-        # naive-quantized is what the library falls back to for FP8 weights alone; the bytes are float-quantized's
-        wanted = "float-quantized" if theirs.value == "naive-quantized" else theirs.value
-        assert quantization_of(group_of(w, input_activations=a), "mixed-precision").format == ours[wanted]
-        compared += 1
-    assert compared == 9
-
-
 FLOAT8 = {"num_bits": 8, "type": "float"}
 DYNAMIC = {**FLOAT8, "strategy": "token", "dynamic": True}
 STATIC = {**FLOAT8, "strategy": "tensor", "dynamic": False}
@@ -166,9 +135,8 @@ STATIC = {**FLOAT8, "strategy": "tensor", "dynamic": False}
         ),
     ],
 )
-@pytest.mark.parametrize("name", ["float-quantized", "naive-quantized"])
-def test_fp8_of_compressed_tensors(weights, activations, wanted, name):
-    assert quantization_of(group_of({**FLOAT8, **weights}, input_activations=activations), name) == wanted
+def test_fp8_of_compressed_tensors(weights, activations, wanted):
+    assert quantization_of(group_of({**FLOAT8, **weights}, input_activations=activations), "float-quantized") == wanted
 
 
 def test_int8_with_dynamic_activations():
@@ -184,12 +152,6 @@ def test_nvfp4_without_activations_needs_no_input_scale():
     assert quantization_of(group, "nvfp4-pack-quantized").input_scale == "none"
 
 
-def test_a_groups_own_format_wins(release_config):
-    config = parse(release_config("target-int8mix-nvfp4-festr2")["quantization_config"])
-    assert config.format == "nvfp4-pack-quantized"
-    assert quantization_of(config.groups[1], config.format).format == "pack_quantized"
-
-
 INT_GROUP = {"num_bits": 4, "strategy": "group", "group_size": 32}
 
 
@@ -201,7 +163,7 @@ INT_GROUP = {"num_bits": 4, "strategy": "group", "group_size": 32}
         (INT_GROUP, "float-quantized", {}, "format float-quantized with 4-bit int weights is not written"),
         (
             {**INT_GROUP, "type": "float"},
-            "mixed-precision",
+            "mxfp4-pack-quantized",
             {},
             "format mxfp4-pack-quantized with 4-bit float weights is not",
         ),
@@ -244,20 +206,30 @@ def test_what_cannot_be_written_says_so(weights, format_name, others, why):
         ({"quant_method": "modelopt", "quantized_layers": {"m": "FP8"}}, "quantized_layers.m"),
         ({"quant_method": "compressed-tensors", "config_groups": []}, "config_groups"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": None}}, "config_groups.g"),
-        ({"config_groups": {"g": {"targets": "Linear"}}}, "config_groups.g.targets"),
-        ({"config_groups": {"g": {"weights": {"num_bits": "4"}}}}, "config_groups.g.weights.num_bits"),
-        ({"config_groups": {"g": {"weights": {"num_bits": True}}}}, "config_groups.g.weights.num_bits"),
-        ({"config_groups": {"g": {"weights": {"type": "complex"}}}}, "config_groups.g.weights.type"),
-        ({"config_groups": {"g": {"weights": {"strategy": "row"}}}}, "config_groups.g.weights.strategy"),
-        ({"config_groups": {"g": {"weights": {"strategy": "group"}}}}, "config_groups.g.weights.group_size"),
-        ({"config_groups": {"g": {"weights": {"group_size": 0}}}}, "config_groups.g.weights.group_size"),
-        ({"config_groups": {"g": {"weights": {"symmetric": 1}}}}, "config_groups.g.weights.symmetric"),
-        ({"config_groups": {"g": {"weights": {"scale_dtype": "torch.int3"}}}}, "config_groups.g.weights.scale_dtype"),
+        ({**CT, "config_groups": {"g": {"targets": "Linear"}}}, "config_groups.g.targets"),
+        ({**CT, "config_groups": {"g": {"weights": {"num_bits": "4"}}}}, "config_groups.g.weights.num_bits"),
+        ({**CT, "config_groups": {"g": {"weights": {"num_bits": True}}}}, "config_groups.g.weights.num_bits"),
+        ({**CT, "config_groups": {"g": {"weights": {"type": "complex"}}}}, "config_groups.g.weights.type"),
+        ({**CT, "config_groups": {"g": {"weights": {"strategy": "row"}}}}, "config_groups.g.weights.strategy"),
+        ({**CT, "config_groups": {"g": {"weights": {"strategy": "group"}}}}, "config_groups.g.weights.group_size"),
+        ({**CT, "config_groups": {"g": {"weights": {"group_size": 0}}}}, "config_groups.g.weights.group_size"),
+        ({**CT, "config_groups": {"g": {"weights": {"symmetric": 1}}}}, "config_groups.g.weights.symmetric"),
         (
-            {"config_groups": {"g": {"input_activations": {"dynamic": "x"}}}},
+            {**CT, "config_groups": {"g": {"weights": {"scale_dtype": "torch.int3"}}}},
+            "config_groups.g.weights.scale_dtype",
+        ),
+        (
+            {**CT, "config_groups": {"g": {"input_activations": {"dynamic": "x"}}}},
             "config_groups.g.input_activations.dynamic",
         ),
-        ({"something": "else"}, "quant_method"),
+        (
+            {**CT, "config_groups": {"g": {"weights": {"block_structure": "128"}}}},
+            "config_groups.g.weights.block_structure",
+        ),
+        (
+            {**CT, "config_groups": {"g": {"weights": {"block_structure": "0x1"}}}},
+            "config_groups.g.weights.block_structure",
+        ),
     ],
 )
 def test_a_wrong_type_is_named_by_its_path(block, key):
@@ -323,12 +295,12 @@ def test_an_algorithm_of_modelopt_that_is_not_written(algo, size, why):
         ({"quant_method": "awq", "modules_to_not_convert": None}, "awq", ()),
         ({"quant_method": "quark", "exclude": ["lm_head"]}, "quark", ("lm_head",)),
         ({"quant_method": "mxfp4", "modules_to_not_convert": ["a"]}, "mxfp4", ("a",)),
-        ({"quant_method": "intel/auto-round"}, "auto-round", ()),
+        ({"quant_method": "Auto-Round"}, "auto-round", ()),
+        ({"quant_method": "sparseml", "config_groups": 7}, "sparseml", ()),
         ({"quant_method": "modelopt_fp4", "quant_algo": "NVFP4"}, "modelopt", ()),
         ({"quant_method": "compressed_tensors"}, "compressed-tensors", ()),
-        ({"bits": 4, "group_size": 128, "desc_act": False}, "gptq", ()),
-        ({"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}, "awq", ()),
-        ({"w_bit": 4, "q_group_size": 128, "zero_point": True}, "awq", ()),
+        ({"config_groups": {}, "ignore": ["a"]}, "", ()),  # no method: engines take it for no quantization
+        ({"weight_block_size": "broken"}, "", ()),
         ({"bits": 4, "group_size": 64, "mode": "affine"}, "mlx", ()),
         ({"quant_method": "exl3"}, "exl3", ()),
     ],

@@ -241,8 +241,10 @@ def test_modelopt_side_file_is_read_as_the_block_is(tiny, target_of):
     target = target_of(tiny)
     side = {
         "producer": {"name": "modelopt"},
-        "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["*self_attn*"]},
-    }
+        "quantization": {
+            "quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": None, "exclude_modules": ["*self_attn*"],
+        },
+    }  # fmt: skip
     found = VLLM.demands(type(target)(tiny, quantization=side), None, family_of(tiny))
     assert found.of("self_attn.o_proj").reason == "exclude_modules entry `*self_attn*`"
     assert found.of("mlp.experts.*.up_proj").quantization == NVFP4
@@ -273,8 +275,14 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
         ({"quant_method": "w4afp8"}, "vLLM knows no quantization method `w4afp8`"),
         ({"quant_method": "awq"}, "drafts for targets of method `awq` cannot be made yet"),
         ({"quant_method": "gptq"}, "drafts for targets of method `gptq` cannot be made yet"),
-        ({"quant_method": "quark", "exclude": ["lm_head"]}, "drafts with `model.layers.78.self_attn.fused_qkv_a_proj`"),
-        (group(stored_as="mxfp4-pack-quantized"), "the quantization asked for cannot be written"),
+        (
+            {"quant_method": "quark", "export": {}, "exclude": ["lm_head"]},
+            "drafts with `model.layers.78.self_attn.fused_qkv_a_proj`",
+        ),
+        (
+            group(weights={"num_bits": 4, "type": "float", "group_size": 32}, stored_as="mxfp4-pack-quantized"),
+            "the quantization asked for cannot be written",
+        ),
         (
             group(weights={"num_bits": 8, "type": "float", "strategy": "channel"}, stored_as="float-quantized"),
             "the target's scheme for `model.layers.78.mlp.experts` is none that vLLM can build",
@@ -307,7 +315,7 @@ def test_format_of_the_block_counts_only_for_groups_without_their_own(tiny, sche
     own["config_groups"]["group_0"]["format"] = "pack-quantized"
     found = scheme(tiny, **{**own, "format": "marlin-24"})
     assert found.of("self_attn.o_proj").quantization.format == "pack_quantized"
-    with pytest.raises(MtpforgeError, match="cannot be written"):
+    with pytest.raises(MtpforgeError, match="for format marlin-24"):
         scheme(tiny, **{**group(), "format": "marlin-24"})
 
 

@@ -6,17 +6,20 @@ Source: vllm quantization/compressed_tensors/compressed_tensors.py, utils.py, co
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import exact_or_regex, listed, quoted
+from mtpforge.engines.vllm.refusals import refused
+from mtpforge.engines.vllm.weight_schemes import OF_ACTIVATIONS, PACKED, RefusalError, Stored, experts, linear
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
 
 def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
     """How vLLM would build a matrix. Of the experts, expert 0 is asked for all; its three projections must agree."""
-    _refuse_extras(block)
+    _refuse_whole(block)
     if not asked.experts:
         return _quantized(block, asked, _group(block, asked))
     answers = [_group(block, Asked(part, (part,), asked.templates, asked.class_name)) for part in asked.parts]
@@ -33,8 +36,8 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
     return _quantized(block, asked, answers[0])
 
 
-def _refuse_extras(block: QuantConfig) -> None:
-    """Transforms around matrices, and sparsity: neither is written here."""
+def _refuse_whole(block: QuantConfig) -> None:
+    """What stops vLLM whatever the matrix: CompressedTensorsConfig.from_config. And transforms, which are not made."""
     if block.raw.get("transform_config"):
         raise MtpforgeError(
             "the target's weights are stored transformed",
@@ -44,12 +47,35 @@ def _refuse_extras(block: QuantConfig) -> None:
         )
     sparsity = block.raw.get("sparsity_config")
     if isinstance(sparsity, Mapping) and sparsity.get("targets"):
-        raise MtpforgeError(
+        raise refused(
             "the target is stored sparse",
-            where=Where("config.json", inside="quantization_config.sparsity_config"),
-            why="vLLM stops at it: `Sparsity support has been removed from compressed-tensors`",
-            fix="name a target without `sparsity_config`",
+            "sparsity_config",
+            "`Sparsity support has been removed from compressed-tensors`",
+            "name a target without `sparsity_config`",
         )
+    for group in block.groups:
+        if not _of_attention(group) and group.targets and (why := _unreadable(group, block)):
+            raise refused(f"config group `{shown(group.name)}` is none that vLLM reads", _place(group), why)
+
+
+def _unreadable(group: Group, block: QuantConfig) -> str:
+    """Why vLLM reads no such group: CompressedTensorsConfig._quantization_scheme_map_from_config."""
+    weights = group.weights
+    if weights is None:
+        return "a group needs `weights`"
+    if weights.actorder in ("group", "dynamic"):
+        return "`group/dynamic activation ordering is no longer supported`"
+    if group.input_activations is None and weights.type == "int" and _format(group, block) in OF_ACTIVATIONS:
+        return f"integers in format {_format(group, block)} need `input_activations`"
+    return ""
+
+
+def _format(group: Group, block: QuantConfig) -> str:
+    return group.format or block.format
+
+
+def _place(group: Group) -> str:
+    return f"config_groups.{shown(group.name)}"
 
 
 def _group(block: QuantConfig, asked: Asked) -> tuple[Group | None, str]:
@@ -96,35 +122,17 @@ def _meaning(group: Group | None) -> object:
 
 def _quantized(block: QuantConfig, asked: Asked, answer: tuple[Group | None, str]) -> tuple[Quantization, str]:
     group, reason = answer
-    if group is None:
+    if group is None or group.weights is None:
         return BF16, reason
-    quantization = quantization_of(group, block.format)
-    if why := _refusal(group, quantization, experts=asked.experts):
-        raise MtpforgeError(
-            f"the target's scheme for `{asked.name}` is none that vLLM can build",
-            where=Where("config.json", inside=f"quantization_config.config_groups.{shown(group.name)}"),
-            why=why,
-            fix="serve the target with the engine that it was made for",
-        )
-    return quantization, reason
-
-
-def _refusal(group: Group, quantization: Quantization, *, experts: bool) -> str:
-    """Why vLLM takes no such weights: CompressedTensorsConfig._get_scheme_from_parts, get_moe_method."""
-    inputs = group.input_activations
-    match quantization.format:
-        case "pack_quantized" if inputs is not None:
-            return (
-                "packed integers beside quantized activations take another kernel, for which no draft can be made yet"
-            )
-        case "int_quantized" if inputs is None or not quantization.symmetric:
-            return "INT8 weights must be symmetric, with activations quantized per token"
-        case "nvfp4" if group.weights is not None and group.weights.strategy != "tensor_group":
-            return "NVFP4 weights need strategy tensor_group"
-        case "nvfp4" if inputs is not None and (inputs.type, inputs.bits, inputs.group_size) != ("float", 4, 16):
-            return "activations beside NVFP4 weights must be NVFP4, or not quantized"
-        case "fp8_scaled" if experts and inputs is None:
-            return "FP8 experts need quantized activations"
-        case "fp8_scaled" if experts and quantization.strategy == "channel" and quantization.input_scale == "static":
-            return "FP8 experts with one scale per channel need dynamic activations"
-    return ""
+    inputs, what = group.input_activations, f"the target's scheme for `{asked.name}` is none that vLLM can build"
+    stored = Stored(group.weights, inputs, group.output_activations, _format(group, block))
+    try:
+        stored_as = experts(stored) if asked.experts else linear(stored)
+    except RefusalError as error:
+        raise refused(what, _place(group), str(error)) from None
+    size = group.weights.group_size
+    if size and (cut := next((n for n in asked.columns if n % size), None)):
+        raise refused(what, _place(group), f"groups of {size} do not divide its {cut} columns")
+    # Dynamic activations beside packed weights store nothing: the draft is the one for activations left alone.
+    inputs = None if stored_as == PACKED else inputs
+    return quantization_of(replace(group, input_activations=inputs), stored_as), reason

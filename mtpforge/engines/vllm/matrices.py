@@ -17,7 +17,7 @@ class Asked:
     """One question. name: full name that vLLM asks about. parts: full names of its matrices on disk, in shard order.
 
     templates: modules that the answer is for. class_name: vLLM's class of the matrix. experts: all routed experts at
-    once; parts are those of expert 0.
+    once; parts are those of expert 0. columns: of its matrices on disk.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Asked:
     templates: tuple[str, ...]
     class_name: str = ""
     experts: bool = False
+    columns: tuple[int, ...] = ()
 
     @property
     def is_fused(self) -> bool:
@@ -49,6 +50,7 @@ def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]
             tuple(module.template for module in members),
             known.matrices[name.rpartition(".")[2]],
             experts=name in stacks,
+            columns=tuple(dict.fromkeys(module.shape[1] for module in members)),
         )
         for name, members in (sets | stacks).items()
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization, modelopt_quantization
-from mtpforge.engines.vllm import compressed_tensors
+from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization
+from mtpforge.engines.vllm import compressed_tensors, modelopt
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import below, exact_or_regex, excluded, listed, quoted, skipped
+from mtpforge.engines.vllm.name_matching import below, exact_or_regex, listed, quoted, skipped
+from mtpforge.engines.vllm.refusals import refused, unmade
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
@@ -43,11 +44,8 @@ def decide(block: QuantConfig, asked: Asked) -> Decision:
             why=f"known: {', '.join(sorted(name for name in METHODS if name))}",
             fix="`mtpforge extract --source S -o DIR` writes the plain layer",
         )
-    raise MtpforgeError(
-        f"vLLM knows no quantization method `{shown(block.method)}`",
-        where=Where("config.json", inside="quantization_config.quant_method"),
-        why="it would not start with this target",
-        fix="serve the target with the engine that it was made for",
+    raise refused(
+        f"vLLM knows no quantization method `{shown(block.method)}`", "quant_method", "`Unknown quantization method`"
     )
 
 
@@ -56,79 +54,44 @@ def _unquantized(_block: QuantConfig, _asked: Asked) -> Decision:
 
 
 def _fp8(block: QuantConfig, asked: Asked) -> Decision:
-    # vllm quantization/fp8.py: Fp8Config.get_quant_method
+    # vllm quantization/fp8.py:85-160, Fp8Config
+    if block.activation_scheme not in ("static", "dynamic"):
+        why = f"`Unsupported activation scheme {shown(block.activation_scheme)}`" if block.activation_scheme else ""
+        raise _no_fp8("activation_scheme", why or "`Cannot find any of ['activation_scheme']`")
+    if block.block is not None and block.activation_scheme == "static":
+        raise _no_fp8("activation_scheme", "`The block-wise quantization only supports dynamic activation scheme`")
     key = "ignored_layers" if block.raw.get("ignored_layers") else "modules_to_not_convert"
     if entry := skipped(asked, block.ignore, key):
         return BF16, f"{key} entry `{quoted(entry)}`"
-    if block.raw.get("store_dtype"):
-        raise _refused("store_dtype", "experts stored in another format than FP8")
+    if asked.experts and block.raw.get("store_dtype") == "mxfp4":
+        raise unmade("experts stored in another format than FP8", "store_dtype")
+    if asked.experts and block.block == (1, 128):
+        # fused_moe/oracle/fp8.py:546
+        raise _no_fp8("weight_block_size", "`No FP8 MoE backend supports` experts with one scale a row of 128")
     blocks = "x".join(str(n) for n in block.block or ())
     return fp8_quantization(block), f"method fp8, {f'blocks of {blocks}' if blocks else 'one scale per tensor'}"
 
 
-def _modelopt(block: QuantConfig, asked: Asked) -> Decision:
-    # vllm quantization/modelopt.py: ModelOptQuantConfigBase.is_layer_excluded, get_quant_method
-    key = "ignore" if "ignore" in block.raw else "exclude_modules"
-    if entry := excluded(asked, block.ignore, key):
-        return BF16, f"{key} entry `{quoted(entry)}`"
-    if block.quant_algo == "MIXED_PRECISION":
-        return _mixed(block, asked)
-    algo = block.quant_algo
-    if algo == "NVFP4" and _weights_only(block):
-        algo = "W4A16_NVFP4"
-    return modelopt_quantization(algo, block.group_size), f"quant_algo {block.quant_algo}, no {key} entry"
-
-
-def _weights_only(block: QuantConfig) -> bool:
-    """ModelOptNvFp4Config._from_config: every config group leaves the activations alone."""
-    groups = block.raw.get("config_groups")
-    return (
-        isinstance(groups, dict)
-        and bool(groups)
-        and all(isinstance(g, dict) and g.get("input_activations") is None for g in groups.values())
-    )
-
-
-def _mixed(block: QuantConfig, asked: Asked) -> Decision:
-    """ModelOptMixedPrecisionConfig._resolve_quant_algo: by name, by parts, then by anything below the name."""
-    layers = block.quantized_layers
-    named = (
-        [asked.name] if asked.name in layers else [part for part in asked.parts if asked.is_fused and part in layers]
-    )
-    named = named or [key for key in layers if key.startswith(f"{asked.name}.")][:1]
-    if not named:
-        if asked.experts and any(key.startswith(asked.name.removesuffix("experts")) for key in layers):
-            raise _refused("quantized_layers", "experts that are quantized because another part of the MLP is")
-        return BF16, "no quantized_layers entry"
-    algos = {layers[name].quant_algo for name in named}
-    if len(algos) > 1:
-        raise _refused("quantized_layers", f"different algorithms within `{asked.name}`, which vLLM refuses")
-    entry = layers[named[0]]
-    return modelopt_quantization(entry.quant_algo, entry.group_size), f"quantized_layers entry `{quoted(named[0])}`"
+def _no_fp8(key: str, why: str) -> MtpforgeError:
+    return refused("vLLM takes no such FP8 block", key, why)
 
 
 def _quark(block: QuantConfig, asked: Asked) -> Decision:
     # vllm quantization/quark/utils.py: should_ignore_layer; for experts any entry below their name counts
+    if block.raw.get("export") is None:
+        raise refused("vLLM takes no such Quark block", "export", "`The export key should be included`")
     entry = (below(asked, block.ignore) if asked.experts else None) or listed(
         asked, block.ignore, exact_or_regex, "exclude"
     )
     if entry is None:
-        raise _refused("exclude", f"`{asked.name}` quantized by Quark")
+        raise unmade(f"`{asked.name}` quantized by Quark", "exclude")
     return BF16, f"exclude entry `{quoted(entry)}`"
-
-
-def _refused(key: str, what: str) -> MtpforgeError:
-    return MtpforgeError(
-        f"drafts with {what} cannot be made yet",
-        where=Where("config.json", inside=f"quantization_config.{key}"),
-        fix="`mtpforge extract --source S -o DIR` writes the plain layer",
-    )
 
 
 METHODS: Final[dict[str, Decide]] = {
     "": _unquantized,
     "compressed-tensors": compressed_tensors.decide,
     "fp8": _fp8,
-    "modelopt": _modelopt,
+    "modelopt": modelopt.decide,
     "quark": _quark,
 }

@@ -126,7 +126,7 @@ def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
     block = parse(target.quantization)
     name = f"{family.prefix(family.layer(target.config))}head"
     head = Asked(name, (name,), ())
-    if block.method == "modelopt" and "NVFP4" in block.quant_algo and not excluded(head, block.ignore, "ignore"):
+    if block.method == "modelopt" and "NVFP4" in block.quant_algo and excluded(head, block.ignore, "ignore") is None:
         yield Trap(
             "quantized-head",
             "warning",
