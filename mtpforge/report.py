@@ -47,12 +47,13 @@ def advice(traps: Iterable[Trap]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The checks of one command, the traps it found, and facts worth keeping."""
+    """The checks of one command, the traps it found, facts worth keeping, and in one line what they come to."""
 
     command: str
     checks: tuple[Check, ...]
     traps: tuple[Trap, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
+    summary: str = ""
 
     @property
     def ok(self) -> bool:

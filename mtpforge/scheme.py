@@ -72,11 +72,13 @@ def load(name_or_path: str) -> Scheme:
     is_path = "/" in name_or_path or name_or_path.endswith(_SUFFIX)
     path = Path(name_or_path) if is_path else _folder() / f"{name_or_path}{_SUFFIX}"
     if not is_path and name_or_path not in names():
-        near = get_close_matches(name_or_path, names(), n=1)
+        # another symmetry is another scheme, however near its name
+        alike = [name for name in names() if name.rpartition("-")[2] == name_or_path.rpartition("-")[2]]
+        near = get_close_matches(name_or_path, alike or names(), n=1)
         raise MtpforgeError(
             f"no scheme is called `{shown(name_or_path)}`",
             why=f"presets: {', '.join(names())}",
-            fix=f"`--scheme {near[0]}`" if near else "`--scheme ./mine.toml` takes a file",
+            fix=f"did you mean `{near[0]}`?" if near else "a file of your own is named by its path: `./mine.toml`",
             code=errors.USAGE,
         )
     try:

@@ -90,7 +90,7 @@ def test_misspelt_preset_suggests_the_nearest():
     with pytest.raises(MtpforgeError) as caught:
         scheme.load("int4-g32-asymm")
     assert caught.value.what == "no scheme is called `int4-g32-asymm`"
-    assert (caught.value.fix, caught.value.code) == ("`--scheme int4-g32-asym`", errors.USAGE)
+    assert (caught.value.fix, caught.value.code) == ("did you mean `int4-g32-asym`?", errors.USAGE)
 
 
 @pytest.mark.parametrize(

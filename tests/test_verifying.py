@@ -118,7 +118,11 @@ def test_a_draft_for_another_scheme_is_not_the_targets(pruned, tinyglm):
 def test_the_last_line_names_what_only_an_engine_can_tell(pruned):
     draft, target, _ = pruned
     last = verify(draft, target).checks[-1]
-    assert (last.name, last.verdict, last.fix) == ("loader", "not checked", "run `mtpforge validate`")
+    assert (last.name, last.verdict, last.fix) == (
+        "loader",
+        "not checked",
+        "`mtpforge validate DRAFT --target CKPT`",
+    )
 
 
 def test_codes_that_were_made_anew_because_gate_and_up_differed_are_not_held_to_be_copies(tinyglm, tmp_path):
@@ -180,7 +184,7 @@ def test_a_file_that_changes_while_it_is_read_is_a_finding(pruned, monkeypatch):
         raise MtpforgeError("`model.safetensors` changed while it was being used", where=ref.file)
 
     held.read = refuse
-    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda _: held)
+    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda named: target if named is target else held)
     assert failed(verify(draft, target))["numbers"].startswith("`model.safetensors` changed")
 
 
@@ -282,7 +286,7 @@ def test_a_glance_reads_no_weight(pruned, monkeypatch):
         raise MtpforgeError("it is read")
 
     held.read = refuse
-    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda _: held)
+    monkeypatch.setattr("mtpforge.verifying.open_checkpoint", lambda named: target if named is target else held)
     whole = verify(draft, target)
     assert failed(whole) == {"numbers": "it is read"}
     seen = glance(draft, target)
@@ -304,4 +308,4 @@ def test_a_hint_names_the_target_itself(pruned, tmp_path):
     (check,) = [c for c in report.checks if c.verdict == "failed"]
     (trap,) = [t for t in report.traps if t.severity == "error"]
     assert check.fix == trap.fix
-    assert trap.fix.endswith(f"`mtpforge build --target {target.label} --force`")
+    assert trap.fix.endswith(f"`mtpforge build --target {target.label}`")  # the manifest is gone: nothing to replace

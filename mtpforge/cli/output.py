@@ -126,10 +126,13 @@ class Screen:
             self._streams[0].write(f"{' ' * indent}{text}".rstrip() + "\n")
 
     def report(self, report: Report) -> None:
-        """Checks as a table, then what to do about those that failed, then the traps."""
+        """What they come to, checks as a table, what to do about those that failed, then the traps."""
         if self.quiet and not self.json:
             self._failures(report)
             return
+        if report.summary:
+            self.line(report.summary, "green" if report.ok else "red")
+            self.line()
         self.table(("", "", ""), [(c.name, c.verdict, c.detail) for c in report.checks], indent=0)
         fixes = (check.fix for check in report.checks if check.fix and check.verdict in ("failed", "warning"))
         told = {trap.fix for trap in report.traps if trap.severity != "note" or self.verbose}

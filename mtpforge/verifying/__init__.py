@@ -19,7 +19,7 @@ from mtpforge.families import family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, refuse_other_model, stored_layer
-from mtpforge.verifying import names, settings
+from mtpforge.verifying import names, rebuilding, settings, summing_up
 from mtpforge.verifying.subject import Subject, subject
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LOADER = Check(
     "loader",
     "not checked",
     "whether the installed engine's own loader takes the draft",
-    "run `mtpforge validate`",
+    "`mtpforge validate DRAFT --target CKPT`",
 )
 
 
@@ -63,19 +63,29 @@ def verify(
         refuse_other_model(family, origin, served)
     layer = None if origin is None else (origin, stored_layer(origin, family))
     ranks = None if target is None else serving or Serving()
-    looked = _look(open_checkpoint(draft), served, engine_of(engine), ranks, scheme, served_as)
+    held = open_checkpoint(draft)
+    is_build = target is None or served_as is not None  # which would only make the same draft again
+    anew = rebuilding.IN_GENERAL if is_build else rebuilding.command(held, served, origin, engine)
+    looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
-        return Report(_COMMAND, (*looked.headers, *rest))
-    beside, around = looked.beside, looked.around
+        return Report(_COMMAND, (*looked.headers, *rest), summary="does not fit: its files do not tell what it holds")
+    beside, around, asking = looked.beside, looked.around, "the scheme asks" if scheme else "the target asks"
     try:
         read = _read(looked.judged, layer, on_progress)
     except MtpforgeError as error:
         cut = Check("numbers", "failed", _said(error), error.fix)
-        return Report(_COMMAND, (*looked.headers, cut, *beside, *around, *rest), looked.traps)
+        checks = (*looked.headers, cut, *beside, *around, *rest)
+        return Report(_COMMAND, checks, looked.traps, summary=summing_up.sentence(looked.judged, checks, asking))
     written = settings.fingerprints(looked.judged, read.sha256)
     checks = (*looked.headers, *read.checks, *beside, written, *around, *rest)
-    return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read))
+    summary = summing_up.sentence(looked.judged, checks, asking)
+    return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
+
+
+def rebuild_command(draft: Named, target: Checkpoint, source: Checkpoint | None, engine: str = DEFAULT) -> str:
+    """The `mtpforge build` that makes this draft anew, in its place where that may be."""
+    return rebuilding.command(open_checkpoint(draft), target, source, engine)
 
 
 def glance(
@@ -89,7 +99,9 @@ def glance(
 
     A target that is none explains what follows, so it comes first.
     """
-    looked = _look(open_checkpoint(draft), target, engine_of(engine), serving or Serving(), None, None)
+    held = open_checkpoint(draft)
+    anew = rebuilding.command(held, target, None, engine)
+    looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 
 
@@ -111,6 +123,7 @@ def _look(
     serving: Serving | None,
     scheme: Scheme | None,
     served_as: str | None,
+    anew: str,
 ) -> _Looked:
     """serving: None where nothing is served, and the target stands in for one."""
     with errors_of(target):
@@ -119,7 +132,7 @@ def _look(
     wanted = scheme or judge.demands(target, own_config(held), family)
     try:
         files = names.files(held, prefix)
-        judged = subject(held, target, family, judge, wanted, is_served=serving is not None)
+        judged = subject(held, target, family, judge, wanted, anew, is_served=serving is not None)
     except MtpforgeError as error:  # a draft whose headers lie is a finding
         return _Looked(None, (Check("files", "failed", _said(error), error.fix),))
     headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))

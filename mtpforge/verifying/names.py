@@ -14,7 +14,6 @@ from mtpforge.tensors import Spec
 from mtpforge.verifying.subject import Subject
 
 _SHOWN: Final = 3
-REBUILD: Final = "build the draft again: `mtpforge build --target {target} --force`"
 
 
 def some(names: Iterable[object]) -> str:
@@ -26,7 +25,7 @@ def some(names: Iterable[object]) -> str:
 
 def rebuild(subject: Subject) -> str:
     """The command that makes a draft anew."""
-    return REBUILD.format(target=shown(subject.target.label))
+    return f"build the draft again: `{subject.anew}`"
 
 
 def files(draft: Checkpoint, prefix: str) -> Check:
@@ -42,7 +41,7 @@ def files(draft: Checkpoint, prefix: str) -> Check:
     if any(wrong):
         fix = "keep one copy of each tensor, all of them in the index, and nothing of other layers"
         return Check("files", "failed", "; ".join(w for w in wrong if w), fix)
-    return Check("files", "passed", f"{len(draft.names)} tensors, each once and in the index")
+    return Check("files", "passed", f"{len(draft.names)} tensors, each in one place")
 
 
 def names(subject: Subject) -> Check:
@@ -86,6 +85,8 @@ def _compare(subject: Subject, check: str, rows: list[tuple[str, object, object]
     wrong = [f"{name} is {held}, expected {wanted}" for name, held, wanted in rows if held != wanted]
     if wrong:
         return Check(check, "failed", f"{len(wrong)} differ: {some(wrong)}", rebuild(subject))
+    if not rows:
+        return Check(check, "not checked", f"no tensor has a name that {subject.engine.name} expects")
     return Check(check, "passed", f"{len(rows)} tensors as {subject.engine.name} builds them")
 
 

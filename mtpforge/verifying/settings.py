@@ -22,7 +22,7 @@ def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     """The draft's config.json beside the target's: every field that the engine reads from the draft, the counts."""
     target, draft = subject.target_config, subject.draft.config
     found = subject.engine.draft_traps(target, draft, subject.family, subject.scheme)
-    traps = tuple(replace(trap, fix=trap.fix.format(target=shown(subject.target.label))) for trap in found)
+    traps = tuple(replace(trap, fix=trap.fix.format(anew=subject.anew)) for trap in found)
     text = subject.family.text(draft)
     counts = {key: text[key] for key in subject.family.expert_keys if key in text}
     wrong = [
@@ -43,7 +43,7 @@ def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
 
 def block(subject: Subject) -> Check:
     """The draft's own quantization block: vLLM decides by the target's, forks and SGLang by this one."""
-    quantized = any(not weight.quantization.is_dense for weight in subject.weights)
+    quantized = any(form is not None and not form.is_dense for form in subject.stored.values())
     stated = subject.draft.quantization
     if not quantized and stated:
         detail = "the draft is dense and has a quantization block, which turns the engine's own completeness check off"

@@ -34,7 +34,8 @@ class Subject:
 
     n_target: experts of the target, target_config: its config. A source that stands in for one has as many as the layer
     itself: its other layers may have been pruned without it. refs: every tensor of the draft, by full name. told: the
-    manifest that came with the draft, why it cannot be read, or None.
+    manifest that came with the draft, why it cannot be read, or None. stored: module -> how the draft stores it, None
+    where it does not, or in no known way. anew: the command that would make such a draft.
     """
 
     draft: Checkpoint
@@ -51,6 +52,8 @@ class Subject:
     plain: tuple[Plain, ...]
     expected: dict[str, Spec]
     told: Manifest | MtpforgeError | None
+    stored: dict[str, Quantization | None]
+    anew: str
 
     @property
     def claimed(self) -> ScaleMethod:
@@ -75,7 +78,14 @@ class Subject:
 
 
 def subject(
-    draft: Checkpoint, target: Checkpoint, family: Family, engine: Engine, scheme: Scheme, *, is_served: bool = True
+    draft: Checkpoint,
+    target: Checkpoint,
+    family: Family,
+    engine: Engine,
+    scheme: Scheme,
+    anew: str,
+    *,
+    is_served: bool = True,
 ) -> Subject:
     """The draft with everything that is expected of it. Raises MtpforgeError where its headers cannot be read.
 
@@ -86,8 +96,9 @@ def subject(
     refs = draft.locate(sorted(draft.names))
     n_experts = _n_experts(family, draft, target, prefix, refs)
     modules = family.modules(target.config, n_experts)
-    decoded = engine.decoded_on_load(family)
-    weights = tuple(_weight(decoded, scheme, draft, module, _parts(refs, prefix, module)) for module in modules)
+    decoded, held = engine.decoded_on_load(family), _by_module(refs, prefix)
+    weights = tuple(_weight(decoded, scheme, draft, module, held.get(module.name, {})) for module in modules)
+    stored = {module.name: _stored(draft, module, held.get(module.name, {})) for module in modules}
     wanted = expected(scheme, family, target.config, layer, n_experts)
     for weight in weights:
         if weight.module.template in decoded:
@@ -97,9 +108,23 @@ def subject(
     plain = family.plain(target.config, n_experts)
     n_target = served_experts(family, target) if is_served else n_experts
     beside = target.config if is_served else family.with_experts(target.config, n_experts)
-    told = _told(draft)
     return Subject(
-        draft, target, family, engine, scheme, prefix, n_experts, n_target, beside, refs, weights, plain, wanted, told
+        draft=draft,
+        target=target,
+        family=family,
+        engine=engine,
+        scheme=scheme,
+        prefix=prefix,
+        n_experts=n_experts,
+        n_target=n_target,
+        target_config=beside,
+        refs=refs,
+        weights=weights,
+        plain=plain,
+        expected=wanted,
+        told=_told(draft),
+        stored=stored,
+        anew=anew,
     )
 
 
@@ -123,12 +148,19 @@ def _n_experts(
     return max(numbers) + 1 if numbers else config_experts(family, draft.config) or family.n_experts(target.config)
 
 
-def _parts(refs: Mapping[str, TensorRef], prefix: str, module: Module) -> dict[str, Spec]:
-    """What lies under a module that an engine may decode while loading; few, so a scan is cheap enough."""
-    if module.expert is not None:
-        return {}
-    own = f"{prefix}{module.name}."
-    return {name.removeprefix(own): ref.spec for name, ref in refs.items() if name.startswith(own)}
+def _by_module(refs: Mapping[str, TensorRef], prefix: str) -> dict[str, dict[str, Spec]]:
+    """Module -> suffix -> Spec of what the draft holds of the layer."""
+    held: dict[str, dict[str, Spec]] = {}
+    for name, ref in refs.items():
+        module, _, suffix = name.removeprefix(prefix).rpartition(".")
+        held.setdefault(module, {})[suffix] = ref.spec
+    return held
+
+
+def _stored(draft: Checkpoint, module: Module, held: Mapping[str, Spec]) -> Quantization | None:
+    """How the draft stores a weight of this shape, whatever is asked for."""
+    known = (form.recognise(held, module.shape, draft.quantization) for form in FORMATS.values())
+    return next((found for found in known if found is not None), None)
 
 
 def _weight(

@@ -230,6 +230,8 @@ def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) ->
     if wrong:
         detail = f"{len(wrong)} fused modules have members with different scales, the engine uses one: {some(wrong)}"
         return Check("tied scales", "failed", detail, rebuild(subject))
+    if not fitting:
+        return Check("tied scales", "not checked", "no weight is as the engine expects it, so none was read")
     what = f"equal in {len(sets)} fused modules" if sets else "no fused module keeps one"
     return Check("tied scales", "passed", what)
 

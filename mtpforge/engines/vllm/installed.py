@@ -111,7 +111,7 @@ def check(
             same_config=same_config,
         )
         findings = _ask(interpreter, request, home, timeout_seconds)
-    return _report(findings, _label(target), time.monotonic() - start)
+    return _report(findings, time.monotonic() - start)
 
 
 def _interpreter(python: str | None) -> str:
@@ -133,11 +133,6 @@ def _no_engine(why: str, where: str = "") -> MtpforgeError:
         fix="name an interpreter in which vLLM is installed: `--engine-python PATH`",
         code=errors.MACHINE,
     )
-
-
-def _label(target: Path | Mapping[str, object] | Checkpoint) -> str:
-    """What a user would type for it."""
-    return str(target) if isinstance(target, Path) else "T" if isinstance(target, Mapping) else target.label
 
 
 def _as_folder(target: Path | Mapping[str, object] | Checkpoint, home: Path) -> Path:
@@ -246,7 +241,7 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str], output: int
             child.wait()
 
 
-def _report(findings: _Findings, label: str, seconds: float) -> Report:
+def _report(findings: _Findings, seconds: float) -> Report:
     facts = findings["facts"] | {
         "errors": findings["errors"],
         "notes": findings["notes"],
@@ -255,7 +250,7 @@ def _report(findings: _Findings, label: str, seconds: float) -> Report:
     }
     versions = facts.get("versions")
     version = versions.get("vllm", "?") if isinstance(versions, dict) else "?"
-    fix = f"build it again for this target: `mtpforge build --target {label} --force`"
+    fix = "build it again for this target: `{anew}`"  # whoever knows the command puts it in
     loads = Check(
         "engine loads the draft",
         "passed" if findings["accepted"] else "failed",

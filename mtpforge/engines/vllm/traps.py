@@ -24,9 +24,7 @@ from mtpforge.scheme import Scheme
 
 _TARGET: Final = "target's config.json"
 _DRAFT: Final = "draft's config.json"
-_REBUILD: Final = (
-    "rebuild the draft: `mtpforge build --target {target} --force`"  # whoever knows the target's name puts it in
-)
+_REBUILD: Final = "build the draft again: `{anew}`"  # whoever knows the command puts it in
 
 
 def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:

@@ -1,0 +1,166 @@
+"""Hints are commands that work: each one that a command prints is run as it stands, and ends otherwise than before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from drafts import reconfigured, unpruned
+
+from mtpforge.engines.vllm import installed
+
+PLACEHOLDERS = {"CKPT", "DRAFT", "FILE", "DIR", "ORG/NAME", "S", "ENGINE"}
+
+
+def hinted(text: str) -> list[list[str]]:
+    """Words of every `mtpforge ...` in hints and next steps."""
+    lines = [line for line in text.splitlines() if re.match(r" *hint: |Next: ", line)]
+    spelled = [c for line in lines for c in re.findall(r"`(mtpforge [^`]+)`|Next: (mtpforge .+)", line)]
+    return [shlex.split(quoted or bare) for quoted, bare in spelled]
+
+
+def options(text: str) -> list[list[str]]:
+    """Words of every `--option value` in hints."""
+    return [shlex.split(o) for line in text.splitlines() if "hint: " in line for o in re.findall(r"`(-[^`]+)`", line)]
+
+
+@pytest.fixture(autouse=True)
+def _without_reference_checks(run, monkeypatch):
+    """Other tests compare with libraries, whose import takes seconds."""
+    monkeypatch.setenv("MTPFORGE_BUILD_CHECK", "off")
+
+
+@pytest.fixture
+def follow(run):
+    """Run a command, then each command that it names: none fails in the same way, or as a wrong line."""
+
+    def follow_(*argv: object) -> dict[str, int]:
+        first = run(*map(str, argv))
+        said = re.findall(r"^ *error: .*", first.err, re.MULTILINE)
+        found = {}
+        for words in hinted(first.err):
+            assert not PLACEHOLDERS & set(words)
+            then = run(*words[1:])
+            assert then.code not in (2, 70), then.err
+            assert not set(said) & set(re.findall(r"^ *error: .*", then.err, re.MULTILINE))
+            found[shlex.join(words)] = then.code
+        return found
+
+    return follow_
+
+
+@pytest.fixture
+def draft(demo, in_folder) -> Path:
+    """A draft of our own in the current folder, for awq-int4."""
+    return Path(shutil.copytree(demo / "out" / "demo", in_folder / "a draft").name)
+
+
+def test_verify_of_a_broken_draft_names_a_build_that_mends_it(run, follow, draft, tinyglm):
+    config = json.loads((draft / "config.json").read_text())
+    assert config.pop("moe_router_dtype") == "float32"
+    (draft / "config.json").write_text(json.dumps(config))
+    sides = ("--target", tinyglm("awq-int4"), "--source", tinyglm("bf16"))
+    (command,) = follow("verify", draft, *sides)
+    assert command == shlex.join(["mtpforge", "build", *map(str, sides), "--force", "-o", "a draft"])
+    assert run("verify", str(draft), *map(str, sides)).code == 0
+
+
+def test_a_draft_for_another_target_is_made_anew_from_that_target_s_layer(run, follow, draft, tinyglm):
+    target = tinyglm("fp8")  # whose own layer loads: without --standalone there would be nothing to build
+    (command,) = follow("verify", draft, "--target", target)
+    assert command == shlex.join(
+        ["mtpforge", "build", "--target", str(target), "--standalone", "--force", "-o", "a draft"]
+    )
+    assert run("verify", str(draft), "--target", str(target)).code == 0
+
+
+def test_a_foreign_draft_stays_where_it_is(run, follow, draft, tinyglm):
+    (draft / "mtpforge.json").unlink()
+    sides = ("--target", tinyglm("fp8"), "--source", tinyglm("bf16"))
+    before = sorted(draft.iterdir())
+    (command,) = follow("verify", draft, *sides)
+    assert command == shlex.join(["mtpforge", "build", *map(str, sides)])
+    assert sorted(draft.iterdir()) == before
+    assert run("verify", "out/fp8-MTP-fp8-block128", *map(str, sides)).code == 0
+
+
+def test_serve_beside_another_target_names_the_build_for_it(run, follow, draft, tinyglm):
+    commands = follow("serve", draft, "--target", tinyglm("nvfp4"), "--print")
+    assert set(commands.values()) == {0}
+    assert run("serve", str(draft), "--target", str(tinyglm("nvfp4")), "--print").code == 0
+
+
+def test_validate_names_the_build_that_verify_names(follow, draft, tinyglm, monkeypatch):
+    refused = {"accepted": False, "complete": False, "errors": ["KeyError"], "notes": [], "defaulted": [], "facts": {}}
+    monkeypatch.setattr(installed, "check", lambda *_, **__: installed._report(refused, 0.0))
+    sides = ("--target", tinyglm("awq-int4"), "--source", tinyglm("nvfp4"))
+    assert follow("validate", draft, *sides) == {
+        shlex.join(["mtpforge", "build", *map(str, sides), "--force", "-o", "a draft"]): 0
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "next_command"),
+    [("awq-int4-12experts", "build"), ("fp8", "serve"), ("nvfp4", "build")],
+)
+def test_inspect_names_the_step_that_is_next(run, in_folder, tinyglm, layout, next_command):
+    *_, words = hinted(run("inspect", str(tinyglm(layout))).err)
+    assert words[1] == next_command
+    if next_command == "serve":
+        assert run(*words[1:], "--print").code == 0
+    elif layout == "nvfp4":
+        assert run(*words[1:], "--dry-run").code == 0
+
+
+def test_inspect_of_a_pruned_target_names_a_build_that_prunes_its_layer(run, in_folder, tinyglm):
+    target = unpruned(tinyglm("bf16"), in_folder / "target")
+    for words in hinted(run("inspect", "target").err):
+        assert words[1:4] == ["build", "--target", target.name]
+        ran = run(*words[1:])
+        assert (ran.code, "experts 12 of 16" in ran.out) == (0, True)
+        shutil.rmtree("out")
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"), [("int4-g32-sym", "int4-g128-sym"), ("int4-g128-asym", "int4-g32-asym"), ("bf61", "bf16")]
+)
+def test_a_scheme_that_is_not_there_leads_to_one_of_the_same_symmetry(run, tinyglm, typed, near):
+    for argv in (("schemes", typed), ("extract", "--source", str(tinyglm("bf16")), "-o", "x", "--scheme", typed)):
+        ran = run(*argv)
+        assert ran.code == 2
+        assert f" hint: did you mean `{near}`?\n" in ran.err
+    assert run("schemes", near).code == 0
+
+
+def test_schemes_by_name_and_from_a_target_lead_to_either(follow, tinyglm):
+    assert set(follow("schemes", "bf16", "--from", tinyglm("fp8")).values()) == {0}
+
+
+def test_next_after_verify_and_schemes_parse(run, draft, tinyglm, monkeypatch):
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    (words,) = hinted(run("verify", str(draft), "--target", str(tinyglm("awq-int4"))).err)
+    assert run(*words[1:]).code == 5  # no engine here
+    (words,) = hinted(run("schemes").err)
+    assert run(*words[1:]).code == 0
+
+
+def test_a_tensor_parallel_size_that_does_not_divide_leads_to_one_that_does(run, draft, tinyglm):
+    pair = ("serve", str(draft), "--target", str(tinyglm("awq-int4")), "--print")
+    ran = run(*pair, "--tp", "3")
+    (words,) = options(ran.err)
+    assert (ran.code, words[0]) == (1, "--tp")
+    assert run(*pair, *words).code == 0
+
+
+def test_a_target_that_needs_a_draft_is_told_which_build(run, in_folder, tinyglm):
+    """Traps of a target: each names a build that works."""
+    target = reconfigured(tinyglm("fp8"), in_folder / "t", lambda c: c.pop("moe_router_dtype"))
+    words = hinted(run("serve", "t", "--target", "t", "--print").err) or hinted(run("inspect", "t").err)
+    assert words
+    for each in words:
+        assert run(*each[1:], "--dry-run").code == 0, each
+    assert target.is_dir()
