@@ -14,7 +14,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 import torch
 from acceptance import Draft, Target, first_step, mean_length, weights, windows
@@ -23,10 +23,10 @@ from torch import Tensor
 from mtpforge import scheme
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.methods import METHODS
 from mtpforge.nextn import hessians, inputs
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning import plan
-from mtpforge.tensors import ScaleMethod
 
 _HOME: Final = Path(__file__).parents[1]
 _SOURCE: Final = _HOME / "tests/data/tinyglm/bf16"
@@ -73,7 +73,7 @@ def _measure(folder: Path, n_windows: int) -> None:
     print(f"| BF16 | | 0 | 0 | {_interval(first)} | | {_interval(length)} | |", flush=True)
     for name in _SCHEMES:
         baseline: tuple[Tensor, Tensor] | None = None
-        for method in get_args(ScaleMethod):
+        for method in METHODS:
             built = _built(folder, name, method, _written(folder, *before) if method == "gptq" else None)
             draft = Draft(built, target)
             now = measured(draft)
@@ -130,7 +130,7 @@ def _written(folder: Path, ids: Tensor, hidden: Tensor) -> Path:
     return path
 
 
-def _built(folder: Path, name: str, method: ScaleMethod, file: Path | None) -> Path:
+def _built(folder: Path, name: str, method: str, file: Path | None) -> Path:
     source, out = open_checkpoint(str(_SOURCE)), folder / f"{name}-{method}"
     calibration = _calibration(file) if file else None
     digest = calibration.inputs.digest if calibration else ""

@@ -17,6 +17,7 @@ from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
+from mtpforge.formats import label
 from mtpforge.report import Check, Report, Trap, Verdict
 from mtpforge.scheme import Scheme
 from mtpforge.source_choice import drafts_for_itself
@@ -167,7 +168,7 @@ def _rows_stored(layer: StoredLayer) -> list[dict[str, object]]:
     """One row per kind and stored form, in the family's order."""
     rows: dict[tuple[str, str, str], list[int]] = {}
     for module in layer.modules.values():
-        row = rows.setdefault((module.module.kind, str(module.quantization), module.quantization.format), [0, 0])
+        row = rows.setdefault((module.module.kind, label(module.quantization), module.quantization.format), [0, 0])
         row[0] += 1
         row[1] += sum(ref.stop - ref.start for ref in module.parts.values())
     for ref in layer.plain.values():
@@ -185,7 +186,7 @@ def _rows_demanded(family: Family, checkpoint: Checkpoint, scheme: Scheme) -> li
     rows: dict[tuple[str, str, str], list[str]] = {}
     for module in family.modules(checkpoint.config, 1):
         rule = scheme.of(module.template)
-        rows.setdefault((module.kind, str(rule.quantization), rule.reason), []).append(module.template)
+        rows.setdefault((module.kind, label(rule.quantization), rule.reason), []).append(module.template)
     return [
         {"kind": kind, "wanted": wanted, "reason": reason, "modules": modules}
         for (kind, wanted, reason), modules in rows.items()

@@ -16,9 +16,10 @@ import mtpforge
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.methods import METHODS, RTN
 from mtpforge.planning.steps import Plan, Side
 from mtpforge.report import Check, Report
-from mtpforge.tensors import DTYPES, SCALE_METHODS, ScaleMethod, Spec
+from mtpforge.tensors import DTYPES, Spec
 
 FILE: Final = "mtpforge.json"
 SCHEMA: Final = 1
@@ -51,7 +52,7 @@ class Manifest:
     n_experts: int
     tensors: dict[str, Entry]
     relative_error: dict[str, float]
-    scales: ScaleMethod
+    scales: str
     body: dict[str, object]
 
 
@@ -170,12 +171,12 @@ def _errors(path: Where, body: Mapping[str, object]) -> dict[str, float]:
     return {str(module): float(error) for module, error in table.items()}
 
 
-def _scales(path: Where, body: Mapping[str, object]) -> ScaleMethod:
+def _scales(path: Where, body: Mapping[str, object]) -> str:
     """Drafts from before there was a choice do not say."""
-    for method in SCALE_METHODS:
-        if body.get("scales", "rtn") == method:
-            return method
-    raise _damaged(path, "`scales` is no method of this mtpforge")
+    method = body.get("scales", RTN.name)
+    if not isinstance(method, str) or method not in METHODS:
+        raise _damaged(path, "`scales` is no method of this mtpforge")
+    return method
 
 
 def _id(path: Where, body: Mapping[str, object], key: str) -> str:

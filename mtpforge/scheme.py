@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.formats import FORMATS
+from mtpforge.formats import FORMATS, label
 from mtpforge.tensors import DTYPES, Quantization
 
 _SUFFIX: Final = ".toml"
@@ -137,7 +137,7 @@ def name_of(rules: Iterable[Rule]) -> str:
         known = load(preset)
         if all(known.of(rule.pattern).quantization == rule.quantization for rule in rules):
             return preset
-    kinds = sorted({str(r.quantization) for r in rules if not r.quantization.is_dense})
+    kinds = sorted({label(r.quantization) for r in rules if not r.quantization.is_dense})
     return "-and-".join(kind.lower().replace(" ", "-").replace("symmetric", "sym") for kind in kinds)
 
 

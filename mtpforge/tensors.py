@@ -1,4 +1,4 @@
-"""The shared nouns: dtypes, Spec, TensorRef, Quantization, ScaleMethod. Plain Python, no torch."""
+"""The shared nouns: dtypes, Spec, TensorRef, Quantization. Plain Python, no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Final, Literal, TypeAlias
 from mtpforge.errors import Where
 
 Shape: TypeAlias = tuple[int, ...]
-# How integers are found: mse, hqq search scales (arithmetic/searching.py), gptq codes under rtn's (arithmetic/gptq.py).
-ScaleMethod: TypeAlias = Literal["rtn", "mse", "hqq", "gptq"]
-SCALE_METHODS: Final[tuple[ScaleMethod, ...]] = ("rtn", "mse", "hqq", "gptq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,28 +121,6 @@ class Quantization:
     def is_dense(self) -> bool:
         """Whether the weight is stored as plain floating-point numbers."""
         return self.format == "dense"
-
-    def __str__(self) -> str:
-        """Short text for tables: `INT4 g32 asymmetric`, `FP8 block 128x128`, `BF16`."""
-        if self.is_dense:
-            return self.dtype
-        family = {"nvfp4": "NVFP4", "modelopt_nvfp4": "NVFP4"}.get(
-            self.format, f"FP{self.bits}" if "fp8" in self.format else f"INT{self.bits}"
-        )
-        cover = {
-            "group": f"g{self.group_size}",
-            "block": f"block {self.block[0]}x{self.block[1]}" if self.block else "block",
-            "channel": "channel",
-            "tensor": "tensor",
-            "": "",
-        }[self.strategy]
-        words = [
-            family,
-            cover,
-            "" if self.symmetric else "asymmetric",
-            "static" if self.input_scale == "static" else "",
-        ]
-        return " ".join(w for w in words if w)
 
 
 BF16: Final = Quantization("dense", 16, "BF16")

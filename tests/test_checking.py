@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import whole_weights
 from safetensors.torch import save_file
 
 from mtpforge import checking, formats
@@ -61,7 +62,7 @@ def stored(tmp_path_factory):
     """A file with one weight of every format, the samples of it, and our own digests."""
     path = tmp_path_factory.mktemp("stored") / "model.safetensors"
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(7))
-    parts = [formats.encode([weight * 0.02], quantization)[0] for quantization in STORED]
+    parts = [whole_weights.encode([weight * 0.02], quantization)[0] for quantization in STORED]
     save_file({f"m{i}.{s}": t for i, tensors in enumerate(parts) for s, t in tensors.items()}, path)
     located = refs(path)
     samples = [
@@ -76,7 +77,7 @@ def stored(tmp_path_factory):
         for i, q in enumerate(STORED)
     ]
     digests = {
-        s.key: digest(formats.decode(p, (ROWS, COLUMNS), s.quantization)[slice(*s.rows)])
+        s.key: digest(whole_weights.decode(p, (ROWS, COLUMNS), s.quantization)[slice(*s.rows)])
         for s, p in zip(samples, parts, strict=True)
     }
     return path, samples, digests

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import whole_weights
 from drafts import changed, copy_without_manifest, failed, reconfigured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mtpforge import formats
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats import FORMATS
+from mtpforge.formats import FORMATS, label
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
-from mtpforge.verifying import bounds, glance, verify
+from mtpforge.verifying import glance, verify
 from mtpforge.verifying.bands import read
 
 P = "model.layers.3."
@@ -41,30 +41,27 @@ ENCODED = (
 
 def beyond(weight, parts, quantization):
     """Elements whose decoding lies outside the bound."""
-    decoded = formats.decode(parts, tuple(weight.shape), quantization)
-    return int(bounds.beyond(parts, quantization, weight, (decoded - weight).abs()).sum())
+    decoded = whole_weights.decode(parts, tuple(weight.shape), quantization)
+    limit = FORMATS[quantization.format].bound(parts, quantization, tuple(weight.shape))
+    return int(limit.beyond(weight, (decoded - weight).abs()).sum())
 
 
-def test_every_format_has_a_bound():
-    assert bounds.BOUNDS.keys() == FORMATS.keys()
-
-
-@pytest.mark.parametrize("quantization", ENCODED, ids=str)
+@pytest.mark.parametrize("quantization", ENCODED, ids=label)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), power=st.sampled_from([1, 3, 7]), scale=st.sampled_from([1e-3, 1.0, 300.0]))
 def test_what_is_encoded_stays_within_the_bound(quantization, seed, power, scale):
     """Heavy tails: odd powers of a normal keep their sign."""
     weight = torch.randn(160, 256, generator=torch.Generator().manual_seed(seed)) ** power * scale
     weight[3] = 0
-    (parts,) = formats.encode([weight], quantization)
+    (parts,) = whole_weights.encode([weight], quantization)
     assert beyond(weight, parts, quantization) == 0
 
 
-@pytest.mark.parametrize("quantization", [q for q in ENCODED if "int" in q.format or "pack" in q.format], ids=str)
+@pytest.mark.parametrize("quantization", [q for q in ENCODED if "int" in q.format or "pack" in q.format], ids=label)
 def test_a_code_off_by_one_is_beyond_the_bound_of_integers(quantization):
     """Of a BF16 scale and 8 bits the bound is a whole step: only weights near half a step then show it."""
     weight = torch.randn(128, 256, generator=torch.Generator().manual_seed(0))
-    (parts,) = formats.encode([weight], quantization)
+    (parts,) = whole_weights.encode([weight], quantization)
     step = parts["weight_scale"].float() if quantization.bits == 4 else 1.6 * parts["weight_scale"].float()
     off = weight + step.repeat_interleave(256 // step.shape[1], 1)
     assert beyond(off, parts, quantization) > 0.9 * off.numel()

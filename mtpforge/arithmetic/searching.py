@@ -21,39 +21,58 @@ here of the rtn scale: its threshold, made for weights of about 1, is larger tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mtpforge.arithmetic import affine, scales
-from mtpforge.tensors import ScaleMethod
 
 Qparams: TypeAlias = tuple[Tensor, Tensor | None]
+Found: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+Search: TypeAlias = Callable[[Tensor, int, torch.dtype, bool], Qparams]
+Codes: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 SHRINKS: Final = tuple(1 - i / 100 for i in range(20))
 LANES: Final = 32  # numbers are added up by so many, these sums in order: the kernel's order
 LP: Final = 0.7
 _BETA, _KAPPA, _ITERATIONS = 10.0, 1.01, 20
 _BLOCK: Final = 1 << 18  # weights searched at a time on a CPU: their temporaries stay in the caches
-_ON_CPU: Final = frozenset({"hqq"})
-_RANGES: Final = frozenset({"rtn", "gptq"})  # gptq finds codes under rtn's scales: gptq.py
 
 
-def qparams(weight: Tensor, bits: int, dtype: torch.dtype, method: ScaleMethod, *, symmetric: bool) -> Qparams:
-    """Scale and zero point of every group, as affine.qparams gives them, found by `method`.
+def nearest(search: Search, codes: Codes = affine.quantize) -> Callable[[Tensor, int, torch.dtype, bool], Found]:
+    """What finds codes (uint8, 2^(b-1) added), scale and zero point of weights float32 [rows, groups, size], finite.
 
-    weight: float32 [rows, groups, size], finite.
+    search: of scale and zero point, as affine.qparams gives them; codes: under these, the nearest if nothing is said.
     """
-    if method in _RANGES:
-        return affine.qparams(weight, bits, dtype, symmetric=symmetric)
+
+    def find(weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Found:
+        scale, zero_point = search(weight, bits, dtype, symmetric)
+        return codes(weight, scale, zero_point, bits), scale, zero_point
+
+    return find
+
+
+def whole_range(weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Qparams:
+    """The range of every group: rtn, and gptq, which finds codes under these scales (gptq.py)."""
+    return affine.qparams(weight, bits, dtype, symmetric=symmetric)
+
+
+def mse(weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Qparams:
+    """Scales of the least squared error, on whatever device the weights are."""
     if weight.device.type != "cpu":
-        if method not in _ON_CPU:
-            return _SEARCHES[method](weight, bits, dtype, symmetric)
-        scale, zero_point = qparams(weight.cpu(), bits, dtype, method, symmetric=symmetric)
-        return scale.to(weight.device), None if zero_point is None else zero_point.to(weight.device)
-    search = _SEARCHES[method]
+        return _mse(weight, bits, dtype, symmetric)
+    return _by_blocks(_mse, weight, bits, dtype, symmetric)
+
+
+def hqq(weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Qparams:
+    """Scales and zero points of the half-quadratic solve, found on the CPU."""
+    scale, zero_point = _by_blocks(_hqq, weight.cpu(), bits, dtype, symmetric)
+    return scale.to(weight.device), None if zero_point is None else zero_point.to(weight.device)
+
+
+def _by_blocks(search: Search, weight: Tensor, bits: int, dtype: torch.dtype, symmetric: bool) -> Qparams:
     rows = max(_BLOCK // max(weight[:1].numel(), 1), 1)
     blocks = (weight[first : first + rows] for first in range(0, len(weight), rows))
     found = [search(block, bits, dtype, symmetric) for block in blocks]
@@ -141,9 +160,3 @@ def lp_error(weight: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor
     factor, zero = scale.unsqueeze(-1), offset.unsqueeze(-1)
     codes = (weight / factor + zero).clamp_(-half, half - 1).round_()
     return (weight - (codes - zero) * factor).abs_().pow_(LP).sum(-1)
-
-
-_SEARCHES: Final[Mapping[ScaleMethod, Callable[[Tensor, int, torch.dtype, bool], Qparams]]] = {
-    "mse": _mse,
-    "hqq": _hqq,
-}

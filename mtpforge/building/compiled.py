@@ -11,6 +11,7 @@ from mtpforge.building.reading import Band
 from mtpforge.checkpoint.hub import cache
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import WORTH_COMPILING
+from mtpforge.methods import METHODS
 from mtpforge.planning.steps import Move, Step
 
 
@@ -37,9 +38,8 @@ class Kernels:
         """The row parts of a band in the wanted format; valid until the next call."""
         make = FORMATS[move.wanted.format].row_packing
         packing = make(move.shape[1], move.wanted, matrix) if make else None
-        if packing and move.scales != "rtn":
-            kernel = packing.searching.get(move.scales)
-            packing = replace(packing, kernel=kernel) if kernel else None
+        kernel = METHODS[move.scales].kernel(packing.kernel) if packing else None
+        packing = replace(packing, kernel=kernel) if packing and kernel else None
         packed = self._packed(band.parts, band.shape, move.stored) if packing else None
         return self._rows.encode(packed, band.shape, packing) if packed and packing else None
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtpforge.building.reading import Band
 from mtpforge.formats import FORMATS
+from mtpforge.methods import METHODS
 from mtpforge.planning.steps import Move
 
 
@@ -21,11 +22,11 @@ def encoded(
 ) -> dict[str, Tensor]:
     """The row parts of float32 [rows, in] in the wanted format, under the matrix parts, the scales as the plan says.
 
-    factor: of the inputs of the weight, where the plan says gptq and there are some.
+    factor: of the inputs of the weight, where the method needs them and there are some.
     """
     wanted = FORMATS[move.wanted.format]
-    if move.scales != "rtn" and wanted.search is not None:
-        return wanted.search(values, move.wanted, matrix, move.scales, factor)
+    if wanted.search is not None:
+        return wanted.search(values, move.wanted, matrix, METHODS[move.scales].finder(factor))
     if wanted.encode is None:
         raise AssertionError(f"{move.module}: {wanted.name} is only read")
     return wanted.encode(values, move.wanted, matrix)

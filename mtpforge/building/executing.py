@@ -16,6 +16,7 @@ from mtpforge.building.reading import Band, Reader
 from mtpforge.building.sample_digests import Samples
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import BAND_ROWS
+from mtpforge.methods import METHODS
 from mtpforge.planning.steps import Move, Step, Write, band_rows
 from mtpforge.tensors import DTYPES
 from mtpforge.writing.folder import DraftFolder
@@ -36,7 +37,7 @@ class Executor:
     ) -> None:
         """`kernels`, `lane`: what works faster than the plain functions, which take and explain what these leave.
 
-        factor: of the inputs of a module, for codes that are found by gptq.
+        factor: of the inputs of a module, for codes that are fitted to them.
         """
         self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
         self._kernels, self._lane, self._factor = kernels, lane, factor
@@ -108,7 +109,7 @@ class Executor:
         matrix = wanted.matrix_parts(move.shape, move.wanted, amax)
         for suffix, tensor in matrix.items():
             named[suffix].add(tensor)
-        factor = self._factor(move.module) if move.scales == "gptq" else None
+        factor = self._factor(move.module) if METHODS[move.scales].needs_inputs else None
         for band, made in self._encoded(move, matrix):
             with bad_numbers.named(move):
                 parts = made or self._plain(move, band, matrix, factor)
@@ -117,7 +118,7 @@ class Executor:
 
     def _encoded(self, move: Move, matrix: Mapping[str, Tensor]) -> Iterator[Made]:
         """Every band with its row parts, None where they are left to the plain functions."""
-        if move.scales == "gptq":  # its products depend on the device: its bytes are the CPU's
+        if METHODS[move.scales].needs_inputs:  # its products depend on the device: its bytes are the CPU's
             return ((band, None) for band in self._bands(move))
         if self._lane is not None:
             return self._lane.encode(move, self._bands(move), matrix)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.methods import METHODS
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.nextn.outputs import OutputErrors, output_errors
 from mtpforge.planning.steps import Plan
@@ -24,7 +25,7 @@ def compared(
     report: Report, plan: Plan, calibration: Calibration, draft: Path, on_progress: OnProgress | None
 ) -> Report:
     """The report with the errors of the experts' outputs, beside those of round-to-nearest."""
-    wanted = {m.module: m.wanted for step in plan.steps for m in step.moves if m.scales == "gptq"}
+    wanted = {m.module: m.wanted for step in plan.steps for m in step.moves if METHODS[m.scales].needs_inputs}
     found = output_errors(calibration, open_checkpoint(str(draft)), wanted, on_progress)
     facts = {**report.facts, "output_error": found.draft, "rtn_output_error": found.rtn}
     return replace(report, checks=(*report.checks, _told(found)), facts=facts)

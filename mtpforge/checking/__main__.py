@@ -56,8 +56,8 @@ def _loaded(opening: dict[str, Any]) -> dict[str, Decoder]:
 
     Importing a library takes from 5 to 20 s; torch comes with them, and is not needed for the plain ones.
     """
-    few = [name for name in opening["formats"] if opening["little"] and name in plain.READERS]
-    rest = [name for name in opening["formats"] if name not in few]
+    few = [name for name in opening["readers"] if opening["little"] and name in plain.READERS]
+    rest = [name for name in opening["readers"] if name not in few]
     decoders = {name: Decoder(plain.NAME, "numpy", partial(_plain, name)) for name in few}
     if rest:
         import torch
@@ -84,7 +84,7 @@ def _answer(request: dict[str, Any], decoders: dict[str, Decoder]) -> None:
             suffix: parts.Part(p["path"], p["dtype"], tuple(p["shape"]), p["start"])
             for suffix, p in sample["parts"].items()
         }
-        decoder, shape = decoders[sample["format"]], tuple(sample["shape"])
+        decoder, shape = decoders[sample["reader"]], tuple(sample["shape"])
         digest, kept = hashlib.sha256(), b""
         for band in parts.bands(shape, tuple(sample["rows"])):
             raw = decoder.decode(sample["quantization"], weight, shape[1], band)

@@ -223,14 +223,17 @@ class _Child:
 
 def opening(samples: Iterable[Sample], *, little: bool) -> bytes:
     """The child's first line: the formats that it will be asked for, and whether plain decoders do for so little."""
-    return json.dumps({"formats": sorted({s.format for s in samples}), "little": little}).encode() + b"\n"
+    return (
+        json.dumps({"readers": sorted({formats.FORMATS[s.format].reader for s in samples}), "little": little}).encode()
+        + b"\n"
+    )
 
 
 def request(samples: Iterable[Sample], paths: Mapping[str, str | os.PathLike[str]], *, values: bool) -> bytes:
     """The child's second line: every sample with its parts' absolute paths and offsets."""
     listed = [
         {
-            "format": sample.format,
+            "reader": formats.FORMATS[sample.format].reader,
             "quantization": asdict(sample.quantization),
             "shape": sample.shape,
             "rows": sample.rows,

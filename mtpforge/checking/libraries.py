@@ -163,7 +163,7 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], Parts, int, Rows], Tensor]]]
     "fp8_block": _fp8_block,
 }
 
-# distribution that decodes a format, as importlib.metadata and pip name it
+# distribution that a reader asks, as importlib.metadata and pip name it
 DISTRIBUTIONS: Final = {
     name: "nvidia-modelopt" if name == "modelopt_nvfp4" else "compressed-tensors" for name in _READERS
 }

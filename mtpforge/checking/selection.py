@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization, Shape, TensorRef
 
 if TYPE_CHECKING:
@@ -87,15 +88,10 @@ def choose(steps: Iterable[Step], mode: Mode) -> Selection:
 
 def _uncomparable(move: Move) -> str:
     """Why no library can be asked about a weight, "" where one can."""
-    if move.stored.is_dense:
-        return "dense, nothing to decode"
-    if "weight_g_idx" in move.reads:
-        return "act-order, which compressed-tensors no longer reads"
-    packed = move.reads.get("weight_packed")
-    dense_words = -(-move.shape[1] * move.stored.bits // 32)
-    if move.stored.format == "pack_quantized" and packed is not None and packed.spec.shape[1] != dense_words:
-        return "packed as compressed-tensors 0.17.1 and earlier did, which it no longer reads"
-    return ""
+    form = FORMATS[move.stored.format]
+    if not form.reader:
+        return form.reference
+    return form.unread({suffix: ref.spec for suffix, ref in move.reads.items()}, move.shape, move.stored)
 
 
 def _all_bands(move: Move) -> list[Sample]:

@@ -14,7 +14,6 @@ from mtpforge.cli.output import Ending, Screen
 if TYPE_CHECKING:
     from mtpforge.drafting.deciding import Needless
     from mtpforge.drafting.request import CheckMode, Count, Request
-    from mtpforge.tensors import ScaleMethod
 
 
 @click.command(
@@ -72,7 +71,7 @@ def command(  # noqa: D103 -- the help text above
     prune_by: str | None,
     inputs: Path | None,
     keep_experts: str | None,
-    scales: ScaleMethod,
+    scales: str,
     check: CheckMode,
     workers: int | None,
     memory: int,

@@ -13,7 +13,6 @@ from mtpforge.cli.output import Ending, Screen
 
 if TYPE_CHECKING:
     from mtpforge.drafting.request import CheckMode
-    from mtpforge.tensors import ScaleMethod
 
 
 @click.command(
@@ -48,7 +47,7 @@ def command(  # noqa: D103 -- the help text above
     force: bool,
     dry_run: bool,
     max_shard_size: int | None,
-    scales: ScaleMethod,
+    scales: str,
     inputs: Path | None,
     check: CheckMode,
     workers: int | None,

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from mtpforge import errors
 from mtpforge.cli.grammar import OneOf, Option
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.tensors import SCALE_METHODS
+from mtpforge.methods import METHODS, RTN
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -206,8 +206,8 @@ check = _option(
 )
 scales = _option(
     "--scales",
-    type=OneOf("METHOD", lambda: SCALE_METHODS),
-    default="rtn",
+    type=OneOf("METHOD", lambda: METHODS),
+    default=RTN.name,
     show_default=True,
     heading="Compute",
     help="rtn; mse, hqq: search the scales of integers; gptq: fit the codes of experts to --inputs. The format stays.",

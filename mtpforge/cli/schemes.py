@@ -9,6 +9,7 @@ from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.errors import MtpforgeError
+from mtpforge.formats import label
 from mtpforge.scheme import Scheme
 
 
@@ -60,7 +61,7 @@ def _explain(screen: Screen, scheme: Scheme) -> Ending:
     text = schemes.dumps(scheme)
     screen.line(f"{scheme.name}   {scheme.description}".rstrip())
     screen.line()
-    rows = [(rule.pattern, str(rule.quantization), rule.reason) for rule in scheme.rules]
+    rows = [(rule.pattern, label(rule.quantization), rule.reason) for rule in scheme.rules]
     screen.table(("modules", "stored as", "because"), rows)
     screen.answer(text.rstrip())
     return Ending({"scheme": scheme, "toml": text})

@@ -24,7 +24,6 @@ from mtpforge.families import family_of
 from mtpforge.planning import Plan
 from mtpforge.report import OnProgress, Report
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import ScaleMethod
 
 if TYPE_CHECKING:
     from mtpforge.building import Draft
@@ -41,7 +40,7 @@ class Options(TypedDict, total=False):
     prune_by: str
     keep_experts: Named | Sequence[int] | None
     inputs: str | Path | None
-    scales: ScaleMethod
+    scales: str
     tp: int
     ep: bool
     standalone: bool

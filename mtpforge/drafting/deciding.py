@@ -198,7 +198,7 @@ def _inputs(request: Request) -> Inputs | None:
     """The inputs, opened. MtpforgeError where nothing looks at them."""
     if request.inputs is None:
         return None
-    if request.target is None and request.scales != "gptq":
+    if request.target is None and not request.fits_codes:
         raise MtpforgeError(
             f"`--scales {request.scales}` looks at no inputs",
             where="option `--inputs`",
@@ -214,7 +214,7 @@ def _calibration(
     request: Request, sides: _Sides, kept: tuple[int, ...] | None, inputs: Inputs | None, watching: Watching
 ) -> Calibration | None:
     """What codes are fitted to; None where none are. MtpforgeError for inputs of another model."""
-    if request.scales != "gptq" or inputs is None:
+    if not request.fits_codes or inputs is None:
         return None
     from mtpforge.nextn.hessians import Calibration
 

@@ -50,7 +50,7 @@ def choose(
     """The experts that a draft keeps. MtpforgeError where inputs were given and no expert goes."""
     _refuse_surplus(request, asked.experts, target)
     found = expert_choice.pruned(source, target, asked)
-    if inputs is not None and found.keeps_all and request.scales != "gptq":
+    if inputs is not None and found.keeps_all and not request.fits_codes:
         what = f"all {found.n_stored} experts stay, `--inputs` has nothing to choose"
         fix = "leave `--inputs` out, or ask for fewer experts: `--experts N`; `--scales gptq` uses them too"
         raise _idle(what, fix)
@@ -79,7 +79,7 @@ def compare(
 
 def refuse_idle_inputs(request: Request) -> None:
     """MtpforgeError where the experts are chosen without the inputs that are given."""
-    if request.inputs is None or request.scales == "gptq":
+    if request.inputs is None or request.fits_codes:
         return
     if request.keep_experts is not None:
         raise _idle("`--keep-experts` names the experts, `--inputs` would choose them")

@@ -11,9 +11,9 @@ from mtpforge.checkpoint import Named
 from mtpforge.drafting.remarks import Remark
 from mtpforge.engines import DEFAULT
 from mtpforge.engines.engine import Serving
+from mtpforge.methods import RTN, method
 from mtpforge.report import OnProgress
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import ScaleMethod
 
 CheckMode: TypeAlias = Literal["full", "sample", "off"]
 Count: TypeAlias = int | Literal["match", "keep"]
@@ -42,7 +42,7 @@ class Request:
     prune_by: str = ""
     keep_experts: Named | Sequence[int] | None = None
     inputs: str | Path | None = None
-    scales: ScaleMethod = "rtn"
+    scales: str = RTN.name
     tp: int = 1
     ep: bool = False
     standalone: bool = False
@@ -53,6 +53,11 @@ class Request:
     max_shard_bytes: int | None = None
     device: str = "cpu"
     offline: bool = False
+
+    @property
+    def fits_codes(self) -> bool:
+        """Whether codes are fitted to the inputs."""
+        return method(self.scales).needs_inputs
 
     @property
     def serving(self) -> Serving:

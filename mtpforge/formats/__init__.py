@@ -1,14 +1,11 @@
-"""Formats: the table by name, and what is done with a whole weight.
-
-A format is one file and one line here. `recognise` and `explain` need headers only; `encode` and `decode` load torch.
-"""
+"""Formats: the table by name, and what is said of any of them. A format is one file and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Final
 
-from mtpforge.errors import MtpforgeError
 from mtpforge.formats import (
     dense,
     explaining,
@@ -22,10 +19,7 @@ from mtpforge.formats import (
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
 from mtpforge.tensors import Quantization, Shape
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "decode", "encode", "explain", "recognise"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
@@ -41,48 +35,47 @@ FORMATS: Final[dict[str, Format]] = {
 }
 
 
-def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> tuple[Format, Quantization]:
-    """The format and quantization of a weight [out, in] by its parts; MtpforgeError where none fits, or several do."""
-    found = [(form, q) for form in FORMATS.values() if (q := form.recognise(parts, shape, block)) is not None]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = " and ".join(form.name for form, _ in found)
-        raise MtpforgeError(f"a weight is stored in a way that {names} both read", why="a defect of mtpforge")
-    raise MtpforgeError(
-        "a weight is stored in no known way",
-        why=explain(parts, shape, block),
-        fix="download the checkpoint again, or name another `--source`",
-    )
-
-
 def explain(parts: Specs, shape: Shape, block: Mapping[str, object]) -> str:
     """Why no format recognises these parts: the nearest format, and what is missing, odd or of another shape."""
-    return explaining.nearest_miss(FORMATS, parts, shape, block)
+    return explaining.nearest_miss(FORMATS, label, parts, shape, block)
 
 
-def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:
-    """A whole weight, float32 [out, in]."""
-    return FORMATS[quantization.format].decode(parts, shape, quantization)
+def label(quantization: Quantization) -> str:
+    """Short text for tables: `INT4 g32 asymmetric`, `FP8 block 128x128`, `BF16`."""
+    cover = {
+        "group": f"g{quantization.group_size}",
+        "block": "block {}x{}".format(*quantization.block or (0, 0)),
+        "channel": "channel",
+        "tensor": "tensor",
+        "": "",
+    }[quantization.strategy]
+    family = FORMATS[quantization.format].shown(quantization)
+    words = (family, cover, "" if quantization.symmetric else "asymmetric")
+    return " ".join(filter(None, (*words, "static" if quantization.input_scale == "static" else "")))
 
 
-def encode(weights: Sequence[Tensor], quantization: Quantization) -> list[dict[str, Tensor]]:
-    """The parts of whole weights, float32 [out, in], that share a matrix-wide scale where the format has one.
+def refusal(quantization: Quantization) -> tuple[str, str] | None:
+    """The first field that its format cannot have so, and what it must be; None where the format can be made so."""
+    takes = FORMATS[quantization.format].takes
+    for field in fields(Quantization):
+        value = getattr(quantization, field.name)
+        if field.name in _SIZES:
+            if (value is not None) != (quantization.strategy == _SIZES[field.name]):
+                return field.name, f'it goes together with `strategy = "{_SIZES[field.name]}"`'
+            if field.name == "block" and value is not None and BAND_ROWS % value[0]:
+                return field.name, f"its rows must divide {BAND_ROWS}: weights pass in bands of so many"
+        allowed = takes.get(field.name, () if field.name in {"format", *_SIZES} else (field.default,))
+        if allowed and value not in allowed:
+            return field.name, _one_of(allowed)
+    return None
 
-    NaN or Inf, and a format that is only read, are an MtpforgeError.
-    """
-    import torch
 
-    from mtpforge.arithmetic import scales
+def _one_of(values: tuple[object, ...]) -> str:
+    known = [str(v).lower() if isinstance(v, bool) else str(v) for v in values if v not in {"", None}]
+    if not known:
+        return "this format has none"
+    return f"it must be {', '.join(known[:-1])} or {known[-1]}" if known[1:] else f"it must be {known[0]}"
 
-    form = FORMATS[quantization.format]
-    if form.encode is None or form.matrix_parts is None:
-        raise MtpforgeError(f"mtpforge reads {quantization} and does not write it")
-    amax = torch.stack([scales.largest(weight) for weight in weights]).amax()
-    stored = []
-    for weight in weights:
-        given = amax if form.needs_amax(quantization) else None
-        matrix = form.matrix_parts((weight.shape[0], weight.shape[1]), quantization, given)
-        bands = [form.encode(band, quantization, matrix) for band in torch.split(weight, BAND_ROWS)]
-        stored.append(matrix | {suffix: torch.cat([band[suffix] for band in bands]) for suffix in bands[0]})
-    return stored
+
+# A size and the strategy that it belongs to: with another it would say nothing.
+_SIZES: Final = {"group_size": "group", "block": "block"}

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats.format import BAND_ROWS, declared_weights
-from mtpforge.tensors import Quantization, Shape
+from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 USUAL: Final = (128, 128)
+SCALES: Final = ("F32", "BF16")  # dtypes of the scales
+
+
+def scale_dtype(scale: Spec | None) -> str:
+    """The dtype that these scales were most likely meant to have."""
+    return scale.dtype if scale is not None and scale.dtype in SCALES else SCALES[0]
 
 
 def grid(shape: Shape, block: tuple[int, int]) -> Shape:

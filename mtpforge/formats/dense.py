@@ -7,7 +7,7 @@ value[r, c] = float32(weight[r, c])
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
@@ -17,7 +17,10 @@ from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FLOATS: Final = frozenset({"BF16", "F16", "F32"})
+    from mtpforge.arithmetic.limits import Limit
+
+_FLOATS: Final = ("BF16", "F16", "F32")
+TAKES: Final = {"bits": (16, 32), "dtype": _FLOATS}
 
 
 def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
@@ -81,14 +84,33 @@ def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, 
     return RowPacking("bf16", (), columns, (2 * columns, 0, 0), parts)
 
 
+def bound(parts: Mapping[str, Tensor], _quantization: Quantization, _shape: Shape) -> Limit:
+    """How far decoded weights may be off: half a step of their dtype."""
+    from mtpforge.arithmetic import limits
+
+    return limits.floats(parts["weight"].dtype)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    dtype = parts["weight"].dtype if "weight" in parts else ""
+    yield Quantization("dense", dtype=dtype if dtype in _FLOATS else "BF16")
+
+
 FORMAT = Format(
-    "dense",
-    recognise,
-    layout,
-    decode,
+    name="dense",
+    shown=lambda q: q.dtype,
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=None,
+    reader="",
+    reference="dense, nothing to decode",
     matrix_parts=matrix_parts,
     encode=encode,
     packed_rows=packed_rows,
     row_packing=row_packing,
-    reference="plain cast, no library needed",
 )

@@ -8,14 +8,17 @@ little memory; a band starts at a multiple of BAND_ROWS, the last one may be sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
+from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from mtpforge.arithmetic.limits import Limit
 
 BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at most
 
@@ -23,9 +26,9 @@ BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at mos
 WORTH_COMPILING: Final = 64 << 20
 
 Specs: TypeAlias = Mapping[str, Spec]
-Search: TypeAlias = Callable[
-    ["Tensor", Quantization, Mapping[str, "Tensor"], ScaleMethod, "Tensor | None"], dict[str, "Tensor"]
-]
+# (weight float32 [rows, groups, size], bits, dtype of the scale, symmetric) -> codes, scale, zero point
+Finder: TypeAlias = Callable[["Tensor", int, "torch.dtype", bool], tuple["Tensor", "Tensor", "Tensor | None"]]
+Search: TypeAlias = Callable[["Tensor", Quantization, Mapping[str, "Tensor"], Finder], dict[str, "Tensor"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,20 @@ class InputScale:
     suffix: str
     divisor: float
     reciprocal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The part that holds the codes.
+
+    least, largest: what an element of it is where every code in it is the least, the largest; for formats whose codes
+    are integers.
+    """
+
+    suffix: str
+    dtype: str
+    least: int = 0
+    largest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +75,7 @@ class PackedRows:
 class RowPacking:
     """How a compiled encoder packs rows.
 
-    kernel: name in arithmetic.rows.ENCODERS, and the numbers that it wants. searching: method -> kernel that finds the
-    scales by it. size: columns that share a scale. widths:
+    kernel: name in arithmetic.rows.ENCODERS, and the numbers that it wants. size: columns that share a scale. widths:
     bytes of a row of codes, of scales, of zero points (one each, not yet packed along the rows). parts(codes, scales,
     zeros): the row parts of the format, from uint8 [rows, width] each.
     """
@@ -69,7 +85,6 @@ class RowPacking:
     size: int
     widths: tuple[int, int, int]
     parts: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-    searching: Mapping[ScaleMethod, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +102,35 @@ class Format:
         scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
         given when `needs_amax(quantization)`. None where the format is only read.
     encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
-    search(rows, quantization, matrix, method, factor): as `encode`, the scales found by a method, the codes by gptq
-        where there is a factor of the weight's inputs (arithmetic/gptq.py); None where all is round-to-nearest.
+    search(rows, quantization, matrix, find): as `encode`, codes and scales by a method's finder (methods/method.py);
+        None where the range of the numbers decides.
     packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
         compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
-    reference: library and function that decodes the same bytes, for messages.
+    shown(quantization): the family's name in tables: `NVFP4`, `INT4`, `BF16`.
+    takes: field of Quantization -> values that it may have; a field that is not named keeps its default. Whether it may
+        be read only, and how fields hang together, is told by `formats.refusal`.
+    bound(parts, quantization, shape): how far a band of decoded weights [rows, in] may lie from those that were encoded
+        to nearest under these parts' scales.
+    guesses(parts, shape, block): what parts that no format recognises may have been meant to be, likelier ones first.
+    codes: where the codes are; None for plain numbers.
+    reader: the function of checking/libraries.py that decodes the same bytes by the format's own library; "" where no
+        library can be asked.
+    reference: library and function that it asks, or why there is none.
+    unread(parts, shape, quantization): why the reader cannot be asked about just these parts, "" where it can.
     """
 
     name: str
+    shown: Callable[[Quantization], str]
+    takes: Mapping[str, tuple[object, ...]]
     recognise: Callable[[Specs, Shape, Mapping[str, object]], Quantization | None]
     layout: Callable[[Shape, Quantization], dict[str, Spec]]
     decode: Callable[[Mapping[str, Tensor], Shape, Quantization], Tensor]
+    bound: Callable[[Mapping[str, Tensor], Quantization, Shape], Limit]
+    guesses: Callable[[Specs, Shape, Mapping[str, object]], Iterable[Quantization]]
+    codes: Codes | None
+    reader: str
     reference: str
+    unread: Callable[[Specs, Shape, Quantization], str] = lambda *_: ""
     needs_amax: Callable[[Quantization], bool] = lambda _: False
     matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
     encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None

@@ -11,17 +11,24 @@ Sources: DeepSeek-V3 inference/kernel.py, weight_dequant; vLLM 0.33.0 quantizati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Format, PackedRows, Specs
+from mtpforge.formats.format import Codes, Format, PackedRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCALES: Final = frozenset({"F32", "BF16"})
+    from mtpforge.arithmetic.limits import Limit
+
+TAKES: Final = {
+    "bits": (8,),
+    "strategy": ("block",),
+    "scale_dtype": blocks.SCALES,
+    "input_scale": ("none", "dynamic"),
+}
 
 
 def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
@@ -30,7 +37,7 @@ def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quanti
         return None
     scale = parts["weight_scale_inv"]
     covers = blocks.fitting(scale.shape, shape, block)
-    if covers is None or scale.dtype not in _SCALES:
+    if covers is None or scale.dtype not in blocks.SCALES:
         return None
     return Quantization("fp8_block", bits=8, strategy="block", block=covers, scale_dtype=scale.dtype)
 
@@ -73,13 +80,32 @@ def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quanti
     return PackedRows("e4m3", parts["weight"].view(torch.uint8), parts["weight_scale_inv"].float(), rows)
 
 
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: three bits of mantissa."""
+    from mtpforge.arithmetic import limits
+
+    return limits.e4m3(parts["weight_scale_inv"], quantization, shape)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    dtype = blocks.scale_dtype(parts.get("weight_scale_inv", parts.get("weight_scale")))
+    yield Quantization("fp8_block", 8, strategy="block", block=blocks.USUAL, scale_dtype=dtype)
+
+
 FORMAT = Format(
-    "fp8_block",
-    recognise,
-    layout,
-    decode,
+    name="fp8_block",
+    shown=lambda _: "FP8",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight", "F8_E4M3"),
+    reader="fp8_block",
+    reference="compressed-tensors FP8BlockDequantizer",
     matrix_parts=matrix_parts,
     encode=encode,
     packed_rows=packed_rows,
-    reference="compressed-tensors FP8BlockDequantizer",
 )

@@ -15,17 +15,24 @@ Sources: compressed-tensors 0.20.0 compressors/naive_quantized/base.py; nvidia-m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Format, InputScale, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCALES: Final = frozenset({"F32", "BF16"})
+    from mtpforge.arithmetic.limits import Limit
+
+TAKES: Final = {
+    "bits": (8,),
+    "strategy": ("tensor", "channel", "block"),
+    "scale_dtype": blocks.SCALES,
+    "input_scale": ("none", "dynamic", "static"),
+}
 _SCALAR: Final[tuple[Shape, ...]] = ((1,), ())
 _INPUT: Final = "input_scale"
 
@@ -35,7 +42,7 @@ def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quanti
     if set(parts) - {_INPUT} != {"weight", "weight_scale"} or parts["weight"] != Spec("F8_E4M3", shape):
         return None
     scale, given = parts["weight_scale"], parts.get(_INPUT)
-    if scale.dtype not in _SCALES or (given and (given.dtype not in _SCALES or given.shape not in _SCALAR)):
+    if scale.dtype not in blocks.SCALES or (given and (given.dtype not in blocks.SCALES or given.shape not in _SCALAR)):
         return None
     static: Literal["static", "none"] = "static" if given else "none"
     if scale.shape in _SCALAR:
@@ -109,14 +116,38 @@ def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor
     return {"weight": float8.encode(rows, factors), "weight_scale": factors.to(dtype)}
 
 
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: three bits of mantissa."""
+    from mtpforge.arithmetic import limits
+
+    return limits.e4m3(parts["weight_scale"], quantization, shape)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    dtype = blocks.scale_dtype(parts.get("weight_scale", parts.get("weight_scale_inv")))
+    statics: tuple[Literal["static", "none"], ...] = ("static", "none") if _INPUT in parts else ("none",)
+    strategies: tuple[Literal["channel", "tensor", "block"], ...] = ("channel", "tensor", "block")
+    for static in statics:
+        for strategy in strategies:
+            covers = blocks.USUAL if strategy == "block" else None
+            yield Quantization("fp8_scaled", 8, strategy=strategy, block=covers, scale_dtype=dtype, input_scale=static)
+
+
 FORMAT = Format(
-    "fp8_scaled",
-    recognise,
-    layout,
-    decode,
+    name="fp8_scaled",
+    shown=lambda _: "FP8",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight", "F8_E4M3"),
+    reader="fp8_scaled",
+    reference="compressed-tensors float-quantized decompress",
     needs_amax=needs_amax,
     matrix_parts=matrix_parts,
     encode=encode,
     input_scale=InputScale(_INPUT, 448.0),
-    reference="compressed-tensors float-quantized decompress",
 )

@@ -12,18 +12,27 @@ Source: compressed-tensors 0.20.0 compressors/naive_quantized/base.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Format, RowPacking, Specs
-from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
+from mtpforge.formats.format import Codes, Finder, Format, RowPacking, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCALES: Final = frozenset({"BF16", "F16", "F32"})
+    from mtpforge.arithmetic.limits import Limit
+
+_SCALES: Final = ("BF16", "F16", "F32")
 _ZERO: Final = "weight_zero_point"
 _BITS: Final = 8
+TAKES: Final = {
+    "bits": (_BITS,),
+    "strategy": ("channel",),
+    "symmetric": (True, False),
+    "scale_dtype": _SCALES,
+    "input_scale": ("none", "dynamic"),
+}
 _KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _SIGN: Final = 128  # xor with it turns a code plus 2^7 into the code in two's complement, and back
 
@@ -75,24 +84,19 @@ def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | Non
 
 def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
-    return search(rows, quantization, matrix, "rtn")
+    from mtpforge.arithmetic import searching
+
+    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
 
 
-def search(
-    rows: Tensor,
-    quantization: Quantization,
-    _matrix: Mapping[str, Tensor],
-    method: ScaleMethod,
-    factor: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The same parts, the scales found by a method, the codes by gptq where there is a factor."""
-    from mtpforge.arithmetic import gptq, scales, searching
+def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
+    """The same parts, codes and scales by a method's finder."""
+    from mtpforge.arithmetic import scales
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.unsqueeze(1)
-    scale, zero_point = searching.qparams(groups, _BITS, dtype, method, symmetric=quantization.symmetric)
-    codes = gptq.codes(groups, scale, zero_point, _BITS, factor).squeeze(1)
-    parts = {"weight": _signed(codes), "weight_scale": scale.to(dtype)}
+    codes, scale, zero_point = find(groups, _BITS, dtype, quantization.symmetric)
+    parts = {"weight": _signed(codes.squeeze(1)), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
         parts[_ZERO] = _signed(zero_point)
     return parts
@@ -110,17 +114,37 @@ def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, 
         return made if quantization.symmetric else made | {_ZERO: _signed(zeros)}
 
     widths = (columns, 2, 0 if quantization.symmetric else 1)
-    return RowPacking("affine", (_BITS,), columns, widths, parts, {"mse": "affine_mse"})
+    return RowPacking("affine", (_BITS,), columns, widths, parts)
+
+
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: half a step, and what rounding the scale clips."""
+    from mtpforge.arithmetic import limits
+
+    return limits.integers(parts["weight_scale"], quantization, shape)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    scale = parts.get("weight_scale")
+    dtype = scale.dtype if scale is not None and scale.dtype in _SCALES else _SCALES[0]
+    yield Quantization("int_quantized", _BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=dtype)
 
 
 FORMAT = Format(
-    "int_quantized",
-    recognise,
-    layout,
-    decode,
+    name="int_quantized",
+    shown=lambda q: f"INT{q.bits}",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight", "I8", least=-128, largest=127),
+    reader="int_quantized",
+    reference="compressed-tensors int-quantized decompress",
     matrix_parts=matrix_parts,
     encode=encode,
     search=search,
     row_packing=row_packing,
-    reference="compressed-tensors int-quantized decompress",
 )

@@ -13,17 +13,20 @@ Source: nvidia-modelopt 0.47.0 torch/quantization/qtensor/nvfp4_tensor.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import nvfp4
-from mtpforge.formats.format import Format, InputScale, PackedRows, RowPacking, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mtpforge.arithmetic.limits import Limit
+
 _INPUT: Final = "input_scale"
+TAKES: Final = nvfp4.TAKES
 
 
 def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
@@ -113,16 +116,34 @@ def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, 
     return RowPacking("e2m1_modelopt", (factor,), nvfp4.BLOCK, (columns // 2, columns // nvfp4.BLOCK, 0), parts)
 
 
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: half of E2M1's widest gap."""
+    from mtpforge.arithmetic import limits
+
+    return limits.e2m1(parts["weight_scale"], parts["weight_scale_2"], quantization, shape)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    yield quantization(static=_INPUT in parts)
+
+
 FORMAT = Format(
-    "modelopt_nvfp4",
-    recognise,
-    layout,
-    decode,
+    name="modelopt_nvfp4",
+    shown=lambda _: "NVFP4",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight", "U8"),
+    reader="modelopt_nvfp4",
+    reference="nvidia-modelopt NVFP4QTensor.dequantize",
     needs_amax=lambda _: True,
     matrix_parts=matrix_parts,
     encode=encode,
     packed_rows=packed_rows,
     row_packing=row_packing,
     input_scale=InputScale(_INPUT, 2688.0),
-    reference="nvidia-modelopt NVFP4QTensor.dequantize",
 )

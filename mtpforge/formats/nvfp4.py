@@ -13,18 +13,27 @@ Source: compressed-tensors 0.20.0 compressors/nvfp4/base.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Format, InputScale, PackedRows, RowPacking, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mtpforge.arithmetic.limits import Limit
+
 _INPUT: Final = "input_global_scale"
 BLOCK: Final = 16
+TAKES: Final = {
+    "bits": (4,),
+    "strategy": ("group",),
+    "group_size": (BLOCK,),
+    "scale_dtype": ("F8_E4M3",),
+    "input_scale": ("none", "static"),
+}
 
 
 def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
@@ -125,16 +134,34 @@ def row_packing(columns: int, _quantization: Quantization, matrix: Mapping[str, 
     return RowPacking("e2m1", (factor,), BLOCK, (columns // 2, columns // BLOCK, 0), parts)
 
 
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: half of E2M1's widest gap."""
+    from mtpforge.arithmetic import limits
+
+    return limits.e2m1(parts["weight_scale"], 1 / parts["weight_global_scale"], quantization, shape)
+
+
+def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    yield quantization(static=_INPUT in parts)
+
+
 FORMAT = Format(
-    "nvfp4",
-    recognise,
-    layout,
-    decode,
+    name="nvfp4",
+    shown=lambda _: "NVFP4",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight_packed", "U8"),
+    reader="nvfp4",
+    reference="compressed-tensors nvfp4-pack-quantized decompress",
     needs_amax=lambda _: True,
     matrix_parts=matrix_parts,
     encode=encode,
     packed_rows=packed_rows,
     row_packing=row_packing,
     input_scale=InputScale(_INPUT, 2688.0, reciprocal=True),
-    reference="compressed-tensors nvfp4-pack-quantized decompress",
 )

@@ -19,17 +19,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import BAND_ROWS, Format, PackedRows, RowPacking, Specs, declared_weights
-from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec
+from mtpforge.formats.format import BAND_ROWS, Codes, Finder, Format, PackedRows, RowPacking, Specs, declared_weights
+from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCALES: Final = frozenset({"BF16", "F16", "F32"})
+    from mtpforge.arithmetic.limits import Limit
+
+_SCALES: Final = ("BF16", "F16", "F32")
 _BITS: Final = (4, 8, 2, 3, 5, 6, 7)  # most usual first: on a few columns several have the same width
 _ZERO: Final = "weight_zero_point"
 _KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _ORDER: Final = "weight_g_idx"
+TAKES: Final = {
+    "bits": _BITS,
+    "strategy": ("group", "channel"),
+    "symmetric": (True, False),
+    "scale_dtype": _SCALES,
+    "input_scale": ("none", "dynamic"),
+}
 
 
 def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
@@ -139,24 +148,19 @@ def matrix_parts(shape: Shape, _quantization: Quantization, _amax: Tensor | None
 
 def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
-    return search(rows, quantization, matrix, "rtn")
+    from mtpforge.arithmetic import searching
+
+    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
 
 
-def search(
-    rows: Tensor,
-    quantization: Quantization,
-    _matrix: Mapping[str, Tensor],
-    method: ScaleMethod,
-    factor: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The same parts, the scales found by a method, the codes by gptq where there is a factor."""
-    from mtpforge.arithmetic import bits, gptq, scales, searching
+def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
+    """The same parts, codes and scales by a method's finder."""
+    from mtpforge.arithmetic import bits, scales
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
-    scale, zero_point = searching.qparams(groups, quantization.bits, dtype, method, symmetric=quantization.symmetric)
-    codes = gptq.codes(groups, scale, zero_point, quantization.bits, factor).flatten(1)
-    parts = {"weight_packed": bits.pack(codes, quantization.bits), "weight_scale": scale.to(dtype)}
+    codes, scale, zero_point = find(groups, quantization.bits, dtype, quantization.symmetric)
+    parts = {"weight_packed": bits.pack(codes.flatten(1), quantization.bits), "weight_scale": scale.to(dtype)}
     if zero_point is not None:
         parts[_ZERO] = bits.compact(bits.pack(zero_point.t(), quantization.bits).t())
     return parts
@@ -197,18 +201,57 @@ def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, 
 
     groups = columns // size
     widths = (columns * quantization.bits // 8, 2 * groups, 0 if quantization.symmetric else groups)
-    return RowPacking("affine", (quantization.bits,), size, widths, parts, {"mse": "affine_mse"})
+    return RowPacking("affine", (quantization.bits,), size, widths, parts)
+
+
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: half a step, and what rounding the scale clips."""
+    from mtpforge.arithmetic import limits
+
+    return limits.integers(parts["weight_scale"], quantization, shape)
+
+
+def guesses(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be."""
+    scale, declared = parts.get("weight_scale", Spec("", ())), list(declared_weights(block))
+    dtype = scale.dtype if scale.dtype in _SCALES else _SCALES[0]
+    named = [bits for w in declared if isinstance(bits := w.get("num_bits"), int) and bits in _BITS]
+    sizes = [size for w in declared if isinstance(size := w.get("group_size"), int) and size > 0]
+    if len(scale.shape) > 1 and scale.shape[1] and shape[1] % scale.shape[1] == 0:
+        sizes.insert(0, shape[1] // scale.shape[1])
+    also = (False,) if any(w.get("symmetric") is False for w in declared) else ()
+    for bits in (*named, *_BITS):
+        for size in (*sizes, None, 32, 128):
+            for symmetric in (_ZERO not in parts, *also):
+                strategy: Literal["group", "channel"] = "group" if size else "channel"
+                yield Quantization("pack_quantized", bits, "", strategy, size, symmetric=symmetric, scale_dtype=dtype)
+
+
+def unread(parts: Specs, shape: Shape, quantization: Quantization) -> str:
+    """What compressed-tensors 0.20.0 no longer reads of its own earlier files."""
+    if _ORDER in parts:
+        return "act-order, which compressed-tensors no longer reads"
+    if parts["weight_packed"].shape[1] != _words(shape[1], quantization.bits):
+        return "packed as compressed-tensors 0.17.1 and earlier did, which it no longer reads"
+    return ""
 
 
 FORMAT = Format(
-    "pack_quantized",
-    recognise,
-    layout,
-    decode,
+    name="pack_quantized",
+    shown=lambda q: f"INT{q.bits}",
+    takes=TAKES,
+    recognise=recognise,
+    layout=layout,
+    decode=decode,
+    bound=bound,
+    guesses=guesses,
+    codes=Codes("weight_packed", "I32", least=0, largest=-1),
+    reader="pack_quantized",
+    reference="compressed-tensors pack-quantized decompress",
+    unread=unread,
     matrix_parts=matrix_parts,
     encode=encode,
     search=search,
     packed_rows=packed_rows,
     row_packing=row_packing,
-    reference="compressed-tensors pack-quantized decompress",
 )

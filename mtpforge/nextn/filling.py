@@ -23,6 +23,7 @@ from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.families.family import Module
+from mtpforge.formats import label
 from mtpforge.pruning import reading
 from mtpforge.sourcing import StoredModule, recognised
 from mtpforge.tensors import Spec, TensorRef
@@ -192,7 +193,7 @@ def _refuse_odd_experts(checkpoint: Checkpoint, stored: list[StoredModule | Tens
         if like.quantization != matrix.quantization:
             name, other = shown(matrix.module.name), shown(like.module.name)
             raise MtpforgeError(
-                f"`{name}` is {matrix.quantization}, `{other}` {like.quantization}",
+                f"`{name}` is {label(matrix.quantization)}, `{other}` {label(like.quantization)}",
                 where=checkpoint.label,
                 why="engines run all experts of a layer in one scheme: a tensor of one of the two is missing",
                 fix="download the checkpoint again, or name another one",

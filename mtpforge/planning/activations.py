@@ -144,13 +144,14 @@ def _convention(place: ScaleSource, ref: TensorRef, wanted: InputScale) -> Input
     A file of scales alone has no codes; it is taken to be written for the draft that it is given to.
     """
     module, _, suffix = ref.name.rpartition(".")
-    beside = [n for n in (f"{module}.weight", f"{module}.weight_packed") if n in place.checkpoint.names]
+    suffixes = {form.codes.suffix for form in FORMATS.values() if form.codes}
+    beside = [n for s in sorted(suffixes) if (n := f"{module}.{s}") in place.checkpoint.names]
     if not beside and place.origin == "scales" and suffix == wanted.suffix:
         return wanted
     dtype = place.checkpoint.locate(beside)[beside[0]].spec.dtype if beside else ""
     for form in FORMATS.values():
         scale = form.input_scale
-        if scale and scale.suffix == suffix and _CODES.get(form.name) == dtype:
+        if scale and scale.suffix == suffix and form.codes and form.codes.dtype == dtype:
             return scale
     raise MtpforgeError(
         f"cannot tell what `{suffix}` means here",
@@ -158,7 +159,3 @@ def _convention(place: ScaleSource, ref: TensorRef, wanted: InputScale) -> Input
         why=f"the weight beside it is {dtype or 'absent'}; FP8 and NVFP4 divide the same amax by different numbers",
         fix="name another checkpoint: `--input-scales ORG/NAME`",
     )
-
-
-# dtype of the codes beside a stored input scale
-_CODES = {"fp8_scaled": "F8_E4M3", "modelopt_nvfp4": "U8", "nvfp4": "U8"}

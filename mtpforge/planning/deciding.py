@@ -15,18 +15,18 @@ from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.families.family import Module
 from mtpforge.families.routing import routing
-from mtpforge.formats import FORMATS
+from mtpforge.formats import FORMATS, label
 from mtpforge.formats.format import row_parts
+from mtpforge.methods import RTN, Method, method
 from mtpforge.planning import activations
 from mtpforge.planning.facts import facts, peak_bytes
 from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, StoredModule, refuse_other_model, stored_layer
-from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
+from mtpforge.tensors import Quantization, Spec, TensorRef
 
 _WEIGHT: Final = "weight"
-_CALIBRATED: Final = frozenset({"routed experts", "shared experts"})  # kinds whose inputs mtpforge.nextn knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class _Draft:
     prefix: str
     places: tuple[activations.ScaleSource, ...]
     kept: tuple[int, ...] | None
-    scales: ScaleMethod
+    method: Method
 
 
 def plan(
@@ -52,7 +52,7 @@ def plan(
     kept: tuple[int, ...] | None = None,
     serving: Serving | None = None,
     input_scales: Checkpoint | None = None,
-    scales: ScaleMethod = "rtn",
+    scales: str = RTN.name,
     inputs: str = "",
     notes: Mapping[str, object] | None = None,
 ) -> Plan:
@@ -76,10 +76,10 @@ def plan(
     layer = family.layer(served.config)
     places = activations.sources(family, source, target, input_scales)
     config = judge.draft_config(served, source.config, family, wanted, n_experts)
-    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, scales)
+    draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, method(scales))
     steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))
-    _refuse_idle(scales, steps)
-    _refuse_mismatched(scales, inputs)
+    _refuse_idle(draft.method, steps)
+    _refuse_mismatched(draft.method, inputs)
     found = _traps(judge, family, source, target, config, wanted, serving or Serving())
     return Plan(
         source=_side(source),
@@ -122,42 +122,42 @@ def agreed_scheme(
         if want.quantization != offered.quantization:
             raise MtpforgeError(
                 f"scheme {asked.name} contradicts the target at `{module.template}`",
-                why=f"{engine.name} will build it as {want.quantization} ({want.reason}), the scheme says"
-                f" {offered.quantization}: the draft would not load",
+                why=f"{engine.name} will build it as {label(want.quantization)} ({want.reason}), the scheme says"
+                f" {label(offered.quantization)}: the draft would not load",
                 fix=f"leave `--scheme` out: the target's own scheme is taken; `mtpforge schemes --from {target.label}`",
             )
     return replace(demanded, name=asked.name)
 
 
-def _refuse_idle(method: ScaleMethod, steps: Iterable[Step]) -> None:
+def _refuse_idle(method: Method, steps: Iterable[Step]) -> None:
     """A method that would find no scale at all was meant for something else."""
     moves = [move for step in steps for move in step.moves]
-    if method == "rtn" or any(move.scales == method for move in moves):
+    if not method.is_searched or any(move.scales == method.name for move in moves):
         return
-    encoded = sorted({str(move.wanted) for move in moves if move.action == "encode"})
-    sought, how = ("code", "codes of experts are fitted") if method == "gptq" else ("scale", "scales are searched")
+    encoded = sorted({label(move.wanted) for move in moves if move.action == "encode"})
+    of = f" of {' and '.join(sorted(method.kinds))}" if method.kinds else ""
     why = f"it has no meaning for {', '.join(encoded)}" if encoded else "nothing is encoded, only copied or cast"
     raise MtpforgeError(
-        f"`{method}` would find no {sought} of this draft",
+        f"`{method.name}` would find no {method.finds} of this draft",
         where="option `--scales`",
-        why=f"{why}; {how} for integers",
+        why=f"{why}; {method.finds}s{of} are {method.how} for integers",
         fix="leave `--scales` out",
         code=errors.USAGE,
     )
 
 
-def _refuse_mismatched(method: ScaleMethod, inputs: str) -> None:
-    """Gptq fits codes to inputs; nothing else does."""
-    if method == "gptq" and not inputs:
+def _refuse_mismatched(method: Method, inputs: str) -> None:
+    """Inputs go with a method that looks at them, and with no other."""
+    if method.needs_inputs and not inputs:
         raise MtpforgeError(
-            "`gptq` needs calibration inputs",
+            f"`{method.name}` needs calibration inputs",
             where="option `--scales`",
             why="it fits the codes of each expert to what the expert is given",
             fix="`mtpforge capture --target CKPT --text FILE -o FILE`, then `--inputs FILE`",
             code=errors.USAGE,
         )
-    if method != "gptq" and inputs:
-        raise ValueError(f"{method} looks at no inputs")
+    if inputs and not method.needs_inputs:
+        raise ValueError(f"{method.name} looks at no inputs")
 
 
 def _n_experts(
@@ -191,7 +191,7 @@ def _refuse_unpruned(
     for router in routers:
         if not router.quantization.is_dense:
             raise MtpforgeError(
-                f"`{router.module.name}` is stored as {router.quantization}: its rows cannot be dropped one by one",
+                f"`{router.module.name}` is stored as {label(router.quantization)}: its rows cannot be dropped singly",
                 where=source.label,
                 fix="name a source whose router is dense: `--source ORG/NAME`",
             )
@@ -273,11 +273,10 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
     )
     if not copied and form.encode is None:
         raise MtpforgeError(
-            f"mtpforge reads {wanted} and does not write it",
+            f"mtpforge reads {label(wanted)} and does not write it",
             where=module.name,
             fix="`mtpforge schemes` lists what it writes",
         )
-    searched = not copied and form.search is not None
     return Move(
         module=_source_name(draft, module),
         kind=module.kind,
@@ -288,7 +287,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
         action="copy" if copied else "encode",
         writes=tuple(Write(suffix, f"{draft.prefix}{module.name}.{suffix}", spec) for suffix, spec in codes.items()),
         reason=reason,
-        scales=draft.scales if searched and (draft.scales != "gptq" or module.kind in _CALIBRATED) else "rtn",
+        scales=draft.method.name if not copied and draft.method.serves(form, module.kind) else RTN.name,
     )
 
 

@@ -8,18 +8,14 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.families import Family
+from mtpforge.formats import label
+from mtpforge.methods import METHODS, RTN
 from mtpforge.planning.steps import Move, Step, band_rows
 from mtpforge.tensors import Shape
 
 # Memory of a build besides its steps: torch itself and the process of the reference check, measured as PSS: 0.22 and
 # 0.37 GiB.
 RESERVED_BYTES: Final = 600 << 20
-
-# Copies of a band that decoding and encoding hold at once, in bytes per weight: float32 values, quotients and
-# temporaries. Measured with the eager path on every format here.
-_BYTES_PER_WEIGHT = 16
-_GPTQ_BYTES_PER_WEIGHT = 32
-_FACTORS = 3  # matrices [in, in] of float32 that making a factor for gptq holds at once
 
 
 def peak_bytes(step: Step) -> int:
@@ -29,9 +25,8 @@ def peak_bytes(step: Step) -> int:
 
 
 def _move_bytes(move: Move) -> int:
-    if move.scales == "gptq":
-        return _band(move.shape) * _GPTQ_BYTES_PER_WEIGHT + _FACTORS * 4 * move.shape[1] ** 2
-    return _band(move.shape) * _BYTES_PER_WEIGHT
+    method = METHODS[move.scales]
+    return _band(move.shape) * method.bytes_per_weight + method.factors * 4 * move.shape[1] ** 2
 
 
 def _band(shape: Shape) -> int:
@@ -76,7 +71,7 @@ def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
     counts: dict[tuple[str, str, str, str, str], int] = {}
     for step in steps:
         for move in step.moves:
-            key = (move.kind, str(move.stored), str(move.wanted), _how(move), move.reason)
+            key = (move.kind, label(move.stored), label(move.wanted), _how(move), move.reason)
             counts[key] = counts.get(key, 0) + 1
         for carry in step.carries:
             read, write = carry.read.spec.dtype, carry.write.spec.dtype
@@ -91,4 +86,4 @@ def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
 def _how(move: Move) -> str:
     if move.action == "copy":
         return "copied"
-    return "encoded" if move.scales == "rtn" else f"encoded, {move.scales}"
+    return "encoded" if METHODS[move.scales] is RTN else f"encoded, {move.scales}"

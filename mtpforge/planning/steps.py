@@ -18,9 +18,10 @@ from typing import Final, Literal, TypeAlias, cast
 from mtpforge import tables
 from mtpforge.errors import shown
 from mtpforge.formats.format import BAND_ROWS
+from mtpforge.methods import RTN
 from mtpforge.report import Trap, advice
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import Quantization, ScaleMethod, Shape, Spec, TensorRef
+from mtpforge.tensors import Quantization, Shape, Spec, TensorRef
 from mtpforge.units import file_size
 
 BAND_ELEMENTS: Final = 4 << 20  # weights decoded at a time: 16 MiB of float32 stay near the caches and bound the memory
@@ -63,7 +64,7 @@ class Move:
     action: Literal["copy", "encode"]
     writes: tuple[Write, ...]
     reason: str
-    scales: ScaleMethod = "rtn"
+    scales: str = RTN.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +189,9 @@ class Plan:
         return {w.name: w.spec for step in self.steps for w in step.writes}
 
     @property
-    def scales(self) -> ScaleMethod:
+    def scales(self) -> str:
         """How the scales are found where there is a choice."""
-        return next((m.scales for step in self.steps for m in step.moves if m.scales != "rtn"), "rtn")
+        return next((m.scales for step in self.steps for m in step.moves if m.scales != RTN.name), RTN.name)
 
     def rows(self, *, unfold: bool = False) -> list[Row]:
         """One row per kind and storage, under COLUMNS; `unfold` keeps rows apart that differ by what decided."""

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from mtpforge.tensors import ScaleMethod, Shape
-from mtpforge.verifying import bounds, fitted, searched
+from mtpforge.formats import FORMATS
+from mtpforge.methods import RTN, Method
 from mtpforge.verifying.bands import Stored, bands
 
 if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
-    from mtpforge.formats.format import PackedRows
 
-_PLAIN: Final = frozenset({"hqq", "gptq"})  # methods that no kernel judges
-_LANES: Final = 16  # columns that the kernels compare at a time
+# A quantized matrix further off than this shares no more than its size with the source, whatever its scales allow.
+MOST_RELATIVE: Final = 0.7
 # dtype of a scale -> signed integers of its size, and the bits of the first positive that is no number
 _BITS: Final = {
     torch.float32: (torch.int32, 0x7F800000),
@@ -55,18 +54,18 @@ def weight(
     source: Stored | None,
     *,
     anew: bool = False,
-    scales: ScaleMethod = "rtn",
+    method: Method = RTN,
     kernels: RowKernels | None = None,
 ) -> Examined:
     """A matrix, band by band; every part of the draft is read once, in order.
 
     anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
-    scales: how the draft's are said to be found.
+    method: how the draft's codes are said to be found.
     """
     matrix = draft.matrix()
     numbers = _Numbers(draft)
     numbers.matrix(matrix)
-    tally = None if source is None else _Tally(draft, source, matrix, scales, anew=anew)
+    tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew)
     for first, last in bands(draft.shape):
         parts = draft.band(first, last)
         own = None if tally is None else tally.source.band(first, last)
@@ -168,12 +167,12 @@ class _Tally:
     """The difference between a draft's matrix and the source's, gathered over bands."""
 
     def __init__(
-        self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], scales: ScaleMethod, *, anew: bool
+        self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], method: Method, *, anew: bool
     ) -> None:
         self.draft, self.source = draft, source
         self.matrix, self.source_matrix = matrix, source.matrix()
         self.same = not anew and _same_form(draft, source) and _equal(matrix, self.source_matrix)
-        self.scales: ScaleMethod = scales if searched.applies(scales, draft.quantization) else "rtn"
+        self.form, self.method = FORMATS[draft.quantization.format], method
         self.difference = self.reference = self.rtn = 0.0
         self.n_beyond = 0
         self.first = ""
@@ -183,17 +182,14 @@ class _Tally:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
         from mtpforge.formats import compiled
 
-        if self.same or self.scales in _PLAIN:
+        if self.same or self.method.judge_rows is None:
             return False
         shape, held = (rows, self.draft.shape[1]), {**parts, **self.matrix}
         ours = compiled.packed(held, shape, self.draft.quantization)
         theirs = compiled.packed({**own, **self.source_matrix}, shape, self.source.quantization)
         if ours is None or theirs is None:
             return False
-        if self.scales == "mse":
-            sums = kernels.judge(ours, theirs, shape, self.draft.quantization, searched.LIMITS)
-        else:
-            sums = _compared(kernels, ours, theirs, shape, bounds.limit(held, self.draft.quantization, shape))
+        sums = self.method.judge_rows(kernels, ours, theirs, shape, held, self.form, self.draft.quantization)
         # Weights that are all zero are off by all that the source's are; squares may underflow to 0, or overflow.
         if sums is None or not sums[0] < sums[1] < math.inf:
             return False
@@ -216,15 +212,10 @@ class _Tally:
         self.is_zero = self.is_zero and self.reference == 0
         if self.same:
             beyond = ~(difference <= 0)
-        elif self.scales != "rtn":
-            held = {**parts, **self.matrix}
-            if self.scales == "gptq":
-                judged = fitted.judge(held, self.draft.quantization, reference, values)
-            else:
-                judged = searched.judge(held, self.draft.quantization, reference, values, self.scales)
-            self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
         else:
-            beyond = bounds.beyond({**parts, **self.matrix}, self.draft.quantization, reference, difference)
+            held = {**parts, **self.matrix}
+            judged = self.method.judge(held, self.form, self.draft.quantization, reference, values)
+            self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
         if not bool(beyond.any()):
             return
         places = beyond.view_as(values).nonzero()
@@ -244,28 +235,17 @@ class _Tally:
     @property
     def rtn_error(self) -> float | None:
         """The relative error that round-to-nearest would leave; None where nothing was searched."""
-        searched_here = self.scales != "rtn" and not self.same and self.reference
+        searched_here = self.method.is_searched and not self.same and self.reference
         return math.sqrt(self.rtn / self.reference) if searched_here else None
 
     def findings(self) -> tuple[str, ...]:
         """Why these are not the source's weights, empty where they are."""
         if self.n_beyond:
-            allowed = "equal" if self.same else "within the rounding of its format"
-            allowed = allowed if self.scales == "rtn" else f"what a search by {self.scales} could leave"
+            allowed = "equal" if self.same else self.method.may_leave
             return (f"{self.n_beyond} of {math.prod(self.draft.shape)} weights are not {allowed}: {self.first}",)
-        if not self.relative_error <= bounds.MOST_RELATIVE and not self.is_zero:
+        if not self.relative_error <= MOST_RELATIVE and not self.is_zero:
             return (f"relative error {self.relative_error:.3g}: its scales allow it, the source does not",)
         return ()
-
-
-def _compared(
-    kernels: RowKernels, ours: PackedRows, theirs: PackedRows, shape: Shape, allowed: bounds.Limit
-) -> tuple[float, float, float] | None:
-    """Sums of squares: of the differences, of theirs, and 0; None where a weight is too far off."""
-    if shape[1] // allowed.absolute.shape[1] % _LANES:
-        return None
-    sums = kernels.compare(ours, theirs, shape, allowed.absolute.expand(shape[0], -1), allowed.relative)
-    return None if sums is None else (*sums, 0.0)
 
 
 def _same_form(draft: Stored, source: Stored) -> bool:

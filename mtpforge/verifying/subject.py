@@ -15,8 +15,9 @@ from mtpforge.families.counting import config_experts, expert_numbers, served_ex
 from mtpforge.families.family import Module, Plain
 from mtpforge.formats import FORMATS
 from mtpforge.manifest import Manifest
+from mtpforge.methods import METHODS, RTN, Method
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import Quantization, ScaleMethod, Spec, TensorRef
+from mtpforge.tensors import Quantization, Spec, TensorRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ class Subject:
     anew: str
 
     @property
-    def claimed(self) -> ScaleMethod:
+    def claimed(self) -> Method:
         """The method that the draft's manifest names; rtn where there is none, or none that can be read."""
-        return self.told.scales if isinstance(self.told, Manifest) else "rtn"
+        return METHODS[self.told.scales] if isinstance(self.told, Manifest) else RTN
 
     def fits(self, weight: Weight) -> bool:
         """Whether every part of a weight is there as expected, so that it can be decoded."""

@@ -19,10 +19,10 @@ from mtpforge.checkpoint.hub import cache
 from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import WORTH_COMPILING
+from mtpforge.methods import RTN, Method
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
-from mtpforge.tensors import ScaleMethod
-from mtpforge.verifying import diagnosing, examining, fitted, kept
+from mtpforge.verifying import diagnosing, examining, kept
 from mtpforge.verifying.bands import Stored, read, sha256_of
 from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
@@ -101,7 +101,7 @@ def _weights(
     fitting: list[Weight],
     origin: Source | None,
     hashes: dict[str, str],
-    claimed: ScaleMethod,
+    claimed: Method,
     on_progress: OnProgress | None,
 ) -> list[Examined]:
     """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
@@ -112,8 +112,8 @@ def _weights(
         draft = _stored(subject, weight)
         theirs = _counterpart(weight, origin)
         name = weight.module.name
-        method = fitted.method_of(weight.module, claimed)
-        result = examining.weight(name, draft, theirs, anew=name in anew, scales=method, kernels=kernels())
+        method = claimed if claimed.serves(FORMATS[weight.quantization.format], weight.module.kind) else RTN
+        result = examining.weight(name, draft, theirs, anew=name in anew, method=method, kernels=kernels())
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
 
@@ -236,7 +236,7 @@ def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) ->
     return Check("tied scales", "passed", what)
 
 
-def _values(subject: Subject, origin: Source | None, found: list[Examined], method: ScaleMethod) -> tuple[Check, ...]:
+def _values(subject: Subject, origin: Source | None, found: list[Examined], method: Method) -> tuple[Check, ...]:
     if origin is None:
         return (
             Check(
@@ -253,7 +253,7 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined], meth
     if not wrong:
         n_compared = sum(e.n_compared for e in found)
         worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
-        within = "what fitting may leave" if method == "gptq" else "the rounding of their formats"
+        within = "what fitting may leave" if method.needs_inputs else "the rounding of their formats"
         detail = f"{n_compared:,} weights within {within}; largest relative error"
         return (Check("values", "passed", f"{detail} {worst.relative_error:.3g} ({worst.module})"),)
     weights = {w.module.name: w for w in subject.weights}
@@ -262,7 +262,7 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined], meth
     return (Check("values", "failed", detail, rebuild(subject)),)
 
 
-def _searched(found: list[Examined], method: ScaleMethod) -> tuple[Check, ...]:
+def _searched(found: list[Examined], method: Method) -> tuple[Check, ...]:
     """What the search of scales gained, or what fitted codes cost in weights."""
     both = [(e.relative_error, e.rtn_error) for e in found if e.relative_error is not None and e.rtn_error is not None]
     if not both:
@@ -270,8 +270,9 @@ def _searched(found: list[Examined], method: ScaleMethod) -> tuple[Check, ...]:
     ours, rtn = (sum(column) / len(both) for column in zip(*both, strict=True))
     how_much = f"{abs(1 - ours / rtn):.1%}" if rtn else "no"
     more = "more" if ours > rtn else "less"
-    how = "fitted to inputs" if method == "gptq" else "searched"
-    detail = f"{how} in {len(both)} weights: mean relative error {ours:.4g}, {how_much} {more} than {rtn:.4g} by rtn"
+    detail = (
+        f"{method.how} in {len(both)} weights: mean relative error {ours:.4g}, {how_much} {more} than {rtn:.4g} by rtn"
+    )
     return (Check("scales", "passed", detail),)
 
 

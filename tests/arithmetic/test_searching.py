@@ -21,9 +21,12 @@ def weights(n_rows, columns, seed=0):
     return made
 
 
+SEARCHES = {"rtn": searching.whole_range, "mse": searching.mse, "hqq": searching.hqq}
+
+
 def found(weight, n_bits, size, method, *, symmetric):
     groups = weight.view(len(weight), -1, size)
-    scale, zero = searching.qparams(groups, n_bits, torch.bfloat16, method, symmetric=symmetric)
+    scale, zero = SEARCHES[method](groups, n_bits, torch.bfloat16, symmetric)
     signed = torch.zeros_like(scale) if zero is None else zero.float() - 2 ** (n_bits - 1)
     return [
         (group.tolist(), float(s), int(z))
@@ -63,7 +66,7 @@ def test_no_group_gets_worse_than_by_rtn(n_bits, size, symmetric, method, power)
 @pytest.mark.parametrize("method", ["mse", "hqq"])
 def test_what_rtn_holds_exactly_is_kept(method):
     weight = (torch.arange(64) % 16 - 8).float().view(1, 2, 32) * 0.25
-    scale, zero = searching.qparams(weight, 4, torch.bfloat16, method, symmetric=False)
+    scale, zero = SEARCHES[method](weight, 4, torch.bfloat16, False)
     plain, plain_zero = affine.qparams(weight, 4, torch.bfloat16, symmetric=False)
     assert torch.equal(scale, plain)
     assert torch.equal(zero, plain_zero)
@@ -71,7 +74,7 @@ def test_what_rtn_holds_exactly_is_kept(method):
 
 @pytest.mark.parametrize("method", ["mse", "hqq"])
 def test_scales_are_stored_numbers_above_zero(method):
-    scale, _ = searching.qparams(weights(24, 256).view(24, -1, 32), 4, torch.bfloat16, method, symmetric=False)
+    scale, _ = SEARCHES[method](weights(24, 256).view(24, -1, 32), 4, torch.bfloat16, False)
     assert torch.equal(scale, scale.bfloat16().float())
     assert bool((scale > 0).all())
     assert bool(torch.isfinite(scale).all())
@@ -80,9 +83,9 @@ def test_scales_are_stored_numbers_above_zero(method):
 def test_blocks_change_nothing(monkeypatch):
     groups = weights(24, 256).view(24, -1, 32)
     for method in ("mse", "hqq"):
-        whole = searching.qparams(groups, 4, torch.bfloat16, method, symmetric=False)
+        whole = SEARCHES[method](groups, 4, torch.bfloat16, False)
         monkeypatch.setattr(searching, "_BLOCK", 3 * 256)
-        parts = searching.qparams(groups, 4, torch.bfloat16, method, symmetric=False)
+        parts = SEARCHES[method](groups, 4, torch.bfloat16, False)
         assert torch.equal(whole[0], parts[0])
         assert torch.equal(whole[1], parts[1])
 
@@ -96,7 +99,7 @@ def test_the_kernel_finds_what_torch_finds(n_bits, size, symmetric):
     numbers, work = np.array([n_bits, 0, 0, 0], np.float32), np.empty((3, columns + 80), np.float32)
     rows.encode_rows("f32", "affine_mse", band, numbers, size, out, work)
     groups = weight.view(n_rows, -1, size)
-    scale, zero = searching.qparams(groups, n_bits, torch.bfloat16, "mse", symmetric=symmetric)
+    scale, zero = searching.mse(groups, n_bits, torch.bfloat16, symmetric)
     codes = affine.quantize(groups, scale, zero, n_bits).flatten(1)
     assert torch.equal(torch.from_numpy(out[1]).view(torch.bfloat16), scale.bfloat16())
     assert torch.equal(torch.from_numpy(out[0]).view(torch.int32), bits.pack(codes, n_bits))

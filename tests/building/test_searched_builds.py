@@ -10,8 +10,10 @@ from mtpforge import scheme
 from mtpforge.building import build, compiled
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
+from mtpforge.methods import METHODS
 from mtpforge.planning import plan
 
+SEARCHED = [m.name for m in METHODS.values() if m.is_searched and not m.needs_inputs]
 MIXED = """
 description = "FP8 attention, INT8 experts"
 
@@ -67,7 +69,7 @@ def test_kernels_find_the_same_scales(made, monkeypatch, preset):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("method", ["mse", "hqq"])
+@pytest.mark.parametrize("method", SEARCHED)
 def test_only_codes_and_scales_change(made, method):
     ours, rtn = (load_file(made(m, name=m).path / "model.safetensors") for m in (method, "rtn"))
     assert {n: (t.dtype, t.shape) for n, t in ours.items()} == {n: (t.dtype, t.shape) for n, t in rtn.items()}
@@ -75,8 +77,9 @@ def test_only_codes_and_scales_change(made, method):
     assert {"weight_packed", "weight_scale"} <= differing <= {"weight_packed", "weight_scale", "weight_zero_point"}
 
 
-def test_a_method_without_a_kernel_takes_the_plain_path(made):
-    plain, fast = (made("hqq", kernels=kernels, name=str(kernels)).path for kernels in (False, True))
+@pytest.mark.parametrize("method", [m for m in SEARCHED if not METHODS[m].kernel("affine")])
+def test_a_method_without_a_kernel_takes_the_plain_path(made, method):
+    plain, fast = (made(method, kernels=kernels, name=str(kernels)).path for kernels in (False, True))
     assert (plain / "model.safetensors").read_bytes() == (fast / "model.safetensors").read_bytes()
 
 
@@ -93,9 +96,9 @@ def test_the_manifest_names_the_method(made):
 
 def test_the_digest_depends_on_the_method(tinyglm):
     source = open_checkpoint(str(tinyglm("bf16")))
-    plans = [plan(source, None, scheme=scheme.load("int4-g32-asym"), scales=m) for m in ("rtn", "mse", "hqq")]
-    assert [p.scales for p in plans] == ["rtn", "mse", "hqq"]
-    assert len({p.digest for p in plans}) == 3
+    plans = [plan(source, None, scheme=scheme.load("int4-g32-asym"), scales=m) for m in ("rtn", *SEARCHED)]
+    assert [p.scales for p in plans] == ["rtn", *SEARCHED]
+    assert len({p.digest for p in plans}) == len(plans)
 
 
 def test_a_copy_stays_a_copy(tinyglm, made):

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
+import whole_weights
 from test_vectors import FILES, matrices, specs
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from mtpforge import formats
 from mtpforge.arithmetic import bits, searching
 from mtpforge.formats import FORMATS
+from mtpforge.methods import METHODS
 from mtpforge.planning.steps import BAND_ELEMENTS
 from mtpforge.tensors import DTYPES, Quantization
 
@@ -126,7 +128,7 @@ def test_every_format_is_here():
 
 
 @pytest.mark.parametrize("rows", [128, 300])
-@pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{q}-{q.scale_dtype or q.dtype}")
+@pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{formats.label(q)}-{q.scale_dtype or q.dtype}")
 def test_a_band_is_decoded_and_encoded_on_its_device(q, rows):
     shape = (rows, columns(q))
     form = FORMATS[q.format]
@@ -150,7 +152,7 @@ def test_every_stored_vector_is_decoded_on_its_device(stem):
     """Also older packings, orders of groups and odd blocks."""
     for parts, values, block in matrices(stem):
         shape = tuple(values.shape)
-        form, q = formats.recognise(specs(parts), shape, block)
+        form, q = whole_weights.recognise(specs(parts), shape, block)
         with Watch() as watch:
             made = form.decode({suffix: part.to(DEVICE) for suffix, part in parts.items()}, shape, q)
         assert (made.device, made.dtype, tuple(made.shape)) == (DEVICE, torch.float32, shape)
@@ -177,7 +179,7 @@ def test_scales_of_least_squares_are_searched_on_the_device(name, symmetric):
     width = 4 if name == "pack_quantized" else 8
     q = Quantization(name, width, "", "channel", symmetric=symmetric, scale_dtype="BF16")
     with Watch() as watch:
-        made = FORMATS[name].search(torch.empty(300, COLUMNS, device=DEVICE), q, {}, "mse")
+        made = FORMATS[name].search(torch.empty(300, COLUMNS, device=DEVICE), q, {}, METHODS["mse"].finder(None))
     assert {t.device for t in made.values()} == {DEVICE}
     assert watch.answers == 0
 
@@ -193,15 +195,13 @@ class Elsewhere(torch.Tensor):
 
 def test_a_search_with_sums_of_its_own_runs_on_the_cpu(monkeypatch):
     weight = torch.randn(6, 4, 32, generator=torch.Generator().manual_seed(0))
-    expected = searching.qparams(weight, 4, torch.bfloat16, "hqq", symmetric=False)
+    expected = searching.hqq(weight, 4, torch.bfloat16, False)
     seen, sent, to = [], [], torch.Tensor.to
-    monkeypatch.setitem(
-        searching._SEARCHES, "hqq", lambda *a, real=searching._hqq: seen.append(a[0].device) or real(*a)
-    )
+    monkeypatch.setattr(searching, "_hqq", lambda *a, real=searching._hqq: seen.append(a[0].device) or real(*a))
     monkeypatch.setattr(
         torch.Tensor, "to", lambda t, *a, **k: sent.append(a) or t if a == (DEVICE,) else to(t, *a, **k)
     )
-    found = searching.qparams(weight.as_subclass(Elsewhere), 4, torch.bfloat16, "hqq", symmetric=False)
+    found = searching.hqq(weight.as_subclass(Elsewhere), 4, torch.bfloat16, False)
     assert {device.type for device in seen} == {"cpu"}
     assert sent == [(DEVICE,), (DEVICE,)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -209,7 +209,7 @@ def test_a_search_with_sums_of_its_own_runs_on_the_cpu(monkeypatch):
 
 @pytest.mark.parametrize("method", ["rtn", "mse"])
 @pytest.mark.parametrize(
-    "q", [q for q in QUANTIZATIONS if q.group_size != 48], ids=lambda q: f"{q.format}-{q}-{q.dtype}"
+    "q", [q for q in QUANTIZATIONS if q.group_size != 48], ids=lambda q: f"{q.format}-{formats.label(q)}-{q.dtype}"
 )
 def test_a_band_needs_at_most_128_mib_of_a_device(q, method):
     """docs/performance.md and building/device.py say so."""
@@ -220,7 +220,7 @@ def test_a_band_needs_at_most_128_mib_of_a_device(q, method):
         del decoded
         held = torch.empty(shape, device=DEVICE)
         matrix = form.matrix_parts(shape, q, torch.empty((), device=DEVICE) if form.needs_amax(q) else None)
-        search(held, q, matrix, method)
+        search(held, q, matrix, METHODS[method].finder(None))
     assert BAND_ELEMENTS * 4 <= watch.peak <= 112 << 20  # and at most 16 MiB, which the values were decoded from
 
 
@@ -240,15 +240,15 @@ def cuda():
 def test_a_gpu_decodes_the_stored_vectors_to_the_library_s_values(cuda, stem):
     for parts, values, block in matrices(stem):
         shape = tuple(values.shape)
-        form, q = formats.recognise(specs(parts), shape, block)
+        form, q = whole_weights.recognise(specs(parts), shape, block)
         made = form.decode({suffix: part.to(cuda) for suffix, part in parts.items()}, shape, q)
         assert torch.equal(raw(made), raw(form.decode(parts, shape, q)))
         assert torch.equal(made.cpu().to(values.dtype), values)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["rtn", "mse", "hqq"])
-@pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{q}-{q.scale_dtype or q.dtype}")
+@pytest.mark.parametrize("method", [m.name for m in METHODS.values() if not m.needs_inputs])
+@pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{formats.label(q)}-{q.scale_dtype or q.dtype}")
 def test_a_gpu_encodes_to_the_same_bytes(cuda, weights, q, method):
     form = FORMATS[q.format]
     if method != "rtn" and form.search is None:
@@ -259,6 +259,7 @@ def test_a_gpu_encodes_to_the_same_bytes(cuda, weights, q, method):
         values = weight[:, : weight.shape[1] // (q.group_size or 1) * (q.group_size or 1)].contiguous()
         matrix = form.matrix_parts(tuple(values.shape), q, values.abs().amax() if form.needs_amax(q) else None)
         search = form.search or (lambda values, q, matrix, _: form.encode(values, q, matrix))
-        here = search(values, q, matrix, method)
-        made = search(values.to(cuda), q, {suffix: part.to(cuda) for suffix, part in matrix.items()}, method)
+        here = search(values, q, matrix, METHODS[method].finder(None))
+        there = {suffix: part.to(cuda) for suffix, part in matrix.items()}
+        made = search(values.to(cuda), q, there, METHODS[method].finder(None))
         assert {s for s in here if not torch.equal(raw(here[s]), raw(made[s]))} == set(), name

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import whole_weights
 from safetensors.torch import load_file
 
 from mtpforge import formats
@@ -62,7 +63,7 @@ def test_packed_integers_equal_the_library(compressed_tensors, weights, bits, sy
             group_size=size,
             scale_dtype=BF16,
         )
-        same(formats.encode([weights[name]], q)[0], theirs)
+        same(whole_weights.encode([weights[name]], q)[0], theirs)
 
 
 @pytest.mark.parametrize("source", ["cols100", "ragged"])
@@ -78,7 +79,7 @@ def test_a_tail_of_columns_is_packed_as_the_library_packs_it(compressed_tensors,
         strategy="channel",
         scale_dtype=BF16,
     )
-    same(formats.encode([sources[source]], q)[0], theirs)
+    same(whole_weights.encode([sources[source]], q)[0], theirs)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -94,7 +95,7 @@ def test_integers_of_eight_bits_equal_the_library(compressed_tensors, weights, s
         strategy="channel",
         scale_dtype=BF16,
     )
-    same(formats.encode([weights[name]], q)[0], theirs)
+    same(whole_weights.encode([weights[name]], q)[0], theirs)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -112,7 +113,7 @@ def test_scaled_fp8_equals_the_library(compressed_tensors, weights, dtype, strat
         block_structure=block and list(block),
         scale_dtype=BF16 if dtype == "BF16" else None,
     )
-    same(formats.encode([weights[name]], q)[0], theirs)
+    same(whole_weights.encode([weights[name]], q)[0], theirs)
 
 
 def test_ragged_blocks_equal_the_library(compressed_tensors, sources):
@@ -123,7 +124,7 @@ def test_ragged_blocks_equal_the_library(compressed_tensors, sources):
             weight, "float-quantized", num_bits=8, type="float", strategy="block", block_structure=[128, 128]
         )
         theirs["weight_scale_inv"] = theirs.pop("weight_scale")
-        same(formats.encode([weight], q)[0], theirs)
+        same(whole_weights.encode([weight], q)[0], theirs)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -140,13 +141,13 @@ def test_nvfp4_equals_compressed_tensors(compressed_tensors, weights, name):
         scale_dtype=torch.float8_e4m3fn,
     )
     q = formats.nvfp4.quantization(static=False)
-    same(formats.encode([weight], q)[0], theirs)
+    same(whole_weights.encode([weight], q)[0], theirs)
 
 
 def test_gate_and_up_share_the_global_scale_of_both(compressed_tensors, sources):
     pair = [sources["gate"], sources["up"]]
     shared = compressed_tensors.global_scale(*pair)
-    ours = formats.encode(pair, formats.nvfp4.quantization(static=False))
+    ours = whole_weights.encode(pair, formats.nvfp4.quantization(static=False))
     assert not torch.equal(shared, compressed_tensors.global_scale(pair[1]))
     for weight, parts in zip(pair, ours, strict=True):
         theirs = compressed_tensors.encode(
@@ -166,15 +167,15 @@ def test_gate_and_up_share_the_global_scale_of_both(compressed_tensors, sources)
 def test_nvfp4_equals_modelopt(modelopt, weights, name):
     quantized, scale, scale_2 = modelopt.NVFP4QTensor.quantize(weights[name].clone(), 16)
     theirs = {"weight": quantized._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
-    same(formats.encode([weights[name]], formats.modelopt_nvfp4.quantization(static=False))[0], theirs)
+    same(whole_weights.encode([weights[name]], formats.modelopt_nvfp4.quantization(static=False))[0], theirs)
 
 
 @pytest.mark.parametrize("name", ["zero", "subnormal", "least"])
 def test_weights_that_modelopt_turns_into_nan_decode_to_zero(modelopt, weights, name):
     q = formats.modelopt_nvfp4.quantization(static=False)
-    parts = formats.encode([weights[name]], q)[0]
+    parts = whole_weights.encode([weights[name]], q)[0]
     assert parts["weight_scale_2"] > 0
-    decoded = formats.decode(parts, tuple(weights[name].shape), q)
+    decoded = whole_weights.decode(parts, tuple(weights[name].shape), q)
     theirs = modelopt.NVFP4QTensor(weights[name].shape, BF16, parts["weight"]).dequantize(
         scale=parts["weight_scale"], double_scale=parts["weight_scale_2"], block_sizes={-1: 16}
     )
@@ -186,7 +187,7 @@ def test_weights_that_modelopt_turns_into_nan_decode_to_zero(modelopt, weights, 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_dense_numbers_are_rounded_to_nearest(sources, dtype):
     expected = sources["base"].to({"BF16": BF16, "F16": torch.float16, "F32": torch.float32}[dtype])
-    same(formats.encode([sources["base"]], Quantization("dense", dtype=dtype))[0], {"weight": expected})
+    same(whole_weights.encode([sources["base"]], Quantization("dense", dtype=dtype))[0], {"weight": expected})
 
 
 def test_the_stored_vector_of_the_way_to_write_is_what_we_write(sources):
@@ -194,7 +195,7 @@ def test_the_stored_vector_of_the_way_to_write_is_what_we_write(sources):
     theirs = load_file(VECTORS / "ct-int4-g32-asym-f32-scalebf16.safetensors")
     disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
     q = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
-    same(formats.encode([sources["base"]], q)[0], disk)
+    same(whole_weights.encode([sources["base"]], q)[0], disk)
 
 
 @pytest.mark.parametrize("stem", ["ct-nvfp4-f32", "modelopt-nvfp4-f32", "ct-fp8-channel-f32", "ct-fp8-tensor-f32"])
@@ -207,12 +208,12 @@ def test_the_stored_vectors_of_float_formats_are_what_we_write(sources, stem):
         "ct-fp8-channel-f32": Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32"),
         "ct-fp8-tensor-f32": Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32"),
     }[stem]
-    same(formats.encode([sources["base"]], q)[0], disk)
+    same(whole_weights.encode([sources["base"]], q)[0], disk)
 
 
 def test_modelopt_fp8_differs_in_the_sign_of_zero_alone(modelopt, sources):
     q = Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32")
-    ours = formats.encode([sources["base"]], q)[0]
+    ours = whole_weights.encode([sources["base"]], q)[0]
     theirs, scale = modelopt.FP8QTensor.quantize(sources["base"].clone())
     assert torch.equal(scale.reshape(1), ours["weight_scale"])
     assert torch.equal(theirs._quantized_data.float(), ours["weight"].float())

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import whole_weights
 from test_encoding import BF16, WEIGHTS, same
 from test_vectors import FILES, matrices, specs
 
-from mtpforge import formats
 from mtpforge.building.compiled import Kernels
 from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization
@@ -145,7 +145,7 @@ def test_nan_code_of_fp8_is_left_to_the_plain_path(kernels):
 def test_decoding_gives_the_library_s_own_values(kernels, stem):
     for parts, values, block in matrices(stem):
         shape = tuple(values.shape)
-        _, quantization = formats.recognise(specs(parts), shape, block)
+        _, quantization = whole_weights.recognise(specs(parts), shape, block)
         decoded = decode(kernels, parts, shape, quantization)
         assert (decoded is not None) == (stem in COMPILED)
         assert decoded is None or torch.equal(decoded.to(values.dtype), values)

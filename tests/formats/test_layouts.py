@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import whole_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,10 +64,12 @@ def shrunk(quantization, columns):
 @given(quantizations, st.integers(1, 300), columns)
 def test_encoders_make_what_layout_says(quantization, rows, columns):
     q = shrunk(quantization, columns)
-    parts = formats.encode([matrix(rows, columns, rows, 0)], q)[0]
+    parts = whole_weights.encode([matrix(rows, columns, rows, 0)], q)[0]
     expected = formats.FORMATS[q.format].layout((rows, columns), q)
     assert {s: Spec(NAMES[t.dtype], tuple(t.shape)) for s, t in parts.items()} == expected
-    assert formats.recognise(expected, (rows, columns), {"config_groups": {"g": {"weights": {"num_bits": q.bits}}}})
+    assert whole_weights.recognise(
+        expected, (rows, columns), {"config_groups": {"g": {"weights": {"num_bits": q.bits}}}}
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,7 +80,7 @@ def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed
     form = formats.FORMATS[q.format]
     matrix_parts = form.matrix_parts(weight.shape, q, weight.abs().amax() if form.needs_amax(q) else None)
     whole = form.encode(weight, q, matrix_parts)
-    banded = formats.encode([weight], q)[0]
+    banded = whole_weights.encode([weight], q)[0]
     assert whole.keys() == row_parts(form.layout, columns, q)
     for suffix, part in whole.items():
         assert torch.equal(part.view(torch.uint8), banded[suffix].view(torch.uint8)), suffix
@@ -107,8 +110,8 @@ def bound(weight, parts, q):
 def test_a_round_trip_stays_within_the_bound_of_its_format(quantization, rows, columns, seed, exponent):
     q = shrunk(quantization, columns)
     weight = matrix(rows, columns, seed, exponent)
-    parts = formats.encode([weight], q)[0]
-    error = (formats.decode(parts, (rows, columns), q) - weight).abs()
+    parts = whole_weights.encode([weight], q)[0]
+    error = (whole_weights.decode(parts, (rows, columns), q) - weight).abs()
     assert (error <= bound(weight, parts, q)).all()
 
 
@@ -138,7 +141,7 @@ def test_a_weight_that_is_not_finite_is_refused(value):
     weight = torch.randn(4, 32)
     weight[2, 3] = value
     with pytest.raises(MtpforgeError) as caught:
-        formats.encode([weight], formats.nvfp4.quantization(static=False))
+        whole_weights.encode([weight], formats.nvfp4.quantization(static=False))
     assert str(caught.value) == (
         "error: a weight is NaN or Inf\n"
         "cause: no quantized format can hold it: a whole group, row or matrix would be lost\n"
@@ -148,7 +151,7 @@ def test_a_weight_that_is_not_finite_is_refused(value):
 
 def test_a_number_too_large_for_f16_is_refused():
     with pytest.raises(MtpforgeError, match="a weight does not fit into F16"):
-        formats.encode([torch.full((2, 2), 1e6)], Quantization("dense", 16, "F16"))
+        whole_weights.encode([torch.full((2, 2), 1e6)], Quantization("dense", 16, "F16"))
 
 
 def test_groups_that_do_not_divide_the_columns_are_refused():

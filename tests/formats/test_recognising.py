@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import whole_weights
 
 from mtpforge import formats
 from mtpforge.errors import MtpforgeError
@@ -33,7 +34,7 @@ ALL = {"INT4": INT4, "FP8": FP8, "NVFP4": NVFP4, "CT_NVFP4": CT_NVFP4, "INT8": I
 
 
 def only(parts, block=None):
-    return formats.recognise(parts, SHAPE, block or {})[1]
+    return whole_weights.recognise(parts, SHAPE, block or {})[1]
 
 
 def test_each_of_them_is_recognised():
@@ -198,10 +199,10 @@ def test_every_weight_of_the_tiny_model_is_recognised(tinyglm, layout, expected)
     config = json.loads((tinyglm(layout) / "config.json").read_text())
     found = set()
     for module, parts in modules(stored, dense).items():
-        _, quantization = formats.recognise(
+        _, quantization = whole_weights.recognise(
             parts, dense[f"{module}.weight"].shape, config.get("quantization_config") or {}
         )
-        found.add(str(quantization))
+        found.add(formats.label(quantization))
     assert found == expected
 
 
@@ -218,7 +219,7 @@ def test_every_weight_of_published_layers_is_recognised(census, name, expected):
     dense = {n: Spec(dtype, shape) for n, (dtype, shape) in census("bf16-zai-org").items() if len(shape) == 2}
     stored = {n: Spec(dtype, shape) for n, (dtype, shape) in census(name).items()}
     found = {
-        str(formats.recognise(parts, dense[f"{module}.weight"].shape, {})[1])
+        formats.label(whole_weights.recognise(parts, dense[f"{module}.weight"].shape, {})[1])
         for module, parts in modules(stored, dense).items()
     }
     assert found == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import whole_weights
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -73,8 +74,8 @@ def test_every_vector_is_expected():
 def test_decoding_gives_the_library_s_own_values(stem):
     for parts, values, block in matrices(stem):
         shape = tuple(values.shape)
-        form, quantization = formats.recognise(specs(parts), shape, block)
-        assert str(quantization) == EXPECTED[stem]
+        form, quantization = whole_weights.recognise(specs(parts), shape, block)
+        assert formats.label(quantization) == EXPECTED[stem]
         decoded = form.decode(parts, shape, quantization)
         assert decoded.dtype == torch.float32
         assert torch.equal(decoded.to(values.dtype), values)
@@ -85,7 +86,7 @@ def test_a_band_of_rows_decodes_as_in_the_whole_matrix():
     weight = torch.randn(300, 160, generator=torch.Generator().manual_seed(3))
     for quantization in quantizations():
         form = formats.FORMATS[quantization.format]
-        parts = formats.encode([weight], quantization)[0]
+        parts = whole_weights.encode([weight], quantization)[0]
         whole = form.decode(parts, (300, 160), quantization)
         growing = row_parts(form.layout, 160, quantization)
         for rows in ((0, 128), (128, 300), (256, 300)):
@@ -126,18 +127,18 @@ def test_modelopt_shapes_of_scales_decode_as_the_flat_ones():
         q = Quantization(
             "fp8_scaled", 8, strategy=strategy, block=(128, 128) if strategy == "block" else None, scale_dtype="F32"
         )
-        parts = formats.encode([weight], q)[0]
+        parts = whole_weights.encode([weight], q)[0]
         theirs = parts | {"weight_scale": parts["weight_scale"].reshape(shape)}
-        form, found = formats.recognise(specs(theirs), (256, 256), {})
+        form, found = whole_weights.recognise(specs(theirs), (256, 256), {})
         assert found == q
-        assert torch.equal(form.decode(theirs, (256, 256), found), formats.decode(parts, (256, 256), q))
+        assert torch.equal(form.decode(theirs, (256, 256), found), whole_weights.decode(parts, (256, 256), q))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_integer_scales_of_every_dtype_are_read(dtype):
     parts, values, block = matrices("ct-int4-g32-asym-f32")[0]
     cast = parts | {"weight_scale": parts["weight_scale"].to(dtype)}
-    form, quantization = formats.recognise(specs(cast), (32, 128), block)
+    form, quantization = whole_weights.recognise(specs(cast), (32, 128), block)
     scale = cast["weight_scale"].float()
     ratio = (scale / parts["weight_scale"]).repeat_interleave(32, 1)
     assert torch.allclose(form.decode(cast, (32, 128), quantization), values * ratio, rtol=1e-6)
@@ -147,7 +148,7 @@ def test_act_order_reads_the_group_of_every_column():
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(5))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(6))
     q = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
-    parts = formats.encode([weight[:, order]], q)[0]
+    parts = whole_weights.encode([weight[:, order]], q)[0]
     back = order.argsort()
     codes = parts["weight_packed"].view(torch.uint8)
     unpacked = torch.stack([codes & 15, codes >> 4], -1).flatten(1)[:, back]
@@ -155,6 +156,6 @@ def test_act_order_reads_the_group_of_every_column():
         "weight_packed": (unpacked[:, 0::2] | (unpacked[:, 1::2] << 4)).view(torch.int32),
         "weight_g_idx": (back // 32).to(torch.int32),
     }
-    form, found = formats.recognise(specs(mixed), (16, 64), {})
+    form, found = whole_weights.recognise(specs(mixed), (16, 64), {})
     assert found == q
-    assert torch.equal(form.decode(mixed, (16, 64), q), formats.decode(parts, (16, 64), q)[:, back])
+    assert torch.equal(form.decode(mixed, (16, 64), q), whole_weights.decode(parts, (16, 64), q)[:, back])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from whole_weights import encode
 
-from mtpforge.formats import encode
 from mtpforge.tensors import Quantization
 
 PREFIX = "model.layers.1."

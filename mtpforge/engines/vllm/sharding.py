@@ -15,6 +15,7 @@ from typing import Final
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm.draft_classes import Axis, DraftClass, draft_class
 from mtpforge.families import Family, Module
+from mtpforge.formats import label
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, Spec
@@ -98,7 +99,7 @@ def _axes(
                 f"`{module.template}`: {counted} over {ranks} ranks cut {what}"
                 if ranks > 1
                 else f"`{module.template}`: {counted} cut {what}, and the next matrix of `{module.fused}` begins there",
-                where=f"{quantization}",
+                where=label(quantization),
             )
 
 

@@ -1,0 +1,111 @@
+"""Codes that did not follow from rounding to nearest under the range of their group, told from those of other weights.
+
+A shrunk range clips, so half a scale is no bound for what lies outside it. What holds instead of a search for scales,
+for every draft that it could have made, and for no other weights:
+
+- every code is the nearest that its scale and zero point have: a weight is off by half a scale at most from the
+  source's, brought into the range of its group;
+- no group is further from the source than round-to-nearest would leave it, in the error that the method counts.
+
+Codes that were fitted to inputs follow from the weights no longer, but stay near them:
+
+- scales and zero points are round-to-nearest's for the source's weights, exactly: gptq chooses codes alone;
+- no weight is further than gptq.FARTHEST of the range of codes from the source's, brought into the range of its group,
+  the root of the mean square in a group at most gptq.MOST_OF_GROUP of it;
+- the squared error of a row is at most gptq.MOST_OF_RTN times what round-to-nearest would leave.
+
+So a manifest that claims a method lets nothing pass but codes of the source's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mtpforge.arithmetic import gptq
+from mtpforge.arithmetic.limits import SLACK
+from mtpforge.tensors import Quantization, Shape
+
+if TYPE_CHECKING:
+    from mtpforge.formats.format import Format
+
+Parts: TypeAlias = Mapping[str, Tensor]
+
+_MORE: Final = 1e-3  # float32 decided which of two was better, this decides whether it was
+_TINY: Final = 1e-4  # of a scale: an error of nothing is float32's own rounding
+
+# For the kernel that judges mse: far from the nearest code, worse than rtn, an error of nothing.
+LIMITS: Final = (0.5 + SLACK, 1 + _MORE, _TINY)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """beyond: bool [rows, in], weights that the method cannot have made. rtn: squared error that rtn would leave."""
+
+    beyond: Tensor
+    rtn: float
+
+
+def searched(
+    form: Format, parts: Parts, quantization: Quantization, reference: Tensor, values: Tensor, power: float
+) -> Judged:
+    """Of a search for scales that counts |error|^power; `reference`, `values`: float32 [rows, in]."""
+    plain = _rounded(form, parts, quantization, reference).sub_(reference)
+    inside = _inside(form, parts, quantization, reference)
+    scale = parts["weight_scale"].float()
+    groups = (*scale.shape, -1)
+    far = ~((values - inside).abs_().view(groups) <= scale.unsqueeze(-1) * (0.5 + SLACK))
+    ours = (values - reference).abs_().pow_(power).view(groups).sum(-1)
+    theirs = plain.abs().pow_(power).view(groups).sum(-1)
+    allowed = theirs * (1 + _MORE) + (scale * _TINY).pow_(power) * far.shape[-1]
+    worse = ~(ours <= allowed)
+    return Judged((far | worse.unsqueeze(-1)).view(values.shape), float(torch.linalg.vector_norm(plain)) ** 2)
+
+
+def fitted(form: Format, parts: Parts, quantization: Quantization, reference: Tensor, values: Tensor) -> Judged:
+    """Of codes fitted to inputs; `reference`, `values`: float32 [rows, in]."""
+    nearest = {**parts, **_encoded(form, parts, quantization, reference)}
+    shape = (values.shape[0], values.shape[1])
+    ours, theirs = (_ends(form, held, quantization, shape) for held in (parts, nearest))
+    beyond = (ours[0] != theirs[0]) | (ours[1] != theirs[1])  # equal ends: equal scale and zero point
+    scale, codes = parts["weight_scale"].float(), 2**quantization.bits
+    off = (values - _inside(form, parts, quantization, reference)).abs_()
+    off = off.view(*scale.shape, -1).div_(scale.unsqueeze(-1) * codes)
+    spread = off.square().mean(-1) <= gptq.MOST_OF_GROUP**2 * (1 + _MORE)
+    far = ~(off <= gptq.FARTHEST + SLACK) | ~spread.unsqueeze(-1)
+    plain = form.decode(nearest, shape, quantization).sub_(reference)
+    error, by_rtn = (each.square().sum(1) for each in (values - reference, plain))
+    allowed = by_rtn * (gptq.MOST_OF_RTN * (1 + _MORE)) + (scale * _TINY).square().sum(1) * off.shape[-1]
+    worse = ~(error <= allowed)
+    return Judged(beyond | far.view(shape) | worse.unsqueeze(-1), float(torch.linalg.vector_norm(plain)) ** 2)
+
+
+def _inside(form: Format, parts: Parts, quantization: Quantization, reference: Tensor) -> Tensor:
+    """The source's weights, brought into the range that their group's codes have."""
+    low, high = _ends(form, parts, quantization, (reference.shape[0], reference.shape[1]))
+    return torch.maximum(torch.minimum(reference, high), low)
+
+
+def _ends(form: Format, parts: Parts, quantization: Quantization, shape: Shape) -> tuple[Tensor, Tensor]:
+    """What the least and the largest code mean in every place, float32 [rows, in] both."""
+    if form.codes is None:
+        raise AssertionError(f"{form.name} has no codes")
+    suffix = form.codes.suffix
+    ends = ({**parts, suffix: torch.full_like(parts[suffix], end)} for end in (form.codes.least, form.codes.largest))
+    low, high = (form.decode(held, shape, quantization) for held in ends)
+    return low, high
+
+
+def _rounded(form: Format, parts: Parts, quantization: Quantization, reference: Tensor) -> Tensor:
+    encoded = _encoded(form, parts, quantization, reference)
+    return form.decode(encoded, (reference.shape[0], reference.shape[1]), quantization)
+
+
+def _encoded(form: Format, parts: Parts, quantization: Quantization, reference: Tensor) -> dict[str, Tensor]:
+    if form.encode is None:
+        raise AssertionError(f"{form.name} is only read")  # what was searched was written
+    return form.encode(reference, quantization, parts)

@@ -1,0 +1,37 @@
+"""Whole weights through the formats, for tests: told by their parts, decoded, encoded in bands as a build does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mtpforge.arithmetic import scales
+from mtpforge.formats import BAND_ROWS, FORMATS, Format
+from mtpforge.formats.format import Specs
+from mtpforge.tensors import Quantization, Shape
+
+
+def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> tuple[Format, Quantization]:
+    """The one format and quantization of a weight [out, in]."""
+    ((form, found),) = [(f, q) for f in FORMATS.values() if (q := f.recognise(parts, shape, block)) is not None]
+    return form, found
+
+
+def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:
+    """Float32 [out, in]."""
+    return FORMATS[quantization.format].decode(parts, shape, quantization)
+
+
+def encode(weights: Sequence[Tensor], quantization: Quantization) -> list[dict[str, Tensor]]:
+    """The parts of weights, float32 [out, in], that share a matrix-wide scale where the format has one."""
+    form = FORMATS[quantization.format]
+    amax = torch.stack([scales.largest(weight) for weight in weights]).amax()
+    stored = []
+    for weight in weights:
+        given = amax if form.needs_amax(quantization) else None
+        matrix = form.matrix_parts((weight.shape[0], weight.shape[1]), quantization, given)
+        bands = [form.encode(band, quantization, matrix) for band in torch.split(weight, BAND_ROWS)]
+        stored.append(matrix | {suffix: torch.cat([band[suffix] for band in bands]) for suffix in bands[0]})
+    return stored
