@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.formats import FORMATS
+from mtpforge.methods import METHODS
 from mtpforge.nextn import inputs
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
-from mtpforge.verifying import fitted, values, verify
+from mtpforge.verifying import values, verify
 
 LAYER = "model.layers.3."
 W = f"{LAYER}mlp.experts.5.up_proj."
@@ -200,7 +201,8 @@ def test_each_bound_holds_alone(move):
     """Of 8,192 columns: what one of the three bounds lets pass, another one finds."""
     weight = torch.randn(3, 8192, generator=torch.Generator().manual_seed(0))
     parts = FORMATS["pack_quantized"].encode(weight, WIDE, {})
-    judge = lambda parts: fitted.judge(parts, WIDE, weight, FORMATS["pack_quantized"].decode(parts, (3, 8192), WIDE))  # noqa: E731
+    form = FORMATS["pack_quantized"]
+    judge = lambda parts: METHODS["gptq"].judge(parts, form, WIDE, weight, form.decode(parts, (3, 8192), WIDE))  # noqa: E731
     assert not judge(parts).beyond.any()
     codes = nibbles(parts["weight_packed"])
     moved = move(codes)
