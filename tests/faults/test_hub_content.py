@@ -318,3 +318,41 @@ def test_a_host_of_files_that_names_no_version_is_no_trouble(hub, tinyglm):
     assert hub.faults[0].times == 0
     assert contents(remote, refs) == truth(tinyglm)
     assert not [r for r in hub.requests if r.kind == "head" and hub.requests.count(r) > 1]
+
+
+KINDS = {
+    "plain SHA-1": lambda raw: hashlib.sha1(raw).hexdigest(),
+    "MD5": lambda raw: hashlib.md5(raw).hexdigest(),
+    "SHA-256": lambda raw: hashlib.sha256(raw).hexdigest(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mirror_with_other_hashes_as_etags_serves_as_the_hub(hub, tinyglm, kind, caplog):
+    for name in ("config.json", "model.safetensors.index.json"):
+        hub.etags[name] = KINDS[kind]((tinyglm("bf16") / name).read_bytes())
+    hub.add(REPO, tinyglm("bf16"))
+    remote = open_hub(REPO, None, offline=False)
+    assert remote.names == open_folder(tinyglm("bf16")).names
+    assert hub.sent["small"] < 2 * sum((tinyglm("bf16") / name).stat().st_size for name in hub.etags)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("tag", ["v1-1234567", "ab" * 20])
+def test_where_etags_are_no_hashes_two_transfers_are_compared_and_it_is_said_once(hub, tinyglm, tag, caplog):
+    for name in ("config.json", "model.safetensors.index.json"):
+        hub.etags[name] = f"{tag[:-1]}{len(name) % 10}"
+    hub.add(REPO, tinyglm("bf16"))
+    assert open_hub(REPO, None, offline=False).names == open_folder(tinyglm("bf16")).names
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the etags of {hub.url} are no hashes of its files: small files are fetched twice and compared"
+    ]
+
+
+def test_a_small_file_of_an_opaque_etag_that_differs_at_every_transfer_is_refused_in_every_run(hub, tinyglm):
+    hub.etags["config.json"] = "v1-1234567"
+    hub.faults = [Fault("corrupt", on="small", times=99)]
+    hub.add(REPO, tinyglm("bf16"))
+    for _ in range(2):
+        message = refusal(open_hub, REPO, None, offline=False)
+        assert message.startswith("error: the connection changes the bytes that it carries\n")
