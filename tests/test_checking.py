@@ -376,9 +376,9 @@ def test_a_little_nvfp4_is_compared_without_a_library(stored, monkeypatch):
 def test_a_format_without_a_plain_decoder_asks_its_library_however_little(monkeypatch):
     loaded = []
     monkeypatch.setattr(libraries, "load", loaded.extend)
-    decoders = child._loaded({"formats": ["int_quantized", "nvfp4"], "little": True})
+    decoders = child._loaded({"readers": ["int_quantized", "nvfp4"], "little": True})
     names = {name: decoder.name for name, decoder in decoders.items()}
     assert names == {"int_quantized": "compressed-tensors", "nvfp4": "a plain decoder of NVFP4 in numpy"}
     assert loaded == ["int_quantized"]
-    child._loaded({"formats": ["int_quantized", "nvfp4"], "little": False})
+    child._loaded({"readers": ["int_quantized", "nvfp4"], "little": False})
     assert loaded == ["int_quantized", "int_quantized", "nvfp4"]
