@@ -6,28 +6,24 @@ dumps(scheme)                         -> the TOML text of a scheme
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NoReturn
 
-from mtpforge import errors
+from mtpforge import errors, formats, scheme_lines
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.formats import FORMATS, label
-from mtpforge.tensors import DTYPES, Quantization
+from mtpforge.tensors import Quantization
 
 _SUFFIX: Final = ".toml"
 _DEFAULTS: Final[dict[str, object]] = {f.name: f.default for f in fields(Quantization) if f.name != "format"}
-_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    "strategy": ("tensor", "channel", "group", "block"),
-    "input_scale": ("none", "dynamic", "static"),
-    "dtype": ("BF16", "F16", "F32"),
-    "scale_dtype": tuple(DTYPES),
-}
+KEYS: Final = ("pattern", "format", "reason", *_DEFAULTS)
+_USUAL: Final[dict[str, object]] = {"group_size": 128, "block": (128, 128)}  # what hints propose where any size will do
+_LONGEST: Final = 1 << 18  # characters; a preset has 2,000
+_LARGEST: Final = (1 << 31) - 1  # no dimension of a matrix is larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,50 +79,66 @@ def load(name_or_path: str) -> Scheme:
         )
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MtpforgeError(
-            "the scheme file cannot be read",
-            where=shown(path),
-            why=getattr(error, "strerror", None) or "it is not UTF-8 text",
-            fix="`mtpforge schemes` lists the presets",
-        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise _unread(f"{shown(path)}, line {line}", "it is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise _unread(shown(path), getattr(error, "strerror", None) or shown(error)) from error
     return loads(text, name=path.stem, where=str(path))
 
 
+def _unread(where: str, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        "the scheme file cannot be read", where=where, why=why, fix="`mtpforge schemes` lists the presets"
+    )
+
+
 def loads(text: str, *, name: str, where: str) -> Scheme:
-    """A scheme from TOML text; `where` is the file in messages."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise MtpforgeError(
-            "the scheme file is no TOML",
-            where=shown(where),
-            why=shown(error),
-            fix="`mtpforge schemes` shows how one looks",
-        ) from error
+    """A scheme from TOML text; `where` is the file in messages. Every mistake is an error that names its line."""
+    table = _parsed(text, where)
     reader = _Reader(text, where)
     for key in table:
         if key not in ("description", "rules"):
-            reader.refuse(f"`{shown(key)}` is no key of a scheme", "known: description, rules", key)
+            reader.refuse_unknown(key, ("description", "rules"), "a scheme")
     rows, description = table.get("rules"), table.get("description", "")
     if not isinstance(description, str):
-        reader.refuse("`description` must be a text", "", "description")
+        reader.refuse("`description` is no text", "", 'e.g. `description = "for my target"`', "description")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        reader.refuse("the scheme has no rules", "every weight matrix of the layer needs one: `[[rules]]`", "rules")
+        why = "every weight matrix of the layer needs one, the last with pattern `*`"
+        reader.refuse("the scheme has no rules", why, "begin each rule with a line `[[rules]]`", "rules")
     rules = tuple(reader.rule(row, index) for index, row in enumerate(rows))
     return Scheme(name, rules, " ".join(description.split()))
 
 
+def _parsed(text: str, where: str) -> dict[str, object]:
+    if len(text) > _LONGEST:
+        raise MtpforgeError(
+            f"the scheme file has {len(text):,} characters",
+            where=f"{shown(where)}, line 1",
+            why=f"mtpforge reads {_LONGEST:,} at most",
+            fix='one rule can stand for many modules: `pattern = "mlp.experts.*"`',
+        )
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits is no TOMLDecodeError
+        raise MtpforgeError(
+            "the scheme file is no TOML",
+            where=f"{shown(where)}, line {scheme_lines.of_error(text, str(error))}",
+            why=shown(error),
+            fix="`mtpforge schemes bf16 -q` prints a file that is",
+        ) from error
+
+
 def dumps(scheme: Scheme) -> str:
     """The TOML text of a scheme: `loads` of it is the same scheme."""
-    lines = [f"description = {_toml(scheme.description)}"]
+    lines = [f"description = {toml(scheme.description)}"]
     for rule in scheme.rules:
-        lines += ["", "[[rules]]", f"pattern = {_toml(rule.pattern)}", f"format = {_toml(rule.quantization.format)}"]
+        lines += ["", "[[rules]]", f"pattern = {toml(rule.pattern)}", f"format = {toml(rule.quantization.format)}"]
         for key, default in _DEFAULTS.items():
             value = getattr(rule.quantization, key)
             if value != default:
-                lines.append(f"{key} = {_toml(value)}")
-        lines.append(f"reason = {_toml(rule.reason)}")
+                lines.append(f"{key} = {toml(value)}")
+        lines.append(f"reason = {toml(rule.reason)}")
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +149,7 @@ def name_of(rules: Iterable[Rule]) -> str:
         known = load(preset)
         if all(known.of(rule.pattern).quantization == rule.quantization for rule in rules):
             return preset
-    kinds = sorted({label(r.quantization) for r in rules if not r.quantization.is_dense})
+    kinds = sorted({formats.label(r.quantization) for r in rules if not r.quantization.is_dense})
     return "-and-".join(kind.lower().replace(" ", "-").replace("symmetric", "sym") for kind in kinds)
 
 
@@ -150,93 +162,98 @@ def _folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Rules out of parsed TOML, with the lines of the text for messages."""
+    """Rules out of parsed TOML, with the text for the lines of messages."""
 
     text: str
     where: str
 
     def rule(self, row: Mapping[str, object], index: int) -> Rule:
-        pattern, reason = row.get("pattern"), row.get("reason", f"scheme {Path(self.where).stem}")
-        if not isinstance(pattern, str) or not pattern:
-            self.refuse("a rule has no pattern", 'e.g. pattern = "mlp.experts.*"', "pattern", index)
-        if not isinstance(reason, str):
-            self.refuse("`reason` must be a text", "", "reason", index)
-        stored_as = row.get("format")
-        if stored_as not in FORMATS:
-            self.refuse(f"`{shown(stored_as)}` is no format", f"known: {', '.join(sorted(FORMATS))}", "format", index)
-        values: dict[str, object] = {"format": stored_as}
+        """The rule that a table holds."""
+        for key in row:
+            if key not in KEYS:
+                self.refuse_unknown(key, KEYS, "a rule", index)
         for key, value in row.items():
-            if key in ("pattern", "reason", "format"):
-                continue
-            if key not in _DEFAULTS:
-                self.refuse(f"`{shown(key)}` is no key of a rule", f"known: {', '.join(_DEFAULTS)}", key, index)
-            values[key] = self.value(key, value, index)
-        quantization = Quantization(**values)  # type: ignore[arg-type]  # each was checked by `value`
-        self.whole(quantization, index)
-        return Rule(pattern, quantization, reason)
+            self.refuse_type(key, value, index)
+        pattern, name = row.get("pattern"), row.get("format")
+        if not pattern:
+            self.refuse("a rule has no pattern", "it says which modules it is for", '`pattern = "*"`', "pattern", index)
+        known = sorted(name for name, form in formats.FORMATS.items() if form.encode is not None)
+        if name not in known:
+            what = "a rule has no format" if name is None else f"`{shown(name)}` is no format of a draft"
+            near = get_close_matches(str(name)[:_LONG_WORD], known, n=1) or ["dense"]
+            self.refuse(what, f"known: {', '.join(known)}", f'`format = "{near[0]}"`', "format", index)
+        given = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in row.items() if key not in ("pattern", "reason")
+        }
+        quantization = Quantization(**given)  # type: ignore[arg-type]  # each was checked by `refuse_type`
+        if refused := formats.refusal(quantization):
+            self.refuse_value(quantization, *refused, row, index)
+        return Rule(str(pattern), quantization, str(row.get("reason", f"scheme {Path(self.where).stem}")))
 
-    def value(self, key: str, value: object, index: int) -> object:
-        """A value of the type and range that its key wants."""
-        is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        match key:
-            case "bits" | "group_size" if is_number:
-                return value
-            case "symmetric" if isinstance(value, bool):
-                return value
-            case "block" if isinstance(value, list) and [type(n) for n in value] == [int, int] and min(value) > 0:
-                return tuple(value)
-            case _ if key in _WORDS and value in _WORDS[key]:
-                return value
-        wanted = {
-            "bits": "a positive whole number",
-            "group_size": "a positive whole number",
-            "symmetric": "true or false",
-            "block": "two positive whole numbers, e.g. [128, 128]",
-        }.get(key) or f"one of {', '.join(_WORDS[key])}"
-        return self.refuse(f"`{key}` is {shown(repr(value))}", f"it must be {wanted}", key, index)
-
-    def whole(self, quantization: Quantization, index: int) -> None:
-        """Refuse what no format can lay out: a dense rule without dtype, a group or block strategy without its size."""
-        if quantization.is_dense and not quantization.dtype:
-            self.refuse("a dense rule needs a `dtype`", 'e.g. dtype = "BF16"', "format", index)
-        if not quantization.is_dense and not quantization.strategy:
-            self.refuse(
-                "a quantized rule needs a `strategy`", f"one of {', '.join(_WORDS['strategy'])}", "format", index
-            )
-        if (quantization.strategy == "group") != (quantization.group_size is not None):
-            self.refuse('`strategy = "group"` and `group_size` go together', "", "strategy", index)
-        if (quantization.strategy == "block") != (quantization.block is not None):
-            self.refuse('`strategy = "block"` and `block` go together', "", "strategy", index)
-
-    def refuse(self, what: str, why: str, key: str, index: int | None = None) -> NoReturn:
-        line = self.line(key, index)
-        raise MtpforgeError(
-            what,
-            where=f"{shown(self.where)}{f', line {line}' if line else ''}",
-            why=why,
-            fix="`mtpforge schemes` shows how a scheme looks",
+    def refuse_type(self, key: str, value: object, index: int) -> None:
+        """Raise unless a value is of the type that its key wants."""
+        is_number = type(value) is int and 0 < value <= _LARGEST
+        is_pair = (
+            isinstance(value, list)
+            and [type(n) for n in value] == [int, int]
+            and 0 < min(value) <= max(value) <= _LARGEST
         )
+        wanted, fits = {
+            "bits": ("a whole number", is_number),
+            "group_size": ("a whole number", is_number),
+            "symmetric": ("true or false", isinstance(value, bool)),
+            "block": ("two whole numbers", is_pair),
+        }.get(key, ("a text in quotes", isinstance(value, str)))
+        if not fits:
+            example = {"bits": 4, "symmetric": True, **_USUAL}.get(key, "...")
+            fix = f"e.g. `{key} = {toml(example)}`"
+            self.refuse(f"`{key}` is {shown(toml(value))}", f"it must be {wanted}", fix, key, index)
 
-    def line(self, key: str, index: int | None) -> int | None:
-        """Line of a key (within the index-th `[[rules]]`, or before the first), else of the table's own header."""
-        lines = self.text.splitlines()
-        heads = [n for n, line in enumerate(lines) if re.match(r"\s*\[\[\s*rules\s*\]\]", line)]
-        bounds = [*heads, len(lines)]
-        start, stop = (0, bounds[0]) if index is None or index >= len(heads) else (heads[index], bounds[index + 1])
-        named = (n for n in range(start, stop) if re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", lines[n]))
-        head = None if index is None or index >= len(heads) else heads[index]
-        found = next(named, head)
-        return None if found is None else found + 1
+    def refuse_value(
+        self, quantization: Quantization, key: str, why: str, row: Mapping[str, object], index: int
+    ) -> NoReturn:
+        """Raise for a key that its format cannot have so; the hint is what it could have."""
+        what = f"`{key}` is {shown(toml(row[key]))}" if key in row else f"a rule has no `{key}`"
+        place = key if key in row else "format"
+        self.refuse(what, f"{quantization.format}: {why}", _remedy(quantization, key), place, index)
+
+    def refuse_unknown(self, key: str, known: tuple[str, ...], owner: str, index: int | None = None) -> NoReturn:
+        """Raise for a key that nothing reads."""
+        near = get_close_matches(key[:_LONG_WORD], known, n=1)
+        fix = f"write `{near[0]}`" if near else f"leave `{shown(key)}` out"
+        self.refuse(f"`{shown(key)}` is no key of {owner}", f"known: {', '.join(known)}", fix, key, index)
+
+    def refuse(self, what: str, why: str, fix: str, key: str, index: int | None = None) -> NoReturn:
+        """Raise, naming the line of the key, else that of its rule."""
+        lines = scheme_lines.of_keys(self.text)
+        line = next((lines[at] for at in ((index, key), (index, ""), (None, "rules")) if at in lines), 1)
+        raise MtpforgeError(what, where=f"{shown(self.where)}, line {line}", why=why, fix=fix)
 
 
-def _toml(value: object) -> str:
+def _remedy(quantization: Quantization, key: str) -> str:
+    """What to type for a key: the first value with which its format no longer refuses it."""
+    allowed = formats.FORMATS[quantization.format].takes.get(key, ())
+    for value in (*allowed, _USUAL.get(key), _DEFAULTS[key]):
+        refused = formats.refusal(replace(quantization, **{key: value}))  # type: ignore[arg-type]
+        if refused is None or refused[0] != key:
+            return f"leave `{key}` out" if value in ("", None, _DEFAULTS[key]) else f"`{key} = {toml(value)}`"
+    return "`mtpforge schemes` lists schemes that are whole"
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(_toml(part) for part in value)}]"
-    return '"' + "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in str(value)) + '"'
+    if isinstance(value, int | float):
+        return (
+            hex(value) if isinstance(value, int) and abs(value) > _LARGEST else str(value)
+        )  # str() ends at 4,300 digits
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml(part) for part in value)}]"
+    if isinstance(value, dict):
+        return "a table"
+    return '"' + "".join(_ESCAPES.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in str(value)) + '"'
 
 
+_LONG_WORD: Final = 40  # difflib takes seconds for a word of a megabyte
 _ESCAPES: Final = {'"': '\\"', "\\": "\\\\"}

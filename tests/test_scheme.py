@@ -24,6 +24,7 @@ bits = 4
 strategy = "group"
 group_size = 32
 symmetric = false
+scale_dtype = "BF16"
 """
 
 
@@ -69,7 +70,7 @@ def test_reason_with_quotes_and_expressions_is_read_back():
 def test_first_rule_that_matches_decides():
     mine = scheme.loads(GOOD, name="mine", where="mine.toml")
     assert mine.of("eh_proj").quantization == BF16
-    asked = Quantization("pack_quantized", 4, strategy="group", group_size=32, symmetric=False)
+    asked = Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16")
     assert mine.of("mlp.experts.*.up_proj").quantization == asked
 
 
@@ -93,32 +94,84 @@ def test_misspelt_preset_suggests_the_nearest():
     assert (caught.value.fix, caught.value.code) == ("did you mean `int4-g32-asym`?", errors.USAGE)
 
 
+NVFP4 = """\
+[[rules]]
+pattern = "*"
+format = "nvfp4"
+bits = 4
+strategy = "group"
+group_size = 16
+scale_dtype = "F8_E4M3"
+"""
+WORDS = "known: dense, fp8_block, fp8_scaled, int_quantized, modelopt_nvfp4, nvfp4, pack_quantized"
+KEYS = ", ".join(scheme.KEYS)
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "line", "what"),
+    ("text", "old", "new", "line", "what", "why", "fix"),
     [
-        ('format = "dense"', 'format = "densee"', 5, "`densee` is no format"),
-        ("bits = 4", "bits = 0", 11, "`bits` is 0"),
-        ("bits = 4", "bits = true", 11, "`bits` is True"),
-        ("bits = 4", "bitz = 4", 11, "`bitz` is no key of a rule"),
-        ('strategy = "group"', 'strategy = "row"', 12, "`strategy` is 'row'"),
-        ("group_size = 32\n", "", 12, '`strategy = "group"` and `group_size` go together'),
-        ("symmetric = false", "symmetric = 0", 14, "`symmetric` is 0"),
-        ('pattern = "*"\n', "", 8, "a rule has no pattern"),
-        ('dtype = "BF16"\n', "", 5, "a dense rule needs a `dtype`"),
-        ('description = "mine"', "describtion = 1", 1, "`describtion` is no key of a scheme"),
+        (GOOD, '"dense"', '"densee"', 5, "`densee` is no format of a draft", WORDS, '`format = "dense"`'),
+        (GOOD, 'format = "dense"\n', "", 3, "a rule has no format", WORDS, '`format = "dense"`'),
+        (GOOD, "= 4", "= 0", 11, "`bits` is 0", "it must be a whole number", "e.g. `bits = 4`"),
+        (GOOD, "= 4", "= true", 11, "`bits` is true", "it must be a whole number", "e.g. `bits = 4`"),
+        (GOOD, "= 4", "= 99", 11, "`bits` is 99", "pack_quantized: it must be ", "`bits = 4`"),
+        (GOOD, "bits = 4\n", "", 10, "a rule has no `bits`", "pack_quantized: it must be ", "`bits = 4`"),
+        (GOOD, "bits = 4", "bitz = 4", 11, "`bitz` is no key of a rule", f"known: {KEYS}", "write `bits`"),
+        (GOOD, "bits = 4", "zzz.a = 4", 11, "`zzz` is no key of a rule", f"known: {KEYS}", "leave `zzz` out"),
+        (GOOD, '"group"', '"row"', 12, '`strategy` is "row"', "pack_quantized: it must be ", '`strategy = "group"`'),
+        (GOOD, '"group"', '"tensor"', 12, '`strategy` is "tensor"', "pack_quantized: it must ", '`strategy = "group"`'),
+        (GOOD, '"group"', '"channel"', 13, "`group_size` is 32", "pack_quantized: it goes ", "leave `group_size` out"),
+        (GOOD, "group_size = 32\n", "", 10, "a rule has no `group_size`", "pack_", "`group_size = 128`"),
+        (GOOD, "= false", "= 0", 14, "`symmetric` is 0", "it must be true or false", "e.g. `symmetric = true`"),
+        (GOOD, "= false", "= 1979-05-27", 14, '`symmetric` is "1979-05-27"', "it must be true", "e.g. `symm"),
+        (GOOD, 'scale_dtype = "BF16"\n', "", 10, "a rule has no `scale_dtype`", "pack_", '`scale_dtype = "BF16"`'),
+        (GOOD, 'scale_dtype = "BF16"', 'scale_dtype = "U8"', 15, '`scale_dtype` is "U8"', "pack_", "`scale_dtype = "),
+        (GOOD, "bits = 4", "block = [128,\n 128]\nbits = 4", 11, "`block` is [128, 128]", "pack_", "leave `block` out"),
+        (GOOD, 'pattern = "*"\n', "", 8, "a rule has no pattern", "it says which ", '`pattern = "*"`'),
+        (GOOD, 'pattern = "*"', "pattern = 3", 9, "`pattern` is 3", "it must be a text", "e.g. `pattern = "),
+        (GOOD, 'dtype = "BF16"\n\n', "reason = {}\n", 6, "`reason` is a table", "it must be a text", "e.g. `reason"),
+        (GOOD, 'dtype = "BF16"\n\n', "\n", 5, "a rule has no `dtype`", "dense: it must be ", '`dtype = "BF16"`'),
+        (GOOD, "description =", "describtion =", 1, "`describtion` is no key of a scheme", "known: ", "write `desc"),
+        (GOOD, '"mine"', "1", 1, "`description` is no text", "", "e.g. `description = "),
+        (NVFP4, "= 4", "= 8", 4, "`bits` is 8", "nvfp4: it must be 4", "`bits = 4`"),
+        (NVFP4, "= 16", "= 32", 6, "`group_size` is 32", "nvfp4: it must be 16", "`group_size = 16`"),
+        (NVFP4, "bits", "symmetric = false\nbits", 4, "`symmetric` is false", "nvfp4: ", "leave `symmetric` out"),
     ],
 )
-def test_mistake_in_a_file_is_shown_with_its_line(old, new, line, what):
+def test_mistake_in_a_file_is_shown_with_its_line_and_what_to_type(text, old, new, line, what, why, fix):
+    assert old in text
+    error = refusal(text.replace(old, new, 1))
+    assert (error.what, error.where) == (what, f"mine.toml, line {line}")
+    assert error.why.startswith(why)
+    assert error.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ('[[rules]]\npattern = "*"', '[[rules\npattern = "*"', 8),
+        ("bits = 4", f"bits = {'9' * 5000}", 11),  # Python reads 4,300 digits
+        ("bits = 4", f"bits = {'[' * 5000}", 11),  # deeper than Python's stack
+        ('"mine"', '"""mine', 15),  # open to the end
+    ],
+)
+def test_text_that_is_no_toml_is_shown_with_its_line(old, new, line):
     assert old in GOOD
     error = refusal(GOOD.replace(old, new))
-    assert error.what == what
-    assert error.where == f"mine.toml, line {line}"
+    assert (error.what, error.where) == ("the scheme file is no TOML", f"mine.toml, line {line}")
 
 
-def test_syntax_error_is_shown_with_its_line():
-    error = refusal(GOOD.replace('[[rules]]\npattern = "*"', '[[rules\npattern = "*"'))
-    assert error.what == "the scheme file is no TOML"
-    assert "line 8" in error.why
+def test_line_of_a_byte_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_bytes(GOOD.encode() + b"# \xff\n")
+    with pytest.raises(MtpforgeError) as caught:
+        scheme.load(str(file))
+    assert (caught.value.where, caught.value.why) == (f"{file}, line 16", "it is not UTF-8 text")
+
+
+def test_path_that_no_system_takes_is_an_error():
+    with pytest.raises(MtpforgeError, match="cannot be read"):
+        scheme.load("a\0.toml")
 
 
 def test_file_without_rules_is_refused():
