@@ -8,6 +8,7 @@ import pytest
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
+from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 
@@ -92,6 +93,13 @@ def test_w4a8_experts_are_made_where_vllm_builds_them(scheme):
         scheme(group({**INT4, "group_size": 64}, FP8_TOKEN))
     with pytest.raises(MtpforgeError, match="Unsupported FusedMoe scheme"):
         scheme(group(INT4, INT8_TOKEN))
+
+
+def test_w4a8_experts_need_columns_in_multiples_of_256(release_config):
+    """compressed_tensors_moe_w4a8_fp8.py:67."""
+    config = release_config("target-bf16") | {"moe_intermediate_size": 1920}
+    with pytest.raises(MtpforgeError, match="multiples of 256 columns, not 1920"):
+        scheme_under(config, group(INT4, FP8_TOKEN), family_of(config))
 
 
 FP8 = {"num_bits": 8, "type": "float"}

@@ -125,7 +125,7 @@ def _quantized(block: QuantConfig, asked: Asked, answer: tuple[Group | None, str
     if group is None or group.weights is None:
         return BF16, reason
     inputs, what = group.input_activations, f"the target's scheme for `{asked.name}` is none that vLLM can build"
-    stored = Stored(group.weights, inputs, group.output_activations, _format(group, block))
+    stored = Stored(group.weights, inputs, group.output_activations, _format(group, block), asked.columns)
     try:
         stored_as = experts(stored) if asked.experts else linear(stored)
     except RefusalError as error:

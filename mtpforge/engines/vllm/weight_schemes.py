@@ -22,6 +22,7 @@ PACKED: Final = "pack-quantized"
 OF_ACTIVATIONS: Final = ("naive-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized")
 _BITS: Final = range(2, 9)  # WNA16_SUPPORTED_BITS
 _W4A8_GROUP: Final = 128
+_W4A8_EXPERT_COLUMNS: Final = 256  # compressed_tensors_moe_w4a8_fp8.py:67, CUTLASS's reorder_tensor
 
 
 class RefusalError(Exception):
@@ -30,12 +31,16 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One group as vLLM reads it: weights, activations, outputs (None: not quantized), and the format in force."""
+    """One group as vLLM reads it: weights, activations, outputs (None: not quantized), and the format in force.
+
+    columns: of the matrices that it is for.
+    """
 
     weights: Args
     inputs: Args | None
     outputs: Args | None
     format: str
+    columns: tuple[int, ...] = ()
 
 
 def linear(stored: Stored) -> str:
@@ -85,6 +90,8 @@ def experts(stored: Stored) -> str:
             raise RefusalError("INT8 experts need one scale a channel, with activations quantized per token")
         return "int-quantized"
     if _is_w4a8_fp8(weights, inputs):
+        if cut := next((n for n in stored.columns if n % _W4A8_EXPERT_COLUMNS), None):
+            raise RefusalError(f"W4A8 experts need multiples of {_W4A8_EXPERT_COLUMNS} columns, not {cut}")
         return _w4a8_fp8(weights)
     raise RefusalError("`Unsupported FusedMoe scheme`: no kernel for experts takes such weights and activations")
 
