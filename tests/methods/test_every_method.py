@@ -1,0 +1,97 @@
+"""Every method of the table: its judge lets pass what it made and nothing else, its kernels say what torch says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats import FORMATS, compiled
+from mtpforge.methods import METHODS, method
+from mtpforge.tensors import Quantization
+
+COLUMNS = 256
+INTEGERS = [
+    Quantization("pack_quantized", 4, "", "group", 32, symmetric=False, scale_dtype="BF16"),
+    Quantization("pack_quantized", 4, "", "group", 128, scale_dtype="BF16"),
+    Quantization("int_quantized", 8, "", "channel", scale_dtype="BF16"),
+]
+each = pytest.mark.parametrize("found_by", METHODS.values(), ids=METHODS)
+stored = pytest.mark.parametrize("q", INTEGERS, ids=lambda q: f"{q.format}-g{q.group_size}")
+
+
+@pytest.fixture(scope="module")
+def weight():
+    made = torch.randn(256, COLUMNS, generator=torch.Generator().manual_seed(3)) * 0.02
+    return made.bfloat16().float()
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return compiled.RowKernels(tmp_path_factory.mktemp("kernels"))
+
+
+def parts_of(weight, q, found_by):
+    form = FORMATS[q.format]
+    matrix = form.matrix_parts(tuple(weight.shape), q, None)
+    return form.search(weight, q, matrix, found_by.finder(None)) | matrix
+
+
+def judged(found_by, parts, q, weight):
+    form, shape = FORMATS[q.format], tuple(weight.shape)
+    return found_by.judge(parts, form, q, weight, form.decode(parts, shape, q)).beyond
+
+
+@stored
+@each
+def test_its_judge_lets_pass_what_it_made(weight, found_by, q):
+    assert not judged(found_by, parts_of(weight, q, found_by), q, weight).any()
+
+
+@stored
+@each
+def test_its_judge_finds_the_weights_of_another_row(weight, found_by, q):
+    beyond = judged(found_by, parts_of(weight.roll(1, 0), q, found_by), q, weight)
+    assert beyond.any(1).all()
+
+
+@stored
+@each
+def test_its_compiled_judge_says_what_its_judge_says(weight, kernels, found_by, q):
+    if found_by.judge_rows is None:
+        pytest.skip("no kernel judges it")
+    form, shape = FORMATS[q.format], tuple(weight.shape)
+    theirs = compiled.packed({"weight": weight.bfloat16()}, shape, Quantization("dense", dtype="BF16"))
+    own, other = (parts_of(w, q, found_by) for w in (weight, weight.roll(1, 0)))
+    told = [
+        found_by.judge_rows(kernels, compiled.packed(parts, shape, q), theirs, shape, parts, form, q)
+        for parts in (own, other)
+        if compiled.packed(parts, shape, q) is not None
+    ]
+    if not told:
+        pytest.skip("no kernel decodes the format")
+    assert told[0] is not None
+    assert told[1] is None
+
+
+@stored
+@each
+def test_its_compiled_encoder_makes_the_same_bytes(weight, kernels, found_by, q):
+    form, shape = FORMATS[q.format], tuple(weight.shape)
+    packing = form.row_packing(COLUMNS, q, {})
+    kernel = found_by.kernel(packing.kernel)
+    if kernel is None:
+        pytest.skip("no kernel searches by it")
+    band = compiled.packed({"weight": weight.bfloat16()}, shape, Quantization("dense", dtype="BF16"))
+    made = kernels.encode(band, shape, replace(packing, kernel=kernel))
+    expected = parts_of(weight, q, found_by)
+    assert made
+    assert all(torch.equal(part, expected[suffix]) for suffix, part in made.items())
+
+
+def test_a_method_that_is_none_is_named():
+    with pytest.raises(MtpforgeError) as caught:
+        method("best\n")
+    assert str(caught.value) == (
+        "error: `best\\n` is no method of finding scales\nwhere: option `--scales`\n hint: one of rtn, mse, hqq, gptq"
+    )
