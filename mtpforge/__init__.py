@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
     from mtpforge.drafting.calls import (
         build,
+        capture,
         demanded_scheme,
         extract,
         inspect,
@@ -51,6 +52,7 @@ __all__ = [
     "Scheme",
     "__version__",
     "build",
+    "capture",
     "demanded_scheme",
     "extract",
     "inspect",

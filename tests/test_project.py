@@ -55,7 +55,17 @@ def test_no_file_is_so_large_that_a_clone_takes_long():
     assert [str(path) for path in tracked() if path.stat().st_size > MAX_TRACKED_BYTES] == []
 
 
-CALLS = {"build", "demanded_scheme", "extract", "inspect", "load_scheme", "open_checkpoint", "plan", "prune_plan"}
+CALLS = {
+    "build",
+    "capture",
+    "demanded_scheme",
+    "extract",
+    "inspect",
+    "load_scheme",
+    "open_checkpoint",
+    "plan",
+    "prune_plan",
+}
 CALLS |= {"serve_command", "verify"}
 RESULTS = {"Checkpoint", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
 

@@ -5,6 +5,8 @@ refusals     what would end the job, asked before anything takes long
 experts      which experts stay
 deciding     decide(request): source, experts, calibration, plan
 making       make(job): build, judge
+serving      the server's command
+capture      calibration inputs
 remarks      what is said on the way
 calls        plan(), build(), extract(), ...: the functions of `import mtpforge`
 """

@@ -21,6 +21,8 @@ from mtpforge.engines import DEFAULT, ENGINES
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.nextn import texts
+from mtpforge.nextn.inputs import Inputs
 from mtpforge.planning import Plan
 from mtpforge.report import OnProgress, Report
 from mtpforge.scheme import Scheme
@@ -163,6 +165,26 @@ def serve_command(
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
     return serving_command(place, served, engine, Serving(tp, ep, speculative_tokens, port=port))
+
+
+def capture(
+    target: Named,
+    text: str | Path | None = None,
+    *,
+    from_vllm: str | Path | None = None,
+    out: str | Path | None = None,
+    length: int | None = None,
+    tokens: int = texts.USUAL_TOKENS,
+    force: bool = False,
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+) -> Inputs:
+    """Calibration inputs: what a target hands to its MTP layer for a text, or for what a vLLM stored, as a file."""
+    from mtpforge.drafting import capture as capturing
+
+    text, from_vllm, out = (None if place is None else Path(place) for place in (text, from_vllm, out))
+    asked = capturing.Capture(target, text, from_vllm, out, length, tokens, force)
+    return capturing.capture(asked, Watching.by(on_remark, on_progress)).inputs
 
 
 def demanded_scheme(target: Named, *, engine: str = DEFAULT, offline: bool = False) -> Scheme:

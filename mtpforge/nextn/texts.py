@@ -7,6 +7,9 @@ running text, and only some would begin with the tokens that begin a prompt.
 from __future__ import annotations
 
 import codecs
+import errno
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,10 +18,23 @@ from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
 
 TOKENIZER: Final = "tokenizer.json"
+USUAL_LENGTH: Final = 2048  # index_topk of GLM-5.2: in a window of as many tokens each sees all before it
+USUAL_TOKENS: Final = 32_768  # their activations of GLM-5.2 fit into the 1 GiB that a reader of the file holds
 SHORTEST: Final = 2  # tokens of a sequence: each is scored with the one after it
 _PIECE_BYTES: Final = 1 << 20
 _MAX_TOKENIZER_BYTES: Final = 200_000_000  # GLM-5.2's has 20 million
 _NEW_DOCUMENT: Final = "\f"
+
+
+def refuse_unreadable(text: Path) -> None:
+    """MtpforgeError for a text that is not there, before anything else is loaded; nothing of it is read."""
+    try:
+        is_folder = stat.S_ISDIR(text.stat().st_mode)
+    except OSError as error:
+        raise _unreadable(text, error) from error
+    if is_folder or not os.access(text, os.R_OK):
+        number = errno.EISDIR if is_folder else errno.EACCES
+        raise _unreadable(text, OSError(number, os.strerror(number)))
 
 
 def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -> list[list[int]]:
@@ -125,10 +141,9 @@ def _decoded(text: Path) -> Iterator[str]:
         fix = f"save it as UTF-8; if it is Latin-1: `iconv -f LATIN1 -t UTF-8 {shown(text)} > utf8.txt`"
         raise MtpforgeError("the text is not UTF-8", where=shown(text), why=why, fix=fix) from error
     except OSError as error:
-        raise MtpforgeError(
-            "the text cannot be read",
-            where=shown(text),
-            why=shown(error.strerror or error),
-            fix="name a plain text file with `--text`",
-            code=errors.INPUT,
-        ) from error
+        raise _unreadable(text, error) from error
+
+
+def _unreadable(text: Path, error: OSError) -> MtpforgeError:
+    why, fix = shown(error.strerror or error), "name a plain text file with `--text`"
+    return MtpforgeError("the text cannot be read", where=shown(text), why=why, fix=fix, code=errors.INPUT)

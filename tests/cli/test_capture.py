@@ -187,3 +187,11 @@ def test_no_code_of_a_checkpoint_is_run(in_folder, typed, tinyglm):
     words = [sys.executable, "-m", "mtpforge", "capture", "--target", "copy", *typed[3:], "-q"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, (in_folder / "run").exists()) == (0, False), done.stderr
+
+
+def test_absent_text_is_said_before_the_target_is_opened(run, in_folder):
+    ran = run("capture", "--target", "./nowhere", "--text", "absent.txt")
+    assert ran.code == 3
+    assert ran.err.startswith("error: the text cannot be read\nwhere: absent.txt\ncause: No such file or directory\n")
+    (in_folder / "folder").mkdir()
+    assert "cause: Is a directory\n" in run("capture", "--target", "./nowhere", "--text", "folder").err

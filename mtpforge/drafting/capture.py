@@ -1,0 +1,146 @@
+"""capture(): calibration inputs, what a target hands to its MTP layer for a text, into one file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtpforge import errors
+from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.drafting.remarks import Remark, of_checkpoint
+from mtpforge.drafting.request import Watching
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.nextn import inputs, recording, texts
+from mtpforge.nextn.inputs import Inputs
+from mtpforge.units import count, memory_size
+
+if TYPE_CHECKING:
+    from mtpforge.nextn.capturing import Entering
+    from mtpforge.nextn.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What is asked for: a text or the states that a vLLM stored, how much of it, and where to."""
+
+    target: Named
+    text: Path | None = None
+    from_vllm: Path | None = None
+    out: Path | None = None
+    length: int | None = None
+    tokens: int = texts.USUAL_TOKENS
+    force: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The file, and the first layer that was computed: 0, or the one before which a vLLM stored its states."""
+
+    inputs: Inputs
+    first_layer: int
+
+
+def capture(asked: Capture, watching: Watching) -> Captured:
+    """The inputs file, whole or not there. MtpforgeError before the first layer for what is known to end it."""
+    from mtpforge.nextn import capturing
+    from mtpforge.nextn.target import open_target
+
+    _refuse_both(asked)
+    if asked.text is not None:
+        texts.refuse_unreadable(asked.text)
+    if isinstance(asked.target, str):
+        _refuse_remote(asked.target)
+    checkpoint = open_checkpoint(asked.target, offline=asked.offline)
+    place = asked.out or Path("out") / f"{Path(checkpoint.location).name}-inputs.safetensors"
+    _refuse_among(place, Path(checkpoint.location))
+    recording.refuse_existing(place, force=asked.force)
+    model = open_target(checkpoint)
+    watching.on_remark(of_checkpoint("target", checkpoint))
+    entering = _entering(model, asked)
+    lengths = [len(window.token_ids) for window in entering]
+    first = model.entry if asked.from_vllm else 0
+    for remark in _remarks(model, lengths, first):
+        watching.on_remark(remark)
+    recording.refuse_small_disk(place, sum(lengths) * (2 * model.config.hidden_size + 16))
+    capturing.refuse_small_memory(capturing.memory_bytes(model, lengths))
+    made = capturing.finish(model, entering, first, watching.on_progress)
+    recording.write(place, made, target=checkpoint.identity, force=asked.force)
+    config = model.config
+    return Captured(inputs.read(place, hidden_size=config.hidden_size, vocab_size=config.vocab_size), first)
+
+
+def _refuse_remote(target: str) -> None:
+    """Only what lies here can be computed; nobody has to be asked for that."""
+    if not Path(target).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", target):
+        name = shown(target.split("@", maxsplit=1)[0])
+        raise MtpforgeError(
+            f"there is no folder `{shown(target)}`, capture needs every weight on this machine",
+            where="option `--target`",
+            why="all layers are computed, and what is fetched for that is the whole checkpoint",
+            fix=f"`hf download {name} --local-dir DIR`, then `--target DIR`",
+        )
+
+
+def _refuse_among(place: Path, folder: Path) -> None:
+    """An output among the target's files would replace one, or be taken for one by whoever loads the folder."""
+    if place.resolve().parent == folder.resolve():
+        raise MtpforgeError(
+            "the output would lie among the target's files",
+            where=shown(place),
+            why="loaders read every *.safetensors of the folder",
+            fix="name a place outside of it with `--out`",
+            code=errors.MACHINE,
+        )
+
+
+def _refuse_both(asked: Capture) -> None:
+    """Exactly one origin, and no option that would have no effect."""
+    if (asked.text is None) == (asked.from_vllm is None):
+        what = (
+            "name a text or the states of a vLLM"
+            if asked.text is None
+            else "`--text` and `--from-vllm` exclude each other"
+        )
+        raise MtpforgeError(what, fix="`--text FILE`, or `--from-vllm DIR`", code=errors.USAGE)
+    if asked.from_vllm and asked.length:
+        why = "windows are the prompts that vLLM was sent"
+        raise MtpforgeError(
+            "`--length` has no effect with `--from-vllm`", why=why, fix="leave it out", code=errors.USAGE
+        )
+
+
+def _entering(model: Target, asked: Capture) -> list[Entering]:
+    from mtpforge.nextn import capturing, extracted
+
+    if asked.from_vllm:
+        return extracted.windows_of(asked.from_vllm, model, asked.tokens)
+    assert asked.text is not None  # noqa: S101 -- _refuse_both
+    most, length = model.config.max_position_embeddings, asked.length
+    if length and length > most:
+        raise MtpforgeError(
+            f"a window of {length:,} tokens is longer than the target takes",
+            where="option `--length`",
+            why=f"`max_position_embeddings` of its config.json is {most:,}",
+            fix=f"`--length {min(texts.USUAL_LENGTH, most)}`",
+            code=errors.USAGE,
+        )
+    found = texts.windows(
+        asked.text, model.folder, length or min(texts.USUAL_LENGTH, most), asked.tokens, model.config.vocab_size
+    )
+    return capturing.embed(model, found)
+
+
+def _remarks(model: Target, lengths: Sequence[int], first: int) -> tuple[Remark, Remark]:
+    """What will be computed, and what that takes."""
+    from mtpforge.nextn.capturing import memory_bytes
+
+    low, high = count(min(lengths)), count(max(lengths))
+    span = high if low == high else f"{low} to {high}"
+    windows = f"{count(len(lengths))} window{'s' if len(lengths) > 1 else ''} of {span} tokens"
+    memory = memory_size(memory_bytes(model, list(lengths)))
+    layers = f"{first} to {model.n_layers - 1}, one after another; memory about {memory}"
+    return Remark("text", f"{windows}, {count(sum(lengths))} in all"), Remark("layers", layers)
