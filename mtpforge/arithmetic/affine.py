@@ -32,7 +32,10 @@ def full_range(weight: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, T
     Divisors: 2^(b-1) - 0.5 for the largest magnitude, 2^b - 1 for the range.
     """
     if symmetric:
+        # half of the 2^b - 1 steps between the outermost codes, as calculate_qparams has it: the largest magnitude lies
+        # half a step beyond the last positive code, and is clamped to it
         return scales.over(scales.group_largest(weight), 2 ** (bits - 1) - 0.5), None
+    # the range takes zero in, so that the zero point is one of the codes and a weight of zero stays zero
     low, high = weight.amin(-1).clamp_(max=0), weight.amax(-1).clamp_(min=0)
     exact = scales.over(high - low, 2**bits - 1)
     least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Dense words, int32 [rows, ceil(columns * bits / 32)], of codes uint8 [rows, columns]."""
     rows, columns = codes.shape
+    # 32 values are b whole words, so with whole 32s every row begins at a word, and words past its end are cut off
     whole = pad(codes, (0, -columns % 32)) if columns % 32 else codes
     stream = _bytes_of_fields(whole, bits) if 8 % bits == 0 else _bytes_of_streams(whole, bits)
     words = stream.view(torch.int32).view(rows, -1)
@@ -39,6 +40,7 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
 def unpack_legacy(words: Tensor, bits: int, columns: int) -> Tensor:
     """Codes, uint8 [rows, columns], of legacy words int32 [rows, ceil(columns / (32 // bits))]."""
     shifts = torch.arange(32 // bits, dtype=torch.int32, device=words.device) * bits
+    # words are signed: the shift draws the sign along, the mask takes it off again
     codes = (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
     return codes.to(torch.uint8).flatten(-2)[:, :columns]
 
@@ -78,6 +80,7 @@ def _bytes_of_streams(codes: Tensor, bits: int) -> Tensor:
 
 
 def _streams_of_bytes(stream: Tensor, bits: int) -> Tensor:
+    # the bytes of 8 codes become the low ones of a 64-bit word; at most 7 * 8 bits are used, so the sign stays out
     held = pad(stream.view(stream.shape[0], -1, bits), (0, 8 - bits))
     words = held.view(torch.int64).squeeze(-1)
     codes = torch.empty(*words.shape, 8, dtype=torch.uint8, device=words.device)

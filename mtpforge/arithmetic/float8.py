@@ -43,6 +43,7 @@ def block_amax(weight: Tensor, block: tuple[int, int]) -> Tensor:
     bands = []
     for band in torch.split(weight, rows):
         high = torch.maximum(band.amax(0), band.amin(0).neg_())
+        # magnitudes are at least 0, so zeros beside a cut block do not change its largest
         padded = torch.nn.functional.pad(high, (0, -len(high) % columns))
         bands.append(padded.view(-1, columns).amax(1))
     return torch.stack(bands)

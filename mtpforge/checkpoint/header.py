@@ -27,7 +27,7 @@ MAX_TENSORS: Final = 500_000  # GLM-5.2 in the most tensors per weight has 240,0
 MAX_NAME_CHARACTERS: Final = 1_024  # names of published checkpoints stay below 150
 MAX_DIMENSIONS: Final = 64  # of a tensor in torch and of an array in numpy
 MAX_BITS: Final = 2**63  # beyond it, sizes overflow in every reader written in C or Rust
-_MAX_DIGITS: Final = 19
+_MAX_DIGITS: Final = 19  # of 2^63; int() of a longer text takes time with its square
 # An object, two lists and about seven commas a tensor; some are left for names and metadata.
 _MOST_SIGNS: Final = {b"{": 2 * MAX_TENSORS, b"[": 3 * MAX_TENSORS, b",": 10 * MAX_TENSORS}
 _METADATA: Final = "__metadata__"
@@ -65,10 +65,8 @@ def parse(raw: bytes, file: str, file_bytes: int) -> dict[str, TensorRef]:
 def _load(raw: bytes, file: str) -> dict[str, object]:
     if not raw.startswith(b"{"):
         raise _invalid(file, "its header does not begin with `{`")
-    for (
-        sign,
-        most,
-    ) in _MOST_SIGNS.items():  # counted before anything is made of them: an empty list takes 28 times its text
+    # counted before anything is made of them: an empty list takes 28 times its text
+    for sign, most in _MOST_SIGNS.items():
         if (n := raw.count(sign)) > most:
             raise _invalid(file, f"its header has {n:,} times `{sign.decode()}`, at most {most:,} are allowed")
     try:
@@ -162,6 +160,7 @@ def _spec(dtype: object, dimensions: object, file: str, name: str) -> Spec:
 
 def _check_cover(refs: Iterable[TensorRef], file: str, data_start: int, file_bytes: int) -> None:
     expected, last = data_start, ""
+    # by stop as well: a tensor without elements begins where its neighbour does, and comes before it
     for ref in sorted(refs, key=lambda r: (r.start, r.stop)):
         if ref.start < expected:
             raise _invalid(file, f"its data overlaps with that of `{shown(last)}`", ref.name)

@@ -61,6 +61,7 @@ def index(layouts: tuple[ShardLayout, ...], specs: Mapping[str, Spec]) -> bytes:
 
 
 def _shard(file: str, specs: Mapping[str, Spec]) -> ShardLayout:
+    # the library compares names as UTF-8 bytes; code points, by which Python compares, have the same order
     ordered = sorted(specs.items(), key=lambda item: (-_RANK[item[1].dtype], item[0]))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
@@ -69,6 +70,7 @@ def _shard(file: str, specs: Mapping[str, Spec]) -> ShardLayout:
         offsets[name] = end
         entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.n_bytes]}
         end += spec.n_bytes
+    # as serde_json writes it: no blanks, text beyond ASCII as it is
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
