@@ -1,5 +1,7 @@
 """Which rows of which weights are compared."""
 
+from dataclasses import replace
+
 from mtpforge import checking, formats
 from mtpforge.checking import choose
 from mtpforge.tensors import BF16, Quantization, Spec, TensorRef
@@ -61,6 +63,15 @@ def test_a_sample_covers_every_kind_and_format_and_is_bounded():
     ]
     assert choose(steps(*moves), "sample") == selection
     assert len(choose(steps(*moves), "full").samples) == 2 * (len(moves) - 1) + 24
+
+
+def test_an_input_scale_makes_no_kind_of_its_own():
+    """It plays no part in decoding: no bands are drawn for it."""
+    plain = [move(e, "up_proj", NVFP4) for e in range(64)]
+    mixed = [move(e, "up_proj", replace(NVFP4, input_scale="static" if e % 2 else "none")) for e in range(64)]
+    drawn = [[name(s) for s in choose(steps(*moves), "sample").samples] for moves in (plain, mixed)]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 3
 
 
 def test_what_cannot_be_compared_is_counted_by_reason():
