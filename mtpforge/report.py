@@ -78,7 +78,8 @@ class Report:
         rows: list[tuple[str, ...]] = [(check.name, check.verdict, check.detail) for check in self.checks]
         fixes = [f"hint: {c.fix}" for c in self.checks if c.fix and c.verdict in ("failed", "warning")]
         remarks = [*advice(self.traps), *dict.fromkeys(fixes)]
-        return f"{self.command} {verdict}", ("", "", ""), rows, remarks
+        line = f"{self.command} {verdict}" + (f": {self.summary}" if self.summary else "")
+        return line, ("", "", ""), rows, remarks
 
 
 @dataclass(frozen=True, slots=True)

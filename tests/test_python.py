@@ -79,6 +79,12 @@ def test_report_prints_verdict_table_and_what_to_do():
     )
 
 
+def test_report_that_is_summed_up_says_so_first():
+    assert str(dataclasses.replace(REPORT, summary="does not fit")).splitlines()[0] == (
+        "verify failed: config: does not fit"
+    )
+
+
 def test_report_of_a_notebook_is_quoted_html():
     shown = REPORT._repr_html_()
     assert "<td>`a&lt;b&gt;` is\\x1b[2J wrong</td>" in shown
