@@ -163,7 +163,7 @@ def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError
     what = f"{checkpoint.label} holds no MTP layer"
     where = f"no tensor name starts with `{prefix}`"
     if not checkpoint.names:
-        return MtpforgeError(what, where=where, why="it has a config and no tensors", fix=hint)
+        return MtpforgeError(what, where=where, why=checkpoint.unread or "it has a config and no tensors", fix=hint)
     if strays := checkpoint.strays(prefix):
         files = ", ".join(sorted({shown(file) for stray in strays for file in stray.files}))
         why = f"its tensors lie in files that the index does not name: {files}"
@@ -291,9 +291,11 @@ def recognised(checkpoint: Checkpoint, module: Module, parts: dict[str, TensorRe
         quantization = form.recognise(specs, module.shape, checkpoint.quantization)
         if quantization is not None:
             return StoredModule(module, parts, quantization)
+    named = what or f"`{module.name}` of the MTP layer"
+    unread = formats.unread(specs, module.shape)
     raise MtpforgeError(
-        f"{what or f'`{module.name}` of the MTP layer'} is stored in no known way",
+        f"{named} is {unread}, which is not read yet" if unread else f"{named} is stored in no known way",
         where=f"{checkpoint.label}, {shown(next(iter(parts.values())).file)}",
         why=formats.explain(specs, module.shape, checkpoint.quantization),
-        fix=f"download the checkpoint again, or name another {'one' if what else '`--source`'}",
+        fix=f"{'' if unread else 'download the checkpoint again, or '}name another {'one' if what else '`--source`'}",
     )

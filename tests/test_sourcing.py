@@ -91,6 +91,17 @@ def reshaped(tensors):
     tensors[f"{P}enorm.weight"] = torch.ones(64, dtype=torch.bfloat16)
 
 
+def as_mx(codes, columns):
+    """`o_proj` as OCP's microscaling formats store it: one power of two for 32 columns."""
+
+    def change(tensors):
+        rows, width = tensors.pop(f"{P}self_attn.o_proj.weight").shape
+        tensors[f"{P}self_attn.o_proj.weight"] = torch.zeros(rows, width // columns).to(codes)
+        tensors[f"{P}self_attn.o_proj.weight_scale"] = torch.full((rows, width // 32), 127, dtype=torch.uint8)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
@@ -104,6 +115,16 @@ def reshaped(tensors):
         ("bf16", add("mlp.bias", torch.ones(4)), "1 tensors of the MTP layer are covered by no rule: `mlp.bias`"),
         ("fp8", without("o_proj.weight_scale_inv"), "`self_attn.o_proj` of the MTP layer is stored in no known way"),
         (
+            "bf16",
+            as_mx(torch.uint8, 2),
+            "`self_attn.o_proj` of the MTP layer is MXFP4, which is not read yet",
+        ),
+        (
+            "bf16",
+            as_mx(torch.float8_e4m3fn, 1),
+            "`self_attn.o_proj` of the MTP layer is MXFP8, which is not read yet",
+        ),
+        (
             "nvfp4",
             without("0.up_proj.weight_scale_2"),
             "`mlp.experts.0.up_proj` of the MTP layer is stored in no known way",
@@ -115,6 +136,14 @@ def test_a_layer_that_is_not_whole_is_refused_by_name(single, tmp_path, layout, 
         layer_of(changed(single(layout), tmp_path / "s", change))
     assert error.value.what == message
     assert error.value.fix
+
+
+def test_a_layer_in_pickle_is_called_pickle(tmp_path, tinyglm):
+    (tmp_path / "config.json").write_bytes((tinyglm("bf16") / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(MtpforgeError) as error:
+        layer_of(tmp_path)
+    assert error.value.why == "`pytorch_model.bin` is pickle, only safetensors are read"
 
 
 def test_an_expert_that_lost_its_zero_points_is_not_taken_for_symmetric(single, tinyglm, tmp_path):

@@ -38,7 +38,8 @@ class Checkpoint(Protocol):
     location: what an engine is given: an absolute folder, or the hub id. revision: commit of a hub repository, else "".
     config: config.json. quantization: the raw quantization block of config.json or of its side file, {} where there is
     none. names: tensors by index, or by the single file's header; empty when only a config is known.
-    has_headers: whether tensor headers can be read (a folder with config.json alone has none). downloaded: what this
+    has_headers: whether tensor headers can be read (a folder with config.json alone has none). unread: a sentence on
+    weights that are there and no safetensors, "" for none. downloaded: what this
     process had to fetch so far; nothing for a folder.
     """
 
@@ -58,6 +59,8 @@ class Checkpoint(Protocol):
     def names(self) -> frozenset[str]: ...
     @property
     def has_headers(self) -> bool: ...
+    @property
+    def unread(self) -> str: ...
     @property
     def downloaded(self) -> Downloaded: ...
 

@@ -24,7 +24,6 @@ from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
 
 SAMPLE_BYTES: Final = 16 * 1024  # of each end of a shard, for the identity: the header or its start, and real weights
-_OTHER_WEIGHTS: Final = (".bin", ".pt", ".pth", ".gguf")
 
 
 def open_folder(path: Path, *, label: str = "") -> Folder:
@@ -34,7 +33,8 @@ def open_folder(path: Path, *, label: str = "") -> Folder:
         raise MtpforgeError(
             f"`{shown(path)}` is no folder",
             where=shown(path),
-            why="a checkpoint is a folder with a config.json, beside its *.safetensors where weights are needed",
+            why=metadata.unread([path.name])
+            or "a checkpoint is a folder with a config.json, beside its *.safetensors where weights are needed",
             fix="give the folder that holds the file",
         )
     return Folder(folder, label or str(path))
@@ -128,6 +128,11 @@ class Folder:
     def has_headers(self) -> bool:
         """Whether the folder holds any *.safetensors."""
         return bool(self._weights)
+
+    @property
+    def unread(self) -> str:
+        """What its weights are instead."""
+        return "" if self.has_headers else metadata.unread(self._files.names())
 
     @property
     def downloaded(self) -> Downloaded:
@@ -268,16 +273,13 @@ class Folder:
         return file
 
     def _absent(self, name: str) -> MtpforgeError:
-        others = [file for file in self._files.names() if file.endswith(_OTHER_WEIGHTS)]
         fix = "give a folder that holds the weights as safetensors, or a hub id"
         if self._index is not None:
             why, fix = f"{metadata.INDEX} does not name it", "`mtpforge inspect` shows what the checkpoint holds"
         elif self.has_headers:
             why, fix = "no header of its files names it", "`mtpforge inspect` shows what the checkpoint holds"
-        elif others:
-            why = f"the folder holds no safetensors, but {shown(others[0])}"
         else:
-            why = "the folder holds a config and no weights"
+            why = self.unread or "the folder holds a config and no weights"
         return MtpforgeError(
             f"`{shown(self._label)}` has no tensor `{shown(name)}`", where=shown(self._path), why=why, fix=fix
         )

@@ -33,11 +33,29 @@ _MOST_SIGNS: Final = {b"{": 2 * MAX_TENSORS, b"[": 3 * MAX_TENSORS, b",": 10 * M
 _METADATA: Final = "__metadata__"
 
 
+# How files begin that are taken for safetensors: torch.save writes a zip archive, before torch 1.6 bare pickle.
+_OTHERS: Final = {b"PK\x03\x04": "pickle in a zip archive", b"GGUF": "GGUF"} | {
+    bytes((0x80, protocol)): "pickle" for protocol in range(2, 6)
+}
+
+
+def other_kind(first: bytes) -> str:
+    """What a file is whose first bytes are those of another kind of weights: "pickle", "GGUF"; "" for none known."""
+    return next((kind for start, kind in _OTHERS.items() if first.startswith(start)), "")
+
+
 def length(first: bytes, file: str, file_bytes: int) -> int:
     """Length of the JSON header in bytes, from the first eight bytes of a file that has `file_bytes` in all."""
     if len(first) < LENGTH_BYTES or file_bytes < LENGTH_BYTES:
         raise _invalid(file, f"it has {file_bytes} bytes, a header needs at least {LENGTH_BYTES}")
     json_fields.refuse_pointer(first, file)
+    if (kind := other_kind(first)) and int.from_bytes(first, "little") + LENGTH_BYTES > file_bytes:
+        raise MtpforgeError(
+            f"`{shown(file)}` is {kind}, not safetensors",
+            where=Where(file),
+            why="only safetensors are read: pickle runs code, and has no header to read alone",
+            fix="name a checkpoint that was published as safetensors",
+        )
     (n_bytes,) = struct.unpack_from("<Q", first)
     if n_bytes > MAX_HEADER_BYTES:
         raise _invalid(file, f"its header claims {n_bytes:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed")
@@ -71,7 +89,7 @@ def _load(raw: bytes, file: str) -> dict[str, object]:
             raise _invalid(file, f"its header has {n:,} times `{sign.decode()}`, at most {most:,} are allowed")
     try:
         value: object = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_once, parse_int=_natural, parse_float=_no_number,
+            raw.decode("utf-8"), object_pairs_hook=_once, parse_int=_whole, parse_float=_no_number,
             parse_constant=_no_number,
         )  # fmt: skip
     except RecursionError:
@@ -92,9 +110,9 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-def _natural(digits: str) -> int:
-    if digits.startswith("-"):
-        raise ValueError(f"negative number {digits}")
+def _whole(digits: str) -> int:
+    if digits == "-0":  # the library reads no sign before a whole number
+        raise ValueError("negative number -0")
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
@@ -129,6 +147,8 @@ def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) 
             pass
         case other:
             raise _invalid(file, f"data_offsets must be two whole numbers, they are {shown(brief(other))}", name)
+    if start < 0:
+        raise _invalid(file, f"its data begins before the file, at {start:,}", name)
     if start > stop:
         raise _invalid(file, f"its data begins at {start:,} and ends before, at {stop:,}", name)
     if data_start + stop > file_bytes:
@@ -146,6 +166,8 @@ def _spec(dtype: object, dimensions: object, file: str, name: str) -> Spec:
         raise _invalid(file, f"it has {len(dimensions)} dimensions, at most {MAX_DIMENSIONS} are allowed", name)
     if not isinstance(dimensions, list) or not all(type(n) is int for n in dimensions):
         raise _invalid(file, f"shape must be a list of whole numbers, it is {shown(brief(dimensions))}", name)
+    if any(n < 0 for n in dimensions):
+        raise _invalid(file, f"its shape has a negative number: {shown(brief(dimensions))}", name)
     shape: Shape = tuple(dimensions)
     bits = DTYPES[dtype].bits
     for n in shape:  # the product without zeros: readers that multiply in order overflow before they meet a zero

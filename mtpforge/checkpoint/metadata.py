@@ -18,6 +18,7 @@ from mtpforge.errors import MtpforgeError, Where, shown
 CONFIG: Final = "config.json"
 INDEX: Final = "model.safetensors.index.json"
 CARD: Final = "README.md"
+_UNREAD: Final = {".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".ckpt": "pickle", ".gguf": "GGUF"}
 SUFFIX: Final = ".safetensors"
 SIDE_FILE: Final = "hf_quant_config.json"
 MAX_BASE_MODELS: Final = 8  # of a card; each is asked for on the hub
@@ -132,6 +133,12 @@ def base_models(card: bytes | None) -> tuple[str, ...]:
 
 def _is_hub_id(word: str) -> bool:
     return _HUB_ID.fullmatch(word) is not None and "--" not in word and ".." not in word
+
+
+def unread(names: Iterable[str]) -> str:
+    """Of the file names of a checkpoint without safetensors: what its weights are, "" where there are none."""
+    found = ((name, kind) for name in sorted(names) for suffix, kind in _UNREAD.items() if name.endswith(suffix))
+    return next((f"`{shown(name)}` is {kind}, only safetensors are read" for name, kind in found), "")
 
 
 def document_names(names: Iterable[str]) -> tuple[str, ...]:

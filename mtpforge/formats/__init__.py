@@ -19,7 +19,7 @@ from mtpforge.formats import (
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
 from mtpforge.tensors import Quantization, Shape
 
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "unread"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
@@ -38,6 +38,11 @@ FORMATS: Final[dict[str, Format]] = {
 def explain(parts: Specs, shape: Shape, block: Mapping[str, object]) -> str:
     """Why no format recognises these parts: the nearest format, and what is missing, odd or of another shape."""
     return explaining.nearest_miss(FORMATS, label, parts, shape, block)
+
+
+def unread(parts: Specs, shape: Shape) -> str:
+    """The name of a known format that no file here reads yet, of which these parts are; "" for none."""
+    return explaining.unread(parts, shape)
 
 
 def label(quantization: Quantization) -> str:

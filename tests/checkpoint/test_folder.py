@@ -145,7 +145,7 @@ def test_pickled_weights_are_named_as_the_reason(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     error = refusal(open_checkpoint(str(tmp_path)).locate, ["a"])
-    assert error.why == "the folder holds no safetensors, but pytorch_model.bin"
+    assert error.why == "`pytorch_model.bin` is pickle, only safetensors are read"
 
 
 def test_an_absent_tensor_is_named(folder):

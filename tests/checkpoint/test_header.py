@@ -85,7 +85,7 @@ BAD = {
     "shape of truth": (file_of({"a": entry(shape=(True, 2))}, b"12"), "shape must be a list of whole numbers"),
     "negative shape": (
         file_of({"a": entry(shape=(-2, -1))}, b"12"),
-        "its header is not valid JSON: negative number -2",
+        "its shape has a negative number: [-2, -1]",
     ),
     "minus zero": (
         file_of('{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'),
@@ -174,6 +174,21 @@ def test_the_error_names_the_tensor_with_control_characters_escaped():
     with pytest.raises(MtpforgeError) as caught:
         read(file_of({"a\x1b[31m": entry()}, b"12"))
     assert caught.value.where == "m.safetensors, tensor a\\x1b[31m"
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [(b"PK\x03\x04", "pickle in a zip archive"), (b"\x80\x02", "pickle"), (b"GGUF\3\0\0\0", "GGUF")]
+)
+def test_weights_of_another_kind_are_called_by_it(start, kind):
+    with pytest.raises(MtpforgeError) as caught:
+        read(start + bytes(range(1, 64)))
+    assert caught.value.what == f"`m.safetensors` is {kind}, not safetensors"
+
+
+def test_a_negative_shape_is_told_of_its_tensor():
+    with pytest.raises(MtpforgeError) as caught:
+        read(file_of({"a": entry(shape=(-2, -1))}, b"12"))
+    assert caught.value.where == "m.safetensors, tensor a"
 
 
 def test_too_many_tensors_are_refused(monkeypatch):

@@ -99,6 +99,11 @@ class HubRepo:
         return bool(self._weights)
 
     @property
+    def unread(self) -> str:
+        """What its weights are instead."""
+        return "" if self.has_headers else metadata.unread(self._files)
+
+    @property
     def downloaded(self) -> Downloaded:
         """Bytes of weight files that were fetched so far."""
         return self._bytes.downloaded
