@@ -13,6 +13,7 @@ from torch import Tensor
 from mtpforge.formats import FORMATS
 from mtpforge.methods import RTN, Method
 from mtpforge.verifying.bands import Stored, bands
+from mtpforge.verifying.standing_out import Groups
 
 if TYPE_CHECKING:
     from mtpforge.formats.compiled import RowKernels
@@ -35,7 +36,7 @@ class Examined:
     numbers, values: sentences about what is wrong, empty where nothing is. relative_error: Frobenius, against the
     source, None where there is none. scales: suffix -> value of every scale of the whole matrix. n_compared: weights.
     is_zero: every weight is zero, and so is the source's. rtn_error: relative error that round-to-nearest would leave,
-    where the scales were searched.
+    where the scales were searched. standing_out: a sentence about groups whose error is unlike that of all others.
     """
 
     module: str
@@ -46,6 +47,7 @@ class Examined:
     n_compared: int = 0
     is_zero: bool = False
     rtn_error: float | None = None
+    standing_out: str = ""
 
 
 def weight(
@@ -56,16 +58,17 @@ def weight(
     anew: bool = False,
     method: Method = RTN,
     kernels: RowKernels | None = None,
+    by_group: bool = False,
 ) -> Examined:
     """A matrix, band by band; every part of the draft is read once, in order.
 
     anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
-    method: how the draft's codes are said to be found.
+    method: how the draft's codes are said to be found. by_group: whether a group may stand out, where no manifest says.
     """
     matrix = draft.matrix()
     numbers = _Numbers(draft)
     numbers.matrix(matrix)
-    tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew)
+    tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew, by_group=by_group)
     for first, last in bands(draft.shape):
         parts = draft.band(first, last)
         own = None if tally is None else tally.source.band(first, last)
@@ -82,7 +85,9 @@ def weight(
         return Examined(module, found, scales=totals)
     n_weights, both_zero = math.prod(draft.shape), numbers.is_zero and tally.is_zero
     own_error, rtn_error = tally.relative_error, tally.rtn_error
-    return Examined(module, found, tally.findings(), own_error, totals, n_weights, both_zero, rtn_error)
+    wrong = tally.findings()
+    stands_out = "" if wrong or tally.groups is None else tally.groups.finding()
+    return Examined(module, found, wrong, own_error, totals, n_weights, both_zero, rtn_error, stands_out)
 
 
 def plain(name: str, held: Tensor, reference: Tensor | None) -> Examined:
@@ -167,12 +172,21 @@ class _Tally:
     """The difference between a draft's matrix and the source's, gathered over bands."""
 
     def __init__(
-        self, draft: Stored, source: Stored, matrix: Mapping[str, Tensor], method: Method, *, anew: bool
+        self,
+        draft: Stored,
+        source: Stored,
+        matrix: Mapping[str, Tensor],
+        method: Method,
+        *,
+        anew: bool,
+        by_group: bool,
     ) -> None:
         self.draft, self.source = draft, source
         self.matrix, self.source_matrix = matrix, source.matrix()
         self.same = not anew and _same_form(draft, source) and _equal(matrix, self.source_matrix)
         self.form, self.method = FORMATS[draft.quantization.format], method
+        judged = by_group and not self.same and Groups.judge(self.form, draft.quantization)
+        self.groups = Groups(self.form, draft.quantization) if judged else None
         self.difference = self.reference = self.rtn = 0.0
         self.n_beyond = 0
         self.first = ""
@@ -182,7 +196,7 @@ class _Tally:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
         from mtpforge.formats import compiled
 
-        if self.same or self.method.judge_rows is None:
+        if self.same or self.groups is not None or self.method.judge_rows is None:
             return False
         shape, held = (rows, self.draft.shape[1]), {**parts, **self.matrix}
         ours = compiled.packed(held, shape, self.draft.quantization)
@@ -210,6 +224,8 @@ class _Tally:
         self.difference += float(torch.linalg.vector_norm(difference)) ** 2
         self.reference += float(torch.linalg.vector_norm(reference)) ** 2
         self.is_zero = self.is_zero and self.reference == 0
+        if self.groups is not None:
+            self.groups.add(self.matrix, reference, difference)
         if self.same:
             beyond = ~(difference <= 0)
         else:

@@ -89,7 +89,7 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
     hashes: dict[str, str] = {}
     method = subject.claimed
     found = [*_weights(subject, fitting, origin, hashes, method, on_progress), *_plain(subject, origin, hashes)]
-    values = (*_values(subject, origin, found, method), *_searched(found, method))
+    values = (*_values(subject, origin, found, method), *_standing_out(found), *_searched(found, method))
     checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)
     errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
     by_rtn = {e.module: e.rtn_error for e in found if e.rtn_error is not None}
@@ -113,7 +113,9 @@ def _weights(
         theirs = _counterpart(weight, origin)
         name = weight.module.name
         method = claimed if claimed.serves(FORMATS[weight.quantization.format], weight.module.kind) else RTN
-        result = examining.weight(name, draft, theirs, anew=name in anew, method=method, kernels=kernels())
+        result = examining.weight(
+            name, draft, theirs, anew=name in anew, method=method, kernels=kernels(), by_group=subject.told is None
+        )
         own = f"{subject.prefix}{weight.module.name}."
         return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
 
@@ -274,6 +276,13 @@ def _searched(found: list[Examined], method: Method) -> tuple[Check, ...]:
         f"{method.how} in {len(both)} weights: mean relative error {ours:.4g}, {how_much} {more} than {rtn:.4g} by rtn"
     )
     return (Check("scales", "passed", detail),)
+
+
+def _standing_out(found: list[Examined]) -> tuple[Check, ...]:
+    """Single groups that are unlike all others of their matrix: within the bound, and hardly what its maker wrote."""
+    said = [f"{e.module}: {e.standing_out}" for e in found if e.standing_out]
+    fix = "compare these scales with the draft's origin, or download it again"
+    return (Check("groups", "warning", f"{len(said)} weights: {some(said)}", fix),) if said else ()
 
 
 def _told(subject: Subject, origin: Source, weight: Weight | None, examined: Examined) -> str:
