@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mtpforge import scheme
+from mtpforge.formats import label
 from mtpforge.report import Check
 from mtpforge.scheme import Rule
 from mtpforge.tensors import Quantization
@@ -24,7 +25,7 @@ def sentence(subject: Subject, checks: Iterable[Check], asking: str) -> str:
         return f"does not fit: it holds no weight of this layer in a known form; {asking} for {wanted}"
     if other is not None:
         name = scheme.name_of(Rule(template, form, "") for template, form in sorted(held, key=str)) or "dense"
-        what = name if name != wanted else f"{other[1]} in `{other[0]}`, which is to be {other[2]}"
+        what = name if name != wanted else f"{label(other[1])} in `{other[0]}`, which is to be {label(other[2])}"
         return f"does not fit: this draft is {what}; {asking} for {wanted}"
     failed = [check.name for check in checks if check.verdict == "failed"]
     if failed:
@@ -37,4 +38,4 @@ def sentence(subject: Subject, checks: Iterable[Check], asking: str) -> str:
 
 def _key(form: Quantization) -> tuple[str, str]:
     """What makes two forms one to people; a scale of another dtype is told by the checks."""
-    return form.format, str(form)
+    return form.format, label(form)
