@@ -26,8 +26,8 @@ from torch import Tensor
 
 from mtpforge.errors import MACHINE
 from mtpforge.formats import FORMATS
-from mtpforge.planning.steps import BAND_ELEMENTS
 from mtpforge.tensors import Quantization
+from mtpforge.weights.bands import BAND_ELEMENTS
 
 COLUMNS = 4096
 REPEATS = 20

@@ -23,6 +23,7 @@ from mtpforge.families.counting import config_experts, expert_numbers, served_ex
 from mtpforge.families.family import Module, Plain
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, Spec, TensorRef
+from mtpforge.weights import Reader, StoredWeight
 
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _SHOWN: Final = 3
@@ -38,6 +39,16 @@ class StoredModule:
     module: Module
     parts: dict[str, TensorRef]
     quantization: Quantization
+
+    @property
+    def weight_parts(self) -> dict[str, TensorRef]:
+        """Its parts without the scale of static activations, which no weight depends on."""
+        scale = formats.FORMATS[self.quantization.format].input_scale
+        return {suffix: ref for suffix, ref in self.parts.items() if scale is None or suffix != scale.suffix}
+
+    def weight(self, reader: Reader) -> StoredWeight:
+        """The weight, ready to be read."""
+        return StoredWeight(reader, self.weight_parts, self.module.shape, self.quantization)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from drafts import WEIGHTS, changed, reconfigured
+from mtpforge.verifying.bands import read
 
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
@@ -13,7 +14,6 @@ from mtpforge.cli import main
 from mtpforge.planning import plan
 from mtpforge.scheme import load
 from mtpforge.verifying import verify
-from mtpforge.verifying.bands import read
 
 P = "model.layers.3."
 

@@ -22,7 +22,7 @@ from mtpforge.formats import FORMATS, label
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
 from mtpforge.verifying import glance, verify
-from mtpforge.verifying.bands import read
+from mtpforge.weights import Reader
 
 P = "model.layers.3."
 ENCODED = (
@@ -135,7 +135,7 @@ def test_codes_that_were_made_anew_because_gate_and_up_differed_are_not_held_to_
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(dict(whole.config)))
-    tensors = {name: read(whole, ref) for name, ref in whole.locate(names).items()}
+    tensors = {name: Reader(whole.read).tensor(ref) for name, ref in whole.locate(names).items()}
     calibrated(tensors)
     save_file(tensors, folder / "model.safetensors")
     source = open_checkpoint(str(folder))

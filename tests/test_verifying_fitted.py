@@ -16,7 +16,8 @@ from mtpforge.nextn import inputs
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning import plan
 from mtpforge.tensors import Quantization
-from mtpforge.verifying import values, verify
+from mtpforge.verifying import verify
+from mtpforge.weights import compiling
 
 LAYER = "model.layers.3."
 W = f"{LAYER}mlp.experts.5.up_proj."
@@ -41,7 +42,7 @@ def draft(tinyglm, tmp_path_factory):
 @pytest.fixture(params=["torch", "kernels"])
 def judged(request, tinyglm, monkeypatch):
     if request.param == "kernels":
-        monkeypatch.setattr(values, "WORTH_COMPILING", 0)
+        monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
 
     def judge(folder):
         source, target = open_checkpoint(str(tinyglm("bf16"))), open_checkpoint(str(tinyglm("awq-int4")))

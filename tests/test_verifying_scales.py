@@ -11,7 +11,8 @@ from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.methods import METHODS
 from mtpforge.planning import plan
-from mtpforge.verifying import values, verify
+from mtpforge.verifying import verify
+from mtpforge.weights import compiling
 
 SEARCHED = [m.name for m in METHODS.values() if m.is_searched and not m.needs_inputs]
 W = "model.layers.3.mlp.experts.5.up_proj."
@@ -34,7 +35,7 @@ def draft(tinyglm, tmp_path_factory):
 @pytest.fixture(params=["torch", "kernels"])
 def judged(request, tinyglm, monkeypatch):
     if request.param == "kernels":
-        monkeypatch.setattr(values, "WORTH_COMPILING", 0)
+        monkeypatch.setattr(compiling, "WORTH_COMPILING", 0)
 
     def judge(folder):
         source, target = open_checkpoint(str(tinyglm("bf16"))), open_checkpoint(str(tinyglm("awq-int4")))

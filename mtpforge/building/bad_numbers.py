@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mtpforge.building.reading import Band
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats import FORMATS
 from mtpforge.planning.steps import Move
 from mtpforge.tensors import TensorRef
+from mtpforge.weights import Band
+
+Start: TypeAlias = tuple[int, int]  # axis of a stored tensor, and the place on it where some of it begins
+_START: Final = (0, 0)
 
 # dtype -> integer view, bits without the sign, and the smallest of them that is no number (exponent all ones; E4M3 has
 # one NaN and no Inf).
@@ -47,14 +50,14 @@ def is_scale(suffix: str) -> bool:
     return "scale" in suffix
 
 
-def refuse_no_numbers(ref: TensorRef, values: Tensor, first_row: int = 0) -> None:
-    """Refuse a NaN or Inf among stored numbers; integers pass. `first_row` is where `values` starts in the tensor."""
+def refuse_no_numbers(ref: TensorRef, values: Tensor, start: Start = _START) -> None:
+    """Refuse a NaN or Inf among stored numbers; integers pass. `start`: where in the tensor `values` begins."""
     if ref.spec.dtype not in _NO_NUMBER or not values.numel():
         return
     view, mask, limit = _NO_NUMBER[ref.spec.dtype]
     bits = values.view(view) & mask
     if int(bits.amax()) >= limit:
-        raise _error(ref, f"{_place(bits >= limit, first_row)} is not a finite number")
+        raise _error(ref, f"{_place(bits >= limit, start)} is not a finite number")
 
 
 def refuse_values(move: Move, band: Band, values: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ def refuse_values(move: Move, band: Band, values: Tensor) -> Tensor:
     found = largest(values)
     if not torch.isfinite(found):
         ref = next(iter(move.reads.values()))
-        place = _place(~torch.isfinite(values), band.first)
+        place = _place(~torch.isfinite(values), (0, band.first))
         raise _error(ref, f"{place} of the decoded weight is not a finite number")
     return found
 
@@ -73,14 +76,14 @@ def largest(values: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def refuse_scale(ref: TensorRef, values: Tensor, first_row: int = 0) -> None:
+def refuse_scale(ref: TensorRef, values: Tensor, start: Start = _START) -> None:
     """Refuse a scale that is NaN, Inf or zero, and one below zero that turns the sign of a whole matrix."""
-    refuse_no_numbers(ref, values, first_row)
+    refuse_no_numbers(ref, values, start)
     if _turns_all(values):
         raise _error(ref, "its value is a negative scale")
     zero = _zeros(values)
     if zero.any():
-        raise _error(ref, f"{_place(zero, first_row)} is a zero scale")
+        raise _error(ref, f"{_place(zero, start)} is a zero scale")
 
 
 def refuse_parts(move: Move, band: Band) -> None:
@@ -88,27 +91,27 @@ def refuse_parts(move: Move, band: Band) -> None:
     refuse_scales(move, band)
     for suffix, tensor in band.parts.items():
         if not is_scale(suffix):
-            refuse_no_numbers(move.reads[suffix], tensor, _start_row(band, move, suffix))
+            refuse_no_numbers(move.reads[suffix], tensor, band.starts.get(suffix, _START))
 
 
 def refuse_scales(move: Move, band: Band) -> None:
     """Refuse bad scales of a band. A group or block whose scale is zero passes if all its codes are zero."""
     suspects = []
     for suffix, tensor in band.parts.items():
-        if not is_scale(suffix) or (suffix not in band.refs and band.first) or _is_sound(move.reads[suffix], tensor):
+        if not is_scale(suffix) or (suffix not in band.starts and band.first) or _are_usual(move.reads[suffix], tensor):
             continue
-        ref, first_row = move.reads[suffix], _start_row(band, move, suffix)
-        if suffix in band.refs and move.stored.strategy in {"group", "block"}:
-            refuse_no_numbers(ref, tensor, first_row)
+        ref, start = move.reads[suffix], band.starts.get(suffix, _START)
+        if suffix in band.starts and move.stored.strategy in {"group", "block"}:
+            refuse_no_numbers(ref, tensor, start)
             if _zeros(tensor).any():
                 suspects.append(suffix)
         else:
-            refuse_scale(ref, tensor, first_row)
+            refuse_scale(ref, tensor, start)
     for suffix in suspects:
         _refuse_erased(move, band, suffix)
 
 
-def _is_sound(ref: TensorRef, scales: Tensor) -> bool:
+def _are_usual(ref: TensorRef, scales: Tensor) -> bool:
     """Whether no scale is NaN, Inf, zero or turns all: one pass over the bits, as nearly every band is."""
     if ref.spec.dtype not in _NO_NUMBER or not scales.numel() or _turns_all(scales):
         return False
@@ -127,31 +130,25 @@ def _refuse_erased(move: Move, band: Band, suffix: str) -> None:
     tensor = band.parts[suffix]
     zero = _zeros(tensor)
     ones = torch.where(zero, torch.ones((), dtype=torch.float32), tensor.float()).to(tensor.dtype)
-    decode = FORMATS[move.stored.format].decode
-    shown_codes = decode({**band.parts, suffix: ones}, band.shape, move.stored)
-    hidden = shown_codes != decode(band.parts, band.shape, move.stored)
+    hidden = replace(band, parts={**band.parts, suffix: ones}).decoded() != band.decoded()
     if hidden.any():
-        covered = _place(hidden, band.first)
-        place = _place(zero, _start_row(band, move, suffix))
+        covered = _place(hidden, (0, band.first))
+        place = _place(zero, band.starts.get(suffix, _START))
         raise _error(move.reads[suffix], f"{place} is a zero scale over codes that are not zero ({covered})")
-
-
-def _start_row(band: Band, move: Move, suffix: str) -> int:
-    """The row of the whole part that the band's part starts at; 0 for a part of the whole matrix."""
-    whole = move.reads[suffix]
-    part = band.refs.get(suffix, whole)
-    row_bytes = (whole.stop - whole.start) // max(whole.spec.shape[0], 1) if whole.spec.shape else 1
-    return (part.start - whole.start) // max(row_bytes, 1)
 
 
 def _zeros(values: Tensor) -> Tensor:
     return values.float() == 0
 
 
-def _place(bad: Tensor, first_row: int) -> str:
+def _place(bad: Tensor, start: Start) -> str:
     """Index of the first bad value in the whole tensor: `value [row, column]`; `its value` for a scalar."""
     place = [int(i) for i in bad.nonzero()[0]]
-    return f"value {[place[0] + first_row, *place[1:]]}" if place else "its value"
+    if not place:
+        return "its value"
+    axis, entry = start
+    place[axis] += entry
+    return f"value {place}"
 
 
 def _error(ref: TensorRef, why: str) -> MtpforgeError:

@@ -15,9 +15,8 @@ from typing import Final, TypeAlias
 from mtpforge import errors, manifest
 from mtpforge.building import device as devices
 from mtpforge.building import fitted_codes, notice
-from mtpforge.building.compiled import Kernels, is_worthwhile
+from mtpforge.building.encoding import encoded_weights
 from mtpforge.building.executing import Executor
-from mtpforge.building.reading import Reader
 from mtpforge.building.sample_digests import Samples
 from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
@@ -29,6 +28,8 @@ from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning.steps import Plan
 from mtpforge.report import Check, OnProgress, Progress, Report
 from mtpforge.tensors import Spec
+from mtpforge.weights import Buffers
+from mtpforge.weights.compiling import kernels_for
 from mtpforge.writing import layout, preflight
 from mtpforge.writing.folder import DraftFolder, kept_steps
 from mtpforge.writing.layout import ShardLayout
@@ -150,16 +151,14 @@ def _weights(
         pool.leave_if_stopped()
         counter.add(n_bytes)
 
-    compiled = job.kernels if job.kernels is not None else is_worthwhile(job.plan.steps)
+    kernels = kernels_for(encoded_weights(job.plan.steps), wanted=False if job.device else job.kernels)
 
     factor = job.calibration.factor if job.calibration else lambda _: None
 
     def executor() -> Executor:
-        if job.device is None:
-            kernels = Kernels() if compiled else None
-            return Executor(Reader(job.checkpoints), folder, samples, advance, kernels, factor=factor)
-        reader = Reader(job.checkpoints, job.device.host, buffers=2)
-        return Executor(reader, folder, samples, advance, lane=devices.Lane(job.device, samples), factor=factor)
+        buffers = Buffers() if job.device is None else Buffers(2, job.device.host)
+        lane = None if job.device is None else devices.Lane(job.device, samples)
+        return Executor(job.checkpoints, buffers, folder, samples, advance, kernels(), lane, factor)
 
     reference.begin(files)
     with devices.told(job.device):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mtpforge.building import bad_numbers
 from mtpforge.building.output import Output
-from mtpforge.building.reading import Reader
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Carry
 from mtpforge.tensors import DTYPES, TensorRef
+from mtpforge.weights import Reader
 
 STEP_BYTES = 1 << 20  # larger reads leave the second cache: steps of 8 MiB took five times the CPU
 
@@ -21,7 +21,7 @@ STEP_BYTES = 1 << 20  # larger reads leave the second cache: steps of 8 MiB took
 def carry(reader: Reader, move: Carry, output: Output) -> None:
     """Copy or cast one dense tensor; kept rows only where the plan says so."""
     for first, values in _pieces(reader, move):
-        bad_numbers.refuse_no_numbers(move.read, values, first)
+        bad_numbers.refuse_no_numbers(move.read, values, (0, first))
         output.add(_cast(move, values))
 
 

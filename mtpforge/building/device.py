@@ -29,12 +29,11 @@ from torch import Tensor
 
 from mtpforge import errors
 from mtpforge.building import bad_numbers
-from mtpforge.building.compiled import encoded_weights
-from mtpforge.building.converting import decoded, encoded
-from mtpforge.building.reading import Band
+from mtpforge.building.encoding import encoded, encoded_weights
 from mtpforge.building.sample_digests import Samples
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning.steps import Move, Step
+from mtpforge.weights import Band
 
 # Starting CUDA takes seconds, in which the compiled kernels of a few cores encode billions of weights.
 WORTH_A_GPU: Final = 4 << 30
@@ -138,7 +137,7 @@ class Lane:
         """Every band with its row parts in the wanted format, in host memory."""
 
         def work(band: Band) -> dict[str, Tensor]:
-            values = decoded(move, band)
+            values = band.decoded()
             found = {_LARGEST: bad_numbers.largest(values)}
             if self._samples.wants(move, band):
                 found[_VALUES] = values
@@ -152,9 +151,9 @@ class Lane:
                 self._samples.observe(move, band, made.pop(_VALUES))
             yield band, made
 
-    def largest(self, move: Move, bands: Iterable[Band]) -> Iterator[tuple[Band, Tensor | None]]:
+    def largest(self, bands: Iterable[Band]) -> Iterator[tuple[Band, Tensor | None]]:
         """Every band with its largest magnitude, float32 scalar in host memory."""
-        for band, made in self._through(bands, lambda band: {_LARGEST: bad_numbers.largest(decoded(move, band))}):
+        for band, made in self._through(bands, lambda band: {_LARGEST: bad_numbers.largest(band.decoded())}):
             yield band, made[_LARGEST] if made is not None and made[_LARGEST].isfinite() else None
 
     def _through(self, bands: Iterable[Band], work: Work) -> Iterator[Made]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mtpforge.building import bad_numbers, dense_tensors, input_scales
-from mtpforge.building.compiled import Kernels
-from mtpforge.building.converting import decoded, encoded
 from mtpforge.building.device import Lane, Made
+from mtpforge.building.encoding import compiled, encoded
 from mtpforge.building.output import Output, raw
-from mtpforge.building.reading import Band, Reader
 from mtpforge.building.sample_digests import Samples
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_by_origin
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import BAND_ROWS
 from mtpforge.methods import METHODS
-from mtpforge.planning.steps import Move, Step, Write, band_rows
+from mtpforge.planning.steps import Move, Step, Write
 from mtpforge.tensors import DTYPES
+from mtpforge.weights import Band, Buffers, Reader, StoredWeight
 from mtpforge.writing.folder import DraftFolder
+
+if TYPE_CHECKING:
+    from mtpforge.weights.kernels import RowKernels
 
 
 class Executor:
@@ -27,11 +32,12 @@ class Executor:
 
     def __init__(
         self,
-        reader: Reader,
+        checkpoints: Mapping[str, Checkpoint],
+        buffers: Buffers,
         folder: DraftFolder,
         samples: Samples,
         advance: Callable[[int], None],
-        kernels: Kernels | None = None,
+        kernels: RowKernels | None = None,
         lane: Lane | None = None,
         factor: Callable[[str], Tensor | None] = lambda _: None,
     ) -> None:
@@ -39,18 +45,19 @@ class Executor:
 
         factor: of the inputs of a module, for codes that are fitted to them.
         """
-        self._reader, self._folder, self._samples, self._advance = reader, folder, samples, advance
+        self._checkpoints, self._folder, self._samples, self._advance = checkpoints, folder, samples, advance
+        self._reader = Reader(lambda ref, into: checkpoints[ref.origin].read(ref, into), buffers)
         self._kernels, self._lane, self._factor = kernels, lane, factor
 
     def __call__(self, index: int, step: Step) -> None:
         """Write every tensor of the step, or find that an earlier run has."""
-        with self._reader.placing():
+        with errors_by_origin(self._checkpoints):
             self._execute(index, step)
 
     def _execute(self, index: int, step: Step) -> None:
         n_bytes = sum(w.spec.n_bytes for w in step.writes)
         if not self._is_finished(index, step):
-            outputs = {w.name: Output(self._folder, w) for w in step.writes}
+            outputs = self._outputs(step)
             for carry in step.carries:
                 dense_tensors.carry(self._reader, carry, outputs[carry.write.name])
             for scale in step.input_scales:
@@ -60,6 +67,17 @@ class Executor:
         for move in step.moves:
             self._observe_rest(move)
         self._advance(n_bytes)
+
+    def _outputs(self, step: Step) -> dict[str, Output]:
+        axes: dict[str, int] = {}
+        for move in step.moves:
+            parts = {w.suffix: w.spec for w in move.writes}
+            lie = FORMATS[move.wanted.format].rows_in_parts(move.shape, move.wanted, parts)
+            axes |= {w.name: lie[w.suffix].axis for w in move.writes if w.suffix in lie}
+        return {w.name: Output(self._folder, w, axes.get(w.name, 0)) for w in step.writes}
+
+    def _weight(self, move: Move) -> StoredWeight:
+        return StoredWeight(self._reader, move.reads, move.shape, move.stored)
 
     def _is_finished(self, index: int, step: Step) -> bool:
         """Whether an earlier run wrote this step, and its bytes are still what the journal says."""
@@ -93,12 +111,12 @@ class Executor:
     def _copy(self, move: Move, outputs: Mapping[str, Output]) -> None:
         """Every part byte for byte, but for a scale that is widened; looked at for numbers that no weight may hold."""
         by_suffix = {w.suffix: w for w in move.writes}
-        for band in self._reader.bands(move, _copy_rows(move)):
+        for band in self._weight(move).bands(_copy_rows(move)):
             self._advance(0)
             bad_numbers.refuse_parts(move, band)
             for suffix, tensor in band.parts.items():
                 write = by_suffix.get(suffix)
-                if write is not None and (suffix in band.refs or band.first == 0):
+                if write is not None and (suffix in band.starts or band.first == 0):
                     outputs[write.name].add(_widened(tensor, write))
 
     def _encode(self, move: Move, amax: Tensor | None, outputs: Mapping[str, Output]) -> None:
@@ -127,12 +145,12 @@ class Executor:
     def _compiled(self, move: Move, band: Band, matrix: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         if self._kernels is None:
             return None
-        if self._samples.wants(move, band) and (values := self._kernels.decode(move, band)) is not None:
+        if self._samples.wants(move, band) and (values := self._kernels.decode(band)) is not None:
             self._samples.observe(move, band, values)
-        return self._kernels.encode(move, band, matrix)
+        return compiled(self._kernels, move, band, matrix)
 
     def _plain(self, move: Move, band: Band, matrix: Mapping[str, Tensor], factor: Tensor | None) -> dict[str, Tensor]:
-        values = decoded(move, band)
+        values = band.decoded()
         bad_numbers.refuse_values(move, band, values)
         self._samples.observe(move, band, values)
         return encoded(move, values, matrix, factor)
@@ -141,20 +159,20 @@ class Executor:
         """Largest magnitude of the whole weight, float32 scalar."""
         return torch.stack(
             [
-                bad_numbers.refuse_values(move, band, decoded(move, band)) if found is None else found
+                bad_numbers.refuse_values(move, band, band.decoded()) if found is None else found
                 for band, found in self._largest_of_bands(move)
             ]
         ).amax()
 
     def _largest_of_bands(self, move: Move) -> Iterator[tuple[Band, Tensor | None]]:
         if self._lane is not None:
-            return self._lane.largest(move, self._bands(move))
+            return self._lane.largest(self._bands(move))
         kernels = self._kernels
-        return ((band, kernels.largest(move, band) if kernels else None) for band in self._bands(move))
+        return ((band, kernels.largest(band) if kernels else None) for band in self._bands(move))
 
     def _bands(self, move: Move) -> Iterator[Band]:
         """The weight as it is stored, band by band, its scales looked at."""
-        for band in self._reader.bands(move, band_rows(move.shape)):
+        for band in self._weight(move).bands():
             self._advance(0)
             bad_numbers.refuse_scales(move, band)
             yield band
@@ -162,8 +180,8 @@ class Executor:
     def _observe_rest(self, move: Move) -> None:
         """Decode the sampled bands of a weight that was copied, or finished by an earlier run."""
         for first, last in self._samples.missing(move):
-            band = self._reader.band(move, self._reader.matrix_parts(move), first, last)
-            self._samples.observe(move, band, decoded(move, band))
+            band = self._weight(move).open().band(first, last)
+            self._samples.observe(move, band, band.decoded())
 
 
 def _copy_rows(move: Move) -> int:

@@ -6,9 +6,9 @@ import torch
 
 from mtpforge.building import bad_numbers
 from mtpforge.building.output import Output, raw
-from mtpforge.building.reading import Reader
 from mtpforge.planning.steps import InputScaleMove
 from mtpforge.tensors import DTYPES
+from mtpforge.weights import Reader
 
 
 def write(reader: Reader, move: InputScaleMove, output: Output) -> None:

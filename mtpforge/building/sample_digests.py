@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mtpforge.building.reading import Band
 from mtpforge.checking import bf16_bytes
 from mtpforge.planning.steps import Move
+from mtpforge.weights import Band
 
 
 class Samples:

@@ -18,8 +18,9 @@ from typing import IO, TYPE_CHECKING, Final, Self
 from mtpforge import errors, formats
 from mtpforge.checking.selection import Key, Sample, Selection
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.formats.format import part_rows, row_parts
 from mtpforge.report import OnProgress, Progress
+from mtpforge.tensors import TensorRef
+from mtpforge.weights import Reader, StoredWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,24 +130,14 @@ class ReferenceCheck:
 
 def _decoded(sample: Sample, paths: Mapping[str, str | os.PathLike[str]]) -> Tensor:
     """Our own decoding of a sample's rows, from the file, float32."""
-    import torch
 
-    from mtpforge.arithmetic.scales import torch_dtype
-
-    form, columns = formats.FORMATS[sample.format], sample.shape[1]
-    growing = row_parts(form.layout, columns, sample.quantization)
-    parts = {}
-    for suffix, whole in sample.reads.items():
-        ref = whole
-        if suffix in growing:
-            ref = whole.rows(*part_rows(form.layout, suffix, columns, sample.quantization, sample.rows))
-        buffer = bytearray(ref.stop - ref.start)
+    def read(ref: TensorRef, into: memoryview) -> None:
         with Path(paths[ref.file]).open("rb") as file:
             file.seek(ref.start)
-            file.readinto(buffer)
-        flat = torch.frombuffer(buffer, dtype=torch.uint8)
-        parts[suffix] = flat.view(torch_dtype(ref.spec.dtype)).view(ref.spec.shape)
-    return form.decode(parts, (sample.rows[1] - sample.rows[0], columns), sample.quantization)
+            file.readinto(into)
+
+    weight = StoredWeight(Reader(read), sample.reads, sample.shape, sample.quantization)
+    return weight.open().band(*sample.rows).decoded()
 
 
 class _Child:

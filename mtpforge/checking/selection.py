@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization, Shape, TensorRef
+from mtpforge.weights.bands import bands
 
 if TYPE_CHECKING:
     from mtpforge.planning import Move, Step
@@ -73,7 +74,7 @@ def choose(steps: Iterable[Step], mode: Mode) -> Selection:
 
     full: every row of every quantized weight. sample: bands of rows that cover every kind of module, each of its
     projections and every stored format, spread over the experts; everything where the layer is small (64 M weights).
-    A sample is one band of `planning.band_rows`, as a build decodes them.
+    A sample is one band of `weights.bands`, as a build decodes them.
     """
     if mode == "off":
         return Selection("off", ())
@@ -95,19 +96,9 @@ def _uncomparable(move: Move) -> str:
 
 
 def _all_bands(move: Move) -> list[Sample]:
-    from mtpforge.planning.steps import band_rows  # late: the child process imports this package and has no plan
-
-    height, n_rows = band_rows(move.shape), move.shape[0]
     return [
-        Sample(
-            move.module,
-            move.stored.format,
-            move.stored,
-            move.shape,
-            dict(move.reads),
-            (first, min(first + height, n_rows)),
-        )
-        for first in range(0, n_rows, height)
+        Sample(move.module, move.stored.format, move.stored, move.shape, dict(move.reads), rows)
+        for rows in bands(move.shape)
     ]
 
 

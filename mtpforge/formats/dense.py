@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Format, PackedRows, RowPacking, Specs
+from mtpforge.formats.format import Format, PackedRows, PartRows, RowPacking, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quant
 def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     """What a weight [out, in] is stored as."""
     return {"weight": Spec(quantization.dtype, shape)}
+
+
+def rows_in_parts(_shape: Shape, _quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """A number of a row is a number of the part."""
+    return {"weight": PartRows()}
 
 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
@@ -103,6 +108,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

@@ -1,7 +1,7 @@
 """The Format record: everything that mtpforge knows about one way to store a weight.
 
 A weight `[out, in]` is stored as *parts*, tensors named by suffix (`weight_packed`, `weight_scale`, ...). Some parts
-grow with the rows of the weight (codes, scales of a row): *row parts*. The others belong to the whole matrix (a global
+have rows as the weight has (codes, scales of a row): *row parts*. The others belong to the whole matrix (a global
 scale, `weight_shape`): *matrix parts*. Everything here works on a band of rows, so that a matrix of any size needs
 little memory; a band starts at a multiple of BAND_ROWS, the last one may be shorter.
 """
@@ -22,13 +22,29 @@ if TYPE_CHECKING:
 
 BAND_ROWS: Final = 128  # FP8 blocks span 128 rows, packed zero points 32 at most
 
-# Weights from which compiled kernels save time: importing numba takes as long as the plain functions for fewer.
-WORTH_COMPILING: Final = 64 << 20
-
 Specs: TypeAlias = Mapping[str, Spec]
 # (weight float32 [rows, groups, size], bits, dtype of the scale, symmetric) -> codes, scale, zero point
 Finder: TypeAlias = Callable[["Tensor", int, "torch.dtype", bool], tuple["Tensor", "Tensor", "Tensor | None"]]
 Search: TypeAlias = Callable[["Tensor", Quantization, Mapping[str, "Tensor"], Finder], dict[str, "Tensor"]]
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """How rows of a weight lie in a part: every `rows` of them take `entries` entries of its axis `axis`.
+
+    Codes: an entry a row. Scales of FP8 blocks: one for 128 rows. Zero points of 3 bits, packed along the rows: 3 words
+    for 32. `rows` divides BAND_ROWS, unless the whole weight is one band.
+    """
+
+    axis: int = 0
+    rows: int = 1
+    entries: int = 1
+
+    def span(self, first: int, last: int) -> tuple[int, int]:
+        """Entries [start, stop) of rows [first, last), which begin where an entry does."""
+        if first % self.rows:
+            raise ValueError(f"row {first} is inside an entry of {self.rows} rows")
+        return first * self.entries // self.rows, -(-last * self.entries // self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,8 @@ class Format:
         leave a choice; where they disagree the bytes win.
     layout(shape, quantization): suffix -> Spec of what a weight [out, in] is stored as, the input scale included when
         it is static. Pure Python. MtpforgeError where the format cannot hold the shape.
+    rows_in_parts(shape, quantization, parts): how rows of a weight [out, in] lie in each part that has rows; the others
+        belong to the whole matrix. `parts` is what is stored, where an older packing is not `layout`'s. Pure Python.
     decode(parts, shape, quantization): float32 [rows, in] of a band; `parts` holds the row parts of the band and the
         matrix parts; `shape` is the band's [rows, in].
     matrix_parts(shape, quantization, amax): the matrix parts of a weight of the *whole* shape [out, in], the input
@@ -124,6 +142,7 @@ class Format:
     takes: Mapping[str, tuple[object, ...]]
     recognise: Callable[[Specs, Shape, Mapping[str, object]], Quantization | None]
     layout: Callable[[Shape, Quantization], dict[str, Spec]]
+    rows_in_parts: Callable[[Shape, Quantization, Specs], Mapping[str, PartRows]]
     decode: Callable[[Mapping[str, Tensor], Shape, Quantization], Tensor]
     bound: Callable[[Mapping[str, Tensor], Quantization, Shape], Limit]
     guesses: Callable[[Specs, Shape, Mapping[str, object]], Iterable[Quantization]]
@@ -138,30 +157,6 @@ class Format:
     packed_rows: Callable[[Mapping[str, Tensor], Shape, Quantization], PackedRows | None] | None = None
     row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None
-
-
-def row_parts(
-    layout: Callable[[Shape, Quantization], dict[str, Spec]], columns: int, quantization: Quantization
-) -> frozenset[str]:
-    """Suffixes of the parts that grow with the rows of the weight."""
-    short = layout((BAND_ROWS, columns), quantization)
-    tall = layout((2 * BAND_ROWS, columns), quantization)
-    return frozenset(suffix for suffix, spec in short.items() if tall[suffix].shape != spec.shape)
-
-
-def part_rows(
-    layout: Callable[[Shape, Quantization], dict[str, Spec]],
-    suffix: str,
-    columns: int,
-    quantization: Quantization,
-    rows: tuple[int, int],
-) -> tuple[int, int]:
-    """Rows [first, last) of a row part that belong to the weight's rows [first, last); first a multiple of BAND_ROWS.
-
-    128 rows of an INT4 weight are 128 rows of codes and scales, and 16 rows of packed zero points.
-    """
-    first, last = (layout((n, columns), quantization)[suffix].shape[0] if n else 0 for n in rows)
-    return first, last
 
 
 def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

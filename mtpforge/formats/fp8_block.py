@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Codes, Format, PackedRows, Specs
+from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
             quantization.scale_dtype or "F32", blocks.grid(shape, quantization.block or blocks.USUAL)
         ),
     }
+
+
+def rows_in_parts(_shape: Shape, quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """A row of scales covers a row of blocks."""
+    return {"weight": PartRows(), "weight_scale_inv": PartRows(rows=(quantization.block or blocks.USUAL)[0])}
 
 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> Tensor:
@@ -99,6 +104,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

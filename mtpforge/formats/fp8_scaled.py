@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Codes, Format, InputScale, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -74,6 +74,12 @@ def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     if quantization.input_scale == "static":
         specs[_INPUT] = Spec("F32", (1,))
     return specs
+
+
+def rows_in_parts(_shape: Shape, quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """One scale for all belongs to the matrix, those of rows and blocks follow the rows; in either library's shape."""
+    covers = {"channel": 1, "block": (quantization.block or blocks.USUAL)[0]}.get(quantization.strategy)
+    return {"weight": PartRows()} | ({"weight_scale": PartRows(rows=covers)} if covers else {})
 
 
 def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:
@@ -140,6 +146,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

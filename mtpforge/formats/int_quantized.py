@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Codes, Finder, Format, RowPacking, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PartRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     if not quantization.symmetric:
         specs[_ZERO] = Spec("I8", (shape[0], 1))
     return specs
+
+
+def rows_in_parts(_shape: Shape, quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """Everything has an entry a row."""
+    return dict.fromkeys(["weight", "weight_scale", *([] if quantization.symmetric else [_ZERO])], PartRows())
 
 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantization) -> Tensor:
@@ -137,6 +142,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

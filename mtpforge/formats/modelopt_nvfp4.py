@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import nvfp4
-from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, RowPacking, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, PartRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     if quantization.input_scale == "static":
         specs[_INPUT] = Spec("F32", ())
     return specs
+
+
+def rows_in_parts(_shape: Shape, _quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """Codes and block scales have an entry a row; the other scales belong to the matrix."""
+    return {"weight": PartRows(), "weight_scale": PartRows()}
 
 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
@@ -134,6 +139,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, RowPacking, Specs
+from mtpforge.formats.format import Codes, Format, InputScale, PackedRows, PartRows, RowPacking, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ def refuse_ragged(columns: int) -> None:
             why="every 16 columns share a scale",
             fix="name a scheme that leaves this module dense: `--scheme FILE`",
         )
+
+
+def rows_in_parts(_shape: Shape, _quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """Codes and block scales have an entry a row; the global scales belong to the matrix."""
+    return {"weight_packed": PartRows(), "weight_scale": PartRows()}
 
 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
@@ -152,6 +157,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

@@ -19,7 +19,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import BAND_ROWS, Codes, Finder, Format, PackedRows, RowPacking, Specs, declared_weights
+from mtpforge.formats.format import (
+    BAND_ROWS,
+    Codes,
+    Finder,
+    Format,
+    PackedRows,
+    PartRows,
+    RowPacking,
+    Specs,
+    declared_weights,
+)
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -119,6 +129,15 @@ def _old_words(count: int, bits: int) -> int:
 
 def _in_one_band(shape: Shape, quantization: Quantization) -> bool:
     return quantization.symmetric or shape[0] <= BAND_ROWS or BAND_ROWS % (32 // quantization.bits) == 0
+
+
+def rows_in_parts(shape: Shape, quantization: Quantization, parts: Specs) -> dict[str, PartRows]:
+    """Zero points are packed along the rows: 32 of them are `bits` words, in old files 32 // `bits` are one."""
+    lie, width = {"weight_packed": PartRows(), "weight_scale": PartRows()}, quantization.bits
+    if not quantization.symmetric:
+        is_dense = parts[_ZERO].shape[0] == _words(shape[0], width)
+        lie[_ZERO] = PartRows(rows=32, entries=width) if is_dense else PartRows(rows=32 // width)
+    return lie
 
 
 def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:
@@ -242,6 +261,7 @@ FORMAT = Format(
     takes=TAKES,
     recognise=recognise,
     layout=layout,
+    rows_in_parts=rows_in_parts,
     decode=decode,
     bound=bound,
     guesses=guesses,

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from mtpforge.formats.format import Finder, Format, PackedRows
-from mtpforge.tensors import Quantization, Shape
+from mtpforge.formats.format import Finder, Format
+from mtpforge.tensors import Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mtpforge.arithmetic.judging import Judged
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights import Band
+    from mtpforge.weights.kernels import RowKernels
 
 Parts: TypeAlias = "Mapping[str, Tensor]"
 Sums: TypeAlias = tuple[float, float, float]
@@ -34,9 +35,9 @@ class Method:
         is none.
     judge(parts, form, quantization, reference, values): which weights of a band, decoded to `values` from `parts`, this
         method cannot have made of the source's `reference`, float32 [rows, in] both.
-    judge_rows(kernels, ours, theirs, shape, parts, form, quantization): the same by a compiled kernel: sums of squares
-        of the differences, of theirs, of what rtn would leave; None where a weight is beyond, or no kernel tells. A
-        field of its own that is None says that there is no such kernel.
+    judge_rows(kernels, ours, theirs, form): the same of two bands by a compiled kernel: sums of squares of the
+        differences, of theirs, of what rtn would leave; None where a weight is beyond, or no kernel tells. A method
+        without such a kernel says None.
     is_searched: whether it needs integer codes whose scales leave a choice; rtn alone serves every format.
     needs_inputs: whether it fits codes to calibration inputs.
     kinds: kinds of modules that it fits, None for all.
@@ -49,7 +50,7 @@ class Method:
     finder: Callable[[Tensor | None], Finder]
     kernel: Callable[[str], str | None]
     judge: Callable[[Parts, Format, Quantization, Tensor, Tensor], Judged]
-    judge_rows: Callable[[RowKernels, PackedRows, PackedRows, Shape, Parts, Format, Quantization], Sums | None] | None
+    judge_rows: Callable[[RowKernels, Band, Band, Format], Sums | None] | None
     finds: str
     how: str
     may_leave: str

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Finder, Format, PackedRows
+from mtpforge.formats.format import Finder, Format
 from mtpforge.methods.method import Method, Parts, Sums
-from mtpforge.tensors import Quantization, Shape
+from mtpforge.tensors import Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mtpforge.arithmetic.judging import Judged
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights import Band
+    from mtpforge.weights.kernels import RowKernels
 
 _KERNELS: Final = {"affine": "affine_mse"}  # by whose packing they make
 _POWER: Final = 2.0
@@ -32,19 +33,11 @@ def judge(parts: Parts, form: Format, quantization: Quantization, reference: Ten
     return judging.searched(form, parts, quantization, reference, values, _POWER)
 
 
-def judge_rows(
-    kernels: RowKernels,
-    ours: PackedRows,
-    theirs: PackedRows,
-    shape: Shape,
-    _parts: Parts,
-    _form: Format,
-    quantization: Quantization,
-) -> Sums | None:
+def judge_rows(kernels: RowKernels, ours: Band, theirs: Band, _form: Format) -> Sums | None:
     """The same."""
     from mtpforge.arithmetic import judging
 
-    return kernels.judge(ours, theirs, shape, quantization, judging.LIMITS)
+    return kernels.judge(ours, theirs, judging.LIMITS)
 
 
 METHOD: Final = Method(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Finder, Format, PackedRows
+from mtpforge.formats.format import Finder, Format
 from mtpforge.methods.method import Method, Parts, Sums
-from mtpforge.tensors import Quantization, Shape
+from mtpforge.tensors import Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mtpforge.arithmetic.judging import Judged
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights import Band
+    from mtpforge.weights.kernels import RowKernels
 
 _LANES: Final = 16  # columns that the kernel compares at a time
 
@@ -32,20 +33,12 @@ def judge(parts: Parts, form: Format, quantization: Quantization, reference: Ten
     return Judged(limit.beyond(reference, (values - reference).abs_()), 0.0)
 
 
-def judge_rows(
-    kernels: RowKernels,
-    ours: PackedRows,
-    theirs: PackedRows,
-    shape: Shape,
-    parts: Parts,
-    form: Format,
-    quantization: Quantization,
-) -> Sums | None:
+def judge_rows(kernels: RowKernels, ours: Band, theirs: Band, form: Format) -> Sums | None:
     """The same, where groups are as wide as the kernel takes them."""
-    allowed = form.bound(parts, quantization, shape)
-    if shape[1] // allowed.absolute.shape[1] % _LANES:
+    allowed = form.bound(ours.parts, ours.quantization, ours.shape)
+    if ours.shape[1] // allowed.absolute.shape[1] % _LANES:
         return None
-    sums = kernels.compare(ours, theirs, shape, allowed.absolute.expand(shape[0], -1), allowed.relative)
+    sums = kernels.compare(ours, theirs, allowed.absolute.expand(ours.shape[0], -1), allowed.relative)
     return None if sums is None else (*sums, 0.0)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
-from mtpforge.pruning import reading
 from mtpforge.tensors import TensorRef
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,8 @@ class Embedding:
         import torch
 
         known, places = torch.unique(token_ids, return_inverse=True)
-        read = [reading.tensor(self.checkpoint, self.ref.rows(first, last)) for first, last in _runs(known)]
+        reader = Reader(self.checkpoint.read)
+        read = [reader.tensor(self.ref.rows(first, last)) for first, last in _runs(known)]
         return torch.cat(read).to(torch.bfloat16).float()[places]
 
 

@@ -23,7 +23,8 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.capturing import Entering
 from mtpforge.nextn.sequences import HIDDEN, TOKENS, odd_rows
 from mtpforge.nextn.target import Target
-from mtpforge.tensors import DTYPES, TensorRef
+from mtpforge.tensors import TensorRef
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,12 +89,11 @@ def _refs(files: Files, name: str, hidden_size: int) -> dict[str, TensorRef]:
 
 
 def _tensor(files: Files, ref: TensorRef) -> Tensor:
-    import torch
+    def read(ref: TensorRef, into: memoryview) -> None:
+        if files.fill(ref.file, into, ref.start) < len(into):
+            raise _odd(files, ref.file, "it is cut short")
 
-    raw = torch.empty(ref.stop - ref.start, dtype=torch.uint8)
-    if files.fill(ref.file, raw.numpy().data, ref.start) < len(raw):
-        raise _odd(files, ref.file, "it is cut short")
-    return raw.view(getattr(torch, DTYPES[ref.spec.dtype].torch)).reshape(ref.spec.shape)
+    return Reader(read).tensor(ref)
 
 
 def _odd(files: Files, name: str, why: str) -> MtpforgeError:

@@ -24,14 +24,14 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.families.family import Module
 from mtpforge.formats import label
-from mtpforge.pruning import reading
 from mtpforge.sourcing import StoredModule, recognised
 from mtpforge.tensors import Spec, TensorRef
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights.kernels import RowKernels
 
 ByStem: TypeAlias = Mapping[str, Sequence[str]]
 
@@ -201,21 +201,20 @@ def _refuse_odd_experts(checkpoint: Checkpoint, stored: list[StoredModule | Tens
 
 
 def _read(stored: StoredModule | TensorRef) -> list[TensorRef]:
-    if isinstance(stored, TensorRef):
-        return [stored]
-    return list(reading.pieces(stored, 0, stored.module.shape[0]).values())
+    return [stored] if isinstance(stored, TensorRef) else list(stored.weight_parts.values())
 
 
 def _fill(into: Tensor, checkpoint: Checkpoint, stored: StoredModule | TensorRef, kernels: RowKernels | None) -> None:
     import torch
 
+    reader = Reader(checkpoint.read)
     if isinstance(stored, TensorRef):
-        values = reading.tensor(checkpoint, stored).float()
+        values = reader.tensor(stored).float()
         exact = stored.spec.dtype == "F32"
         into.copy_(_finite(checkpoint, stored, values if exact else values.to(torch.bfloat16)))
         return
     exact, first = stored.quantization.dtype == "F32", 0
-    for band in reading.bands(checkpoint, stored, kernels):
+    for band in stored.weight(reader).decoded(kernels):
         ref = next(iter(stored.parts.values()))
         values = _finite(checkpoint, ref, band if exact else band.to(torch.bfloat16))
         into[first : first + len(band)].copy_(values)

@@ -30,9 +30,9 @@ from mtpforge.families import family_of
 from mtpforge.nextn import layer as layers
 from mtpforge.nextn import scoring
 from mtpforge.nextn.inputs import Inputs
-from mtpforge.pruning import reading
 from mtpforge.report import OnProgress
 from mtpforge.sourcing import stored_layer
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,8 +108,8 @@ class Calibration:
         import torch
 
         stored = self.stored[module]
-        self.source.fetch(reading.pieces(stored, 0, stored.module.shape[0]).values())
-        return (band.to(torch.bfloat16).float() for band in reading.bands(self.source, stored))
+        self.source.fetch(stored.weight_parts.values())
+        return (band.to(torch.bfloat16).float() for band in stored.weight(Reader(self.source.read)).decoded())
 
     def between(self, x: Tensor, weight: Callable[[str], Iterator[Tensor]]) -> Tensor:
         """act(gate) * up of rows x, float32 [n, width]. weight: bands of `gate_proj` and `up_proj`, of equal rows."""

@@ -17,22 +17,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.families.counting import expert_numbers
-from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.nextn.configuring import making, of_one_layer
 from mtpforge.nextn.embedding import Embedding
 from mtpforge.nextn.filling import by_stem, empty, fill
 from mtpforge.report import OnProgress, Progress
+from mtpforge.weights.compiling import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
-    from mtpforge.formats.compiled import RowKernels
     from mtpforge.nextn.inputs import Sequence
+    from mtpforge.weights.kernels import RowKernels
 
 ROWS: Final = 256  # of a sequence that attend at a time: index scores of 32 heads and 2,048 keys take 64 MiB
 _TOKENS: Final = 1024  # that go through a norm or an expert at a time
@@ -130,7 +129,7 @@ def block(checkpoint: Checkpoint, number: int | None = None, device: str = "cpu"
     prefix = family.prefix(family.layer(checkpoint.config) if number is None else number)
     n_experts = len(expert_numbers(family, (name for name in checkpoint.names if name.startswith(prefix))))
     config = of_one_layer(family, checkpoint, n_experts)
-    return Block(checkpoint, prefix, config, n_experts, device, kernels_for(config, n_experts))
+    return Block(checkpoint, prefix, config, n_experts, device, expert_kernels(config, n_experts))
 
 
 def as_served(attention: nn.Module, eps: float) -> nn.Module:
@@ -267,10 +266,6 @@ def _refuse_too_many(count: int, bytes_each: int, what: str, less: str) -> None:
         )
 
 
-def kernels_for(config: GlmMoeDsaConfig, n_experts: int) -> RowKernels | None:
-    """Compiled kernels to decode so many experts with, where they save time."""
-    if 3 * n_experts * config.hidden_size * config.moe_intermediate_size < WORTH_COMPILING:
-        return None
-    from mtpforge.formats.compiled import RowKernels
-
-    return RowKernels(cache.home() / "kernels")
+def expert_kernels(config: GlmMoeDsaConfig, n_experts: int) -> RowKernels | None:
+    """Compiled kernels to decode so many experts with, where they save time; for one thread."""
+    return kernels_for(3 * n_experts * config.hidden_size * config.moe_intermediate_size)()

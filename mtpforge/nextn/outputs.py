@@ -16,10 +16,10 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.families import family_of
 from mtpforge.formats import FORMATS
 from mtpforge.nextn.hessians import Calibration, one_thread
-from mtpforge.pruning import reading
 from mtpforge.report import OnProgress, Progress
 from mtpforge.sourcing import stored_layer
 from mtpforge.tensors import Quantization
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def output_errors(
     for number, (own, theirs) in enumerate(pairs):
 
         def stored(part: str, own: str = own) -> Iterator[Tensor]:
-            return _served(reading.bands(draft, held[own + part]))
+            return _served(held[own + part].weight(Reader(draft.read)).decoded())
 
         def nearest(part: str, own: str = own, theirs: str = theirs) -> Iterator[Tensor]:
             form = wanted.get(theirs + part)
@@ -101,5 +101,5 @@ def _rounded(calibration: Calibration, module: str, form: Quantization) -> Itera
     """The source's weight through round-to-nearest and back."""
     wanted = FORMATS[form.format]
     assert wanted.encode is not None  # noqa: S101 -- what was fitted was written
-    for band in reading.bands(calibration.source, calibration.stored[module]):
+    for band in calibration.stored[module].weight(Reader(calibration.source.read)).decoded():
         yield wanted.decode(wanted.encode(band, form, {}), (band.shape[0], band.shape[1]), form)

@@ -23,12 +23,12 @@ from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.nextn import configuring
 from mtpforge.nextn.filling import empty, fill
-from mtpforge.nextn.layer import Block, kernels_for
+from mtpforge.nextn.layer import Block, expert_kernels
 
 if TYPE_CHECKING:
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights.kernels import RowKernels
 
 # What decides the computation of a whole model, beside that of its layers with experts.
 _NEEDED: Final = ("vocab_size", "intermediate_size", "num_hidden_layers", "n_group", "topk_group")
@@ -99,7 +99,7 @@ def open_target(checkpoint: Checkpoint) -> Target:
         n_experts = served_experts(family, checkpoint)
         config = _config(family, checkpoint, n_experts)
         _account(checkpoint, config, n_experts)
-    return Target(checkpoint, family, config, n_experts, kernels_for(config, n_experts))
+    return Target(checkpoint, family, config, n_experts, expert_kernels(config, n_experts))
 
 
 def _family(checkpoint: Checkpoint) -> Family:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from mtpforge.planning.deciding import agreed_scheme, plan, refuse_surplus
 from mtpforge.planning.facts import RESERVED_BYTES
 from mtpforge.planning.steps import (
-    BAND_ELEMENTS,
     Carry,
     InputScaleMove,
     Move,
@@ -17,11 +16,9 @@ from mtpforge.planning.steps import (
     Step,
     Unused,
     Write,
-    band_rows,
 )
 
 __all__ = [
-    "BAND_ELEMENTS",
     "RESERVED_BYTES",
     "Carry",
     "InputScaleMove",
@@ -32,7 +29,6 @@ __all__ = [
     "Unused",
     "Write",
     "agreed_scheme",
-    "band_rows",
     "plan",
     "refuse_surplus",
 ]

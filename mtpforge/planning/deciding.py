@@ -16,7 +16,6 @@ from mtpforge.families.counting import served_experts
 from mtpforge.families.family import Module
 from mtpforge.families.routing import routing
 from mtpforge.formats import FORMATS, label
-from mtpforge.formats.format import row_parts
 from mtpforge.methods import RTN, Method, method
 from mtpforge.planning import activations
 from mtpforge.planning.facts import facts, peak_bytes
@@ -265,10 +264,10 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
     specs = form.layout(module.shape, wanted)
     scale = form.input_scale.suffix if form.input_scale and wanted.input_scale == "static" else None
     codes = {suffix: spec for suffix, spec in specs.items() if suffix != scale}
-    held = _decoded_parts(stored)
+    held = stored.weight_parts
     copied = (
         (stored.quantization.format, stored.quantization.bits) == (wanted.format, wanted.bits)
-        and held == codes.keys()
+        and held.keys() == codes.keys()
         and all(_widens(stored.parts[suffix].spec, spec) for suffix, spec in codes.items())
     )
     if not copied and form.encode is None:
@@ -281,7 +280,7 @@ def _move(draft: _Draft, module: Module, stored: StoredModule, wanted: Quantizat
         module=_source_name(draft, module),
         kind=module.kind,
         shape=module.shape,
-        reads={suffix: ref for suffix, ref in stored.parts.items() if suffix in held},
+        reads=held,
         stored=stored.quantization,
         wanted=wanted,
         action="copy" if copied else "encode",
@@ -296,16 +295,11 @@ def _widens(stored: Spec, wanted: Spec) -> bool:
     return stored == wanted or ((stored.dtype, wanted.dtype) == ("BF16", "F32") and stored.shape == wanted.shape)
 
 
-def _decoded_parts(stored: StoredModule) -> frozenset[str]:
-    scale = FORMATS[stored.quantization.format].input_scale
-    return frozenset(stored.parts) - ({scale.suffix} if scale else set())
-
-
 def _global_suffix(move: Move) -> str:
-    """Suffix of the matrix-wide scale: the floating-point part that does not grow with the rows."""
-    form = FORMATS[move.wanted.format]
-    growing = row_parts(form.layout, move.shape[1], move.wanted)
-    alone = [w.suffix for w in move.writes if w.suffix not in growing and w.spec.dtype.startswith(("F", "BF"))]
+    """Suffix of the matrix-wide scale: the floating-point part that has no rows."""
+    parts = {w.suffix: w.spec for w in move.writes}
+    rows = FORMATS[move.wanted.format].rows_in_parts(move.shape, move.wanted, parts)
+    alone = [w.suffix for w in move.writes if w.suffix not in rows and w.spec.dtype.startswith(("F", "BF"))]
     return alone[0] if alone else ""
 
 

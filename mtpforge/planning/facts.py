@@ -10,21 +10,29 @@ from mtpforge.engines.engine import Engine, Serving
 from mtpforge.families import Family
 from mtpforge.formats import label
 from mtpforge.methods import METHODS, RTN
-from mtpforge.planning.steps import Move, Step, band_rows
+from mtpforge.planning.steps import Move, Step
 from mtpforge.tensors import Shape
+from mtpforge.weights.bands import band_rows, held_bytes
 
 # Memory of a build besides its steps: torch itself and the process of the reference check, measured as PSS: 0.22 and
 # 0.37 GiB.
 RESERVED_BYTES: Final = 600 << 20
 
+_COPIED: Final = 1 << 20  # of what is copied, a piece at a time
+
 
 def peak_bytes(step: Step) -> int:
-    """Memory that running the step takes: one band at a time, its parts read and written."""
-    bands = [_move_bytes(m) for m in step.moves if m.action == "encode" or step.ties]
-    return max([*bands, 1 << 20])
+    """Memory that running the step takes: one band at a time, its parts read and written, and what is held whole."""
+    return max([_COPIED, *(_move_bytes(move, is_decoded=move.action == "encode" or step.ties) for move in step.moves)])
 
 
-def _move_bytes(move: Move) -> int:
+def _move_bytes(move: Move, *, is_decoded: bool) -> int:
+    read, written = {s: ref.spec for s, ref in move.reads.items()}, {w.suffix: w.spec for w in move.writes}
+    held = held_bytes(move.shape, move.stored, read) + held_bytes(move.shape, move.wanted, written)
+    return held + (_band_bytes(move) if is_decoded else _COPIED)
+
+
+def _band_bytes(move: Move) -> int:
     method = METHODS[move.scales]
     return _band(move.shape) * method.bytes_per_weight + method.factors * 4 * move.shape[1] ** 2
 

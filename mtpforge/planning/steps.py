@@ -17,20 +17,11 @@ from typing import Final, Literal, TypeAlias, cast
 
 from mtpforge import tables
 from mtpforge.errors import shown
-from mtpforge.formats.format import BAND_ROWS
 from mtpforge.methods import RTN
 from mtpforge.report import Trap, advice
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, Shape, Spec, TensorRef
 from mtpforge.units import file_size
-
-BAND_ELEMENTS: Final = 4 << 20  # weights decoded at a time: 16 MiB of float32 stay near the caches and bound the memory
-
-
-def band_rows(shape: Shape) -> int:
-    """Rows of one band of a weight [out, in]: a multiple of BAND_ROWS, about BAND_ELEMENTS weights."""
-    return max(BAND_ELEMENTS // max(shape[1], 1) // BAND_ROWS, 1) * BAND_ROWS
-
 
 COLUMNS: Final = ("modules", "n", "stored in source", "in draft", "", "decided by")
 Row: TypeAlias = tuple[str, int, str, str, str, str]

@@ -16,6 +16,7 @@ from mtpforge.families.routing import Routing, routing
 from mtpforge.pruning import DEFAULT_METHOD, INPUTS_METHOD, METHODS, ranking, reading
 from mtpforge.pruning.methods import Router
 from mtpforge.sourcing import StoredLayer, stored_layer
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,8 +229,8 @@ def _router(source: Checkpoint, layer: StoredLayer) -> Router:
     def rows() -> Tensor:
         import torch
 
-        source.fetch(reading.pieces(matrix, 0, matrix.module.shape[0]).values())
-        return torch.cat(list(reading.bands(source, matrix)))
+        source.fetch(matrix.weight_parts.values())
+        return torch.cat(list(matrix.weight(Reader(source.read)).decoded()))
 
     return Router(reading.vector(source, bias), rows)
 
@@ -241,9 +242,10 @@ def _experts(source: Checkpoint, layer: StoredLayer) -> Iterable[Iterable[Tensor
         if stored.module.expert is not None:
             members.setdefault(stored.module.expert, []).append(name)
     read = [layer.modules[name] for names in members.values() for name in names]
-    source.fetch(ref for stored in read for ref in reading.pieces(stored, 0, stored.module.shape[0]).values())
+    source.fetch(ref for stored in read for ref in stored.weight_parts.values())
+    reader = Reader(source.read)
     for _, names in sorted(members.items()):
-        yield (band for name in names for band in reading.bands(source, layer.modules[name]))
+        yield (band for name in names for band in layer.modules[name].weight(reader).decoded())
 
 
 def _given(name: str, values: Sequence[float], layer: StoredLayer) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.pruning import reading
 from mtpforge.sourcing import StoredLayer, StoredModule
+from mtpforge.weights import Reader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +94,9 @@ def _whole(checkpoint: Checkpoint, stored: StoredModule) -> Tensor:
     """A matrix, float32 [out, in]."""
     import torch
 
-    n_rows = stored.module.shape[0]
-    checkpoint.fetch(reading.pieces(stored, 0, n_rows).values())
-    return reading.refuse_no_numbers(stored.module.name, torch.cat(list(reading.bands(checkpoint, stored))))
+    checkpoint.fetch(stored.weight_parts.values())
+    weight = torch.cat(list(stored.weight(Reader(checkpoint.read)).decoded()))
+    return reading.refuse_no_numbers(stored.module.name, weight)
 
 
 def _alike(held: Tensor, theirs: StoredModule, rows: Tensor, ours: StoredModule) -> tuple[Tensor, Tensor]:
@@ -115,11 +116,12 @@ def _features(checkpoint: Checkpoint, layer: StoredLayer) -> Tensor:
     for stored in layer.modules.values():
         if stored.module.expert is not None:
             first.setdefault(stored.module.expert, stored)
-    n_rows = {number: min(_ROWS_READ, stored.module.shape[0]) for number, stored in first.items()}
-    checkpoint.fetch(ref for number, s in first.items() for ref in reading.pieces(s, 0, n_rows[number]).values())
+    reader = Reader(checkpoint.read)
+    read = [(s.module.name, s.weight(reader), min(_ROWS_READ, s.module.shape[0])) for _, s in sorted(first.items())]
+    checkpoint.fetch(ref for _, weight, n_rows in read for ref in weight.first_rows(n_rows))
     taken = [
-        reading.refuse_no_numbers(s.module.name, reading.rows(checkpoint, s, 0, n_rows[n])[:_ROWS_COMPARED].flatten())
-        for n, s in sorted(first.items())
+        reading.refuse_no_numbers(name, weight.open().band(0, n_rows).decoded()[:_ROWS_COMPARED].flatten())
+        for name, weight, n_rows in read
     ]
     return torch.stack(taken)
 

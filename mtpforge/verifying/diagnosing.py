@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtpforge.formats.format import BAND_ROWS
-from mtpforge.verifying.bands import Stored
+from mtpforge.weights import Band, StoredWeight
 
 _ALIKE: Final = 0.35  # relative error of the coarsest format on heavy tails stays below
 _PARALLEL: Final = 0.8  # cosine
@@ -23,13 +23,16 @@ _NEARLY_ALL: Final = 0.95  # of a band; zero points at the edge of their range m
 Candidate = tuple[str, Callable[[], Tensor]]
 
 
-def first_band(stored: Stored) -> Tensor:
+def first_band(weight: StoredWeight) -> Tensor:
     """The first rows, decoded: float32 [at most 128, in]."""
-    rows = min(BAND_ROWS, stored.shape[0])
-    return stored.decode({**stored.band(0, rows), **stored.matrix()}, rows)
+    return _first(weight).decoded()
 
 
-def explain(draft: Stored, own: Stored, others: Iterable[Candidate]) -> str:
+def _first(weight: StoredWeight) -> Band:
+    return weight.open().band(0, min(BAND_ROWS, weight.shape[0]))
+
+
+def explain(draft: StoredWeight, own: StoredWeight, others: Iterable[Candidate]) -> str:
     """Why the draft's weight is not its own source's. others: (sentence, decoded first band) of what else it may be."""
     held, wanted = first_band(draft), first_band(own)
     suspicions = (_zero(held), _scaled(held, wanted), _shifted(draft, held, wanted))
@@ -53,12 +56,12 @@ def _scaled(held: Tensor, wanted: Tensor) -> str:
     return ""
 
 
-def _shifted(draft: Stored, held: Tensor, wanted: Tensor) -> str:
+def _shifted(draft: StoredWeight, held: Tensor, wanted: Tensor) -> str:
     """Off by a whole number of scales, the same within each group: zero points are at fault."""
     if draft.quantization.symmetric:
         return ""
     rows = held.shape[0]
-    scales = [p for s, p in draft.band(0, rows).items() if "scale" in s and p.is_floating_point()]
+    scales = [p for s, p in _first(draft).row_parts.items() if "scale" in s and p.is_floating_point()]
     groups = scales[0].reshape(rows, -1).float()
     steps = (held - wanted).view(rows, groups.shape[1], -1) / groups[..., None]
     middle = steps.median(-1).values

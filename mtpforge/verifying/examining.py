@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mtpforge.formats import FORMATS
 from mtpforge.methods import RTN, Method
-from mtpforge.verifying.bands import Stored, bands
 from mtpforge.verifying.standing_out import Groups
+from mtpforge.weights import Band, StoredWeight
+from mtpforge.weights.bands import bands
 
 if TYPE_CHECKING:
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights.kernels import RowKernels
 
 # A quantized matrix further off than this shares no more than its size with the source, whatever its scales allow.
 MOST_RELATIVE: Final = 0.7
@@ -52,8 +53,8 @@ class Examined:
 
 def weight(
     module: str,
-    draft: Stored,
-    source: Stored | None,
+    draft: StoredWeight,
+    source: StoredWeight | None,
     *,
     anew: bool = False,
     method: Method = RTN,
@@ -65,20 +66,21 @@ def weight(
     anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
     method: how the draft's codes are said to be found. by_group: whether a group may stand out, where no manifest says.
     """
-    matrix = draft.matrix()
+    opened = draft.open()
+    matrix = opened.matrix
     numbers = _Numbers(draft)
     numbers.matrix(matrix)
     tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew, by_group=by_group)
     for first, last in bands(draft.shape):
-        parts = draft.band(first, last)
-        own = None if tally is None else tally.source.band(first, last)
-        if tally and own and kernels and _are_usual(parts) and tally.is_near(kernels, last - first, parts, own):
+        band = opened.band(first, last)
+        own = None if tally is None else tally.opened.band(first, last)
+        if tally and own and kernels and _are_usual(band.row_parts) and tally.is_near(kernels, band, own):
             numbers.is_zero = False
             continue
-        values = draft.decode({**parts, **matrix}, last - first)
-        numbers.band(parts, matrix, values)
+        values = band.decoded()
+        numbers.band(band, values)
         if tally is not None and own is not None:
-            tally.compare(first, parts, own, values)
+            tally.compare(band, own, values)
     totals = {suffix: float(part) for suffix, part in matrix.items() if _is_scale(suffix, part) and part.numel() == 1}
     found = numbers.findings(source_is_zero=tally is not None and tally.is_zero)
     if tally is None:
@@ -123,7 +125,7 @@ def _is_scale(suffix: str, part: Tensor) -> bool:
 class _Numbers:
     """Facts about the numbers of one matrix, gathered over its bands."""
 
-    def __init__(self, draft: Stored) -> None:
+    def __init__(self, draft: StoredWeight) -> None:
         self.draft = draft
         self.wrong: dict[str, int] = {}
         self.is_zero = True
@@ -137,13 +139,13 @@ class _Numbers:
             elif not part.is_floating_point() and tuple(part.tolist()) != self.draft.shape:
                 self._count(f"{suffix} says {part.tolist()}, the weight is {list(self.draft.shape)}")
 
-    def band(self, parts: Mapping[str, Tensor], matrix: Mapping[str, Tensor], values: Tensor) -> None:
+    def band(self, band: Band, values: Tensor) -> None:
         """Scales of rows, blocks and groups; decoded weights."""
         low, high = torch.aminmax(values)
         self.is_zero = self.is_zero and float(low) == 0 == float(high)
         if not (math.isfinite(float(low)) and math.isfinite(float(high))):
             self._count("weights decode to NaN or Inf", ~torch.isfinite(values))
-        scales = {suffix: part for suffix, part in parts.items() if _is_scale(suffix, part)}
+        scales = {suffix: part for suffix, part in band.row_parts.items() if _is_scale(suffix, part)}
         for suffix, part in scales.items():
             wide = part.float()
             self._count(f"{suffix} holds NaN or Inf", ~torch.isfinite(wide))
@@ -152,7 +154,7 @@ class _Numbers:
                 self._count(f"{suffix} is zero", wide == 0)
         if any(bool((part.float() == 0).any()) for part in scales.values()):
             ones = {s: torch.where(p.float() == 0, 1.0, p.float()).to(p.dtype) for s, p in scales.items()}
-            coded = self.draft.decode({**parts, **ones, **matrix}, values.shape[0])
+            coded = replace(band, parts={**band.parts, **ones}).decoded()
             self._count("scales are zero under codes that are not", (coded != 0) & (values == 0))
 
     def findings(self, *, source_is_zero: bool) -> tuple[str, ...]:
@@ -173,17 +175,16 @@ class _Tally:
 
     def __init__(
         self,
-        draft: Stored,
-        source: Stored,
+        draft: StoredWeight,
+        source: StoredWeight,
         matrix: Mapping[str, Tensor],
         method: Method,
         *,
         anew: bool,
         by_group: bool,
     ) -> None:
-        self.draft, self.source = draft, source
-        self.matrix, self.source_matrix = matrix, source.matrix()
-        self.same = not anew and _same_form(draft, source) and _equal(matrix, self.source_matrix)
+        self.draft, self.opened = draft, source.open()
+        self.same = not anew and _same_form(draft, source) and _equal(matrix, self.opened.matrix)
         self.form, self.method = FORMATS[draft.quantization.format], method
         judged = by_group and not self.same and Groups.judge(self.form, draft.quantization)
         self.groups = Groups(self.form, draft.quantization) if judged else None
@@ -192,18 +193,11 @@ class _Tally:
         self.first = ""
         self.is_zero = True
 
-    def is_near(self, kernels: RowKernels, rows: int, parts: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    def is_near(self, kernels: RowKernels, band: Band, own: Band) -> bool:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
-        from mtpforge.formats import compiled
-
         if self.same or self.groups is not None or self.method.judge_rows is None:
             return False
-        shape, held = (rows, self.draft.shape[1]), {**parts, **self.matrix}
-        ours = compiled.packed(held, shape, self.draft.quantization)
-        theirs = compiled.packed({**own, **self.source_matrix}, shape, self.source.quantization)
-        if ours is None or theirs is None:
-            return False
-        sums = self.method.judge_rows(kernels, ours, theirs, shape, held, self.form, self.draft.quantization)
+        sums = self.method.judge_rows(kernels, band, own, self.form)
         # Weights that are all zero are off by all that the source's are; squares may underflow to 0, or overflow.
         if sums is None or not sums[0] < sums[1] < math.inf:
             return False
@@ -212,25 +206,23 @@ class _Tally:
         self.is_zero = False
         return True
 
-    def compare(self, first: int, parts: Mapping[str, Tensor], own: Mapping[str, Tensor], values: Tensor) -> None:
-        """Add a band that starts at row `first`."""
-        last = first + values.shape[0]
-        if self.same and _equal(parts, own):  # copied byte for byte: nothing to decode
+    def compare(self, band: Band, own: Band, values: Tensor) -> None:
+        """Add a band of the draft, decoded to `values`, and the source's."""
+        if self.same and _equal(band.row_parts, own.row_parts):  # copied byte for byte: nothing to decode
             self.reference += float(torch.linalg.vector_norm(values)) ** 2
             self.is_zero = self.is_zero and self.reference == 0
             return
-        reference = self.source.decode({**own, **self.source_matrix}, last - first)
+        reference = own.decoded()
         difference = (values - reference).abs_()
         self.difference += float(torch.linalg.vector_norm(difference)) ** 2
         self.reference += float(torch.linalg.vector_norm(reference)) ** 2
         self.is_zero = self.is_zero and self.reference == 0
         if self.groups is not None:
-            self.groups.add(self.matrix, reference, difference)
+            self.groups.add(band.parts, reference, difference)
         if self.same:
             beyond = ~(difference <= 0)
         else:
-            held = {**parts, **self.matrix}
-            judged = self.method.judge(held, self.form, self.draft.quantization, reference, values)
+            judged = self.method.judge(band.parts, self.form, self.draft.quantization, reference, values)
             self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
         if not bool(beyond.any()):
             return
@@ -238,7 +230,7 @@ class _Tally:
         if not self.n_beyond:
             row, column = (int(i) for i in places[0])
             self.first = (
-                f"[{first + row}, {column}] is {float(values[row, column]):.6g},"
+                f"[{band.first + row}, {column}] is {float(values[row, column]):.6g},"
                 f" the source {float(reference[row, column]):.6g}"
             )
         self.n_beyond += len(places)
@@ -264,7 +256,7 @@ class _Tally:
         return ()
 
 
-def _same_form(draft: Stored, source: Stored) -> bool:
+def _same_form(draft: StoredWeight, source: StoredWeight) -> bool:
     """Whether the same parts mean the same numbers; what one scale covers is told by their shapes."""
     ours, theirs = draft.quantization, source.quantization
     keys = ("format", "bits", "dtype", "block", "symmetric")

@@ -8,9 +8,9 @@ from torch import Tensor
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.report import Check
 from mtpforge.sourcing import StoredLayer
-from mtpforge.verifying.bands import Stored, bands, read
 from mtpforge.verifying.names import rebuild, some
 from mtpforge.verifying.subject import Subject
+from mtpforge.weights import Reader
 
 
 def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tuple[tuple[int, ...], Check]:
@@ -24,10 +24,10 @@ def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tu
     if not routers or not all(subject.fits(w) and w.quantization.is_dense for w in routers):
         return in_order, Check("router", "failed", "the router is not as expected", rebuild(subject))
     router = routers[0]
-    held = read(subject.draft, subject.parts(router)["weight"])
+    held = Reader(subject.draft.read).tensor(subject.parts(router)["weight"])
     stored = layer.modules[router.module.name]
     source.fetch(stored.parts.values())
-    rows = _whole(Stored(source, stored.parts, stored.module.shape, stored.quantization)).to(held.dtype)
+    rows = torch.cat(list(stored.weight(Reader(source.read)).decoded())).to(held.dtype)
     found = _match(held, rows)
     lost = [expert for expert, number in enumerate(found) if number is None]
     if lost:
@@ -40,12 +40,6 @@ def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tu
     if list(numbers) != sorted(numbers):
         return numbers, Check("router", "warning", f"rows in another order than the source's; {what}")
     return numbers, Check("router", "passed", what)
-
-
-def _whole(stored: Stored) -> Tensor:
-    matrix = stored.matrix()
-    decoded = [stored.decode({**stored.band(a, b), **matrix}, b - a) for a, b in bands(stored.shape)]
-    return torch.cat(decoded)
 
 
 def _match(held: Tensor, rows: Tensor) -> list[int | None]:

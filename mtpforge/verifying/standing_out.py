@@ -38,11 +38,11 @@ class Groups:
         """Whether its groups can be told: few bits, a scale for each group of columns, and an encoder."""
         return quantization.strategy == "group" and not quantization.is_dense and form.encode is not None
 
-    def add(self, matrix: Mapping[str, Tensor], reference: Tensor, difference: Tensor) -> None:
-        """A band: the source's weights and how far the draft's are from them, float32 [rows, in] both."""
+    def add(self, parts: Mapping[str, Tensor], reference: Tensor, difference: Tensor) -> None:
+        """A band: its parts, the source's weights and how far the draft's are from them, float32 [rows, in] both."""
         assert self.form.encode is not None  # noqa: S101 -- `judge` asked
         shape = (reference.shape[0], reference.shape[1])
-        nearest = {**matrix, **self.form.encode(reference, self.quantization, matrix)}
+        nearest = {**parts, **self.form.encode(reference, self.quantization, parts)}
         plain = self.form.decode(nearest, shape, self.quantization).sub_(reference)
         groups = (shape[0], -1, self.quantization.group_size or 1)
         ours, theirs, norm = (each.view(groups).square().sum(-1) for each in (difference, plain, reference))

@@ -8,28 +8,25 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.hub import cache
 from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
-from mtpforge.formats.format import WORTH_COMPILING
 from mtpforge.methods import RTN, Method
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
 from mtpforge.verifying import diagnosing, examining, kept
-from mtpforge.verifying.bands import Stored, read, sha256_of
 from mtpforge.verifying.examining import Examined
 from mtpforge.verifying.names import rebuild, some
 from mtpforge.verifying.subject import Subject, Weight
-
-if TYPE_CHECKING:
-    from mtpforge.formats.compiled import RowKernels
+from mtpforge.verifying.tensor_hashes import HashedRead
+from mtpforge.weights import Buffers, Reader, StoredWeight
+from mtpforge.weights.compiling import kernels_for
 
 _WORKERS: Final = 8  # each holds about ten copies of a band: 130 MB
 _DIAGNOSED: Final = 8  # modules whose failure is explained; each may decode a band of every expert
@@ -57,11 +54,9 @@ class Source:
         refs = [ref for module in stored for ref in module.parts.values()]
         self.checkpoint.fetch([*refs, *self.layer.plain.values()], on_progress)
 
-    def stored(self, module: StoredModule) -> Stored:
+    def weight(self, module: StoredModule, buffers: Buffers | None = None) -> StoredWeight:
         """Its parts, ready to read."""
-        scale = FORMATS[module.quantization.format].input_scale
-        parts = {s: ref for s, ref in module.parts.items() if scale is None or s != scale.suffix}
-        return Stored(self.checkpoint, parts, module.module.shape, module.quantization, side="source")
+        return module.weight(Reader(self.checkpoint.read, buffers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +101,19 @@ def _weights(
 ) -> list[Examined]:
     """Threads over modules: reading and torch release the interpreter's lock. Results in the draft's order."""
     anew = frozenset() if origin is None else _untied(subject, origin)
-    kernels = _kernels(fitting)
+    kernels = kernels_for(sum(math.prod(weight.module.shape) for weight in fitting))
+    memory = _Memory()
 
     def examine(weight: Weight) -> tuple[Examined, dict[str, str]]:
-        draft = _stored(subject, weight)
-        theirs = _counterpart(weight, origin)
+        read = HashedRead(subject.draft.read)
+        draft = _stored(subject, weight, Reader(read, memory.draft))
+        theirs = _counterpart(weight, origin, memory.source)
         name = weight.module.name
         method = claimed if claimed.serves(FORMATS[weight.quantization.format], weight.module.kind) else RTN
         result = examining.weight(
             name, draft, theirs, anew=name in anew, method=method, kernels=kernels(), by_group=subject.told is None
         )
-        own = f"{subject.prefix}{weight.module.name}."
-        return result, {own + suffix: digest for suffix, digest in draft.hashed().items()}
+        return result, read.sha256
 
     total = sum(ref.stop - ref.start for w in fitting for ref in subject.parts(w).values())
     done = 0
@@ -147,28 +143,18 @@ def _crew(workers: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _kernels(weights: list[Weight]) -> Callable[[], RowKernels | None]:
-    """What gives each thread its compiled kernels, where there are so many weights that they save time."""
-    if sum(math.prod(weight.module.shape) for weight in weights) < WORTH_COMPILING:
-        return lambda: None
-    from mtpforge.formats.compiled import RowKernels
+class _Memory(threading.local):
+    """What the bands of both sides are read into, for one thread."""
 
-    held = threading.local()
-
-    def own() -> RowKernels:
-        if not hasattr(held, "kernels"):
-            held.kernels = RowKernels(cache.home() / "kernels")
-        return cast("RowKernels", held.kernels)
-
-    return own
+    def __init__(self) -> None:
+        self.draft, self.source = Buffers(), Buffers()
 
 
-def _stored(subject: Subject, weight: Weight) -> Stored:
-    parts = subject.parts(weight)
-    return Stored(subject.draft, parts, weight.module.shape, weight.quantization, sha256_of(tuple(parts)))
+def _stored(subject: Subject, weight: Weight, reader: Reader) -> StoredWeight:
+    return StoredWeight(reader, subject.parts(weight), weight.module.shape, weight.quantization)
 
 
-def _counterpart(weight: Weight, origin: Source | None) -> Stored | None:
+def _counterpart(weight: Weight, origin: Source | None, buffers: Buffers | None = None) -> StoredWeight | None:
     """The source's matrix of the same shape; the router of a pruned draft is compared by rows elsewhere."""
     if origin is None:
         return None
@@ -176,7 +162,7 @@ def _counterpart(weight: Weight, origin: Source | None) -> Stored | None:
     if module is None or module.module.shape != weight.module.shape:
         return None
     in_order = origin.kept == tuple(range(origin.layer.n_experts))
-    return None if weight.module.kind == "router" and not in_order else origin.stored(module)
+    return None if weight.module.kind == "router" and not in_order else origin.weight(module, buffers)
 
 
 def _untied(subject: Subject, origin: Source) -> frozenset[str]:
@@ -185,7 +171,7 @@ def _untied(subject: Subject, origin: Source) -> frozenset[str]:
     for weight in subject.weights:
         stored = origin.of(weight.module)
         if weight.module.fused and stored is not None and stored.quantization.format in subject.engine.tied_formats:
-            for suffix, part in origin.stored(stored).matrix().items():
+            for suffix, part in origin.weight(stored).matrix_parts().items():
                 if "scale" in suffix:
                     sets.setdefault(weight.module.fused, []).append((weight.module.name, float(part)))
     return frozenset(name for members in sets.values() if len({s for _, s in members}) > 1 for name, _ in members)
@@ -196,12 +182,12 @@ def _plain(subject: Subject, origin: Source | None, hashes: dict[str, str]) -> I
         if not subject.fits_plain(plain):
             continue
         name = subject.prefix + plain.name
-        digest = sha256_of((name,))
-        held = read(subject.draft, subject.refs[name], digest[name])
-        hashes[name] = digest[name].hexdigest()
+        read = HashedRead(subject.draft.read)
+        held = Reader(read).tensor(subject.refs[name])
+        hashes |= read.sha256
         reference = None
         if origin is not None:
-            reference = read(origin.checkpoint, origin.layer.plain[plain.name])
+            reference = Reader(origin.checkpoint.read).tensor(origin.layer.plain[plain.name])
             if plain.per_expert:
                 reference = reference[list(origin.kept)] if len(origin.kept) == held.shape[0] else None
         yield examining.plain(plain.name, held, reference)
@@ -289,7 +275,7 @@ def _told(subject: Subject, origin: Source, weight: Weight | None, examined: Exa
     own = None if weight is None else _counterpart(weight, origin)
     why = ""
     if weight is not None and own is not None:
-        draft = replace(_stored(subject, weight), digests={})
+        draft = _stored(subject, weight, Reader(subject.draft.read))
         why = diagnosing.explain(draft, own, _candidates(origin, weight.module, subject))
     return f"{examined.module}: {why or examined.values[0]}"
 
@@ -315,6 +301,6 @@ def _candidates(origin: Source, module: Module, subject: Subject) -> Iterator[di
 def _band(origin: Source, module: StoredModule) -> Callable[[], Tensor]:
     def first() -> Tensor:
         origin.checkpoint.fetch(module.parts.values())
-        return diagnosing.first_band(origin.stored(module))
+        return diagnosing.first_band(origin.weight(module))
 
     return first

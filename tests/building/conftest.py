@@ -6,13 +6,13 @@ import pytest
 import torch
 from small_plans import carry, checkpoint, plan, weight
 
-from mtpforge.building import executing
+from mtpforge.weights import bands
 
 
 @pytest.fixture(autouse=True)
 def low_bands(monkeypatch):
     """Five bands a matrix, so that what bands may break is seen on small ones."""
-    monkeypatch.setattr(executing, "band_rows", lambda _: 128)
+    monkeypatch.setattr(bands, "band_rows", lambda _: 128)
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from mtpforge.building import build, compiled
+from mtpforge.building import build, encoding, executing
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning import plan
+from mtpforge.weights import compiling
+from mtpforge.weights.kernels import RowKernels
 
 
 def made(tinyglm, source, target, folder, *, kernels, **how):
@@ -18,14 +20,14 @@ def made(tinyglm, source, target, folder, *, kernels, **how):
 @pytest.fixture
 def encoded(monkeypatch):
     """Counts the bands that kernels encode."""
-    counted, encode = [], compiled.Kernels.encode
+    counted, encode = [], executing.compiled
 
-    def counting(self, move, band, matrix):
-        parts = encode(self, move, band, matrix)
+    def counting(kernels, move, band, matrix):
+        parts = encode(kernels, move, band, matrix)
         counted.append(parts is not None)
         return parts
 
-    monkeypatch.setattr(compiled.Kernels, "encode", counting)
+    monkeypatch.setattr(executing, "compiled", counting)
     return counted
 
 
@@ -49,9 +51,9 @@ def test_workers_change_no_byte(tinyglm, tmp_path):
 def test_what_kernels_decode_is_compared_with_the_reference(tinyglm, tmp_path, monkeypatch):
     draft, _ = made(tinyglm, "nvfp4", "awq-int4", tmp_path / "good", kernels=True, check="full")
     assert "786,432 values of 48 weights equal" in draft.report.checks[0].detail
-    decode = compiled.Kernels.decode
+    decode = RowKernels.decode
     monkeypatch.setattr(
-        compiled.Kernels, "decode", lambda *band: decode(*band).view(torch.int32).add(1 << 16).view(torch.float32)
+        RowKernels, "decode", lambda *band: decode(*band).view(torch.int32).add(1 << 16).view(torch.float32)
     )
     with pytest.raises(MtpforgeError, match="a plain decoder of NVFP4"):
         made(tinyglm, "nvfp4", "awq-int4", tmp_path / "wrong", kernels=True, check="full")
@@ -59,10 +61,11 @@ def test_what_kernels_decode_is_compared_with_the_reference(tinyglm, tmp_path, m
 
 def test_small_layers_do_not_wait_for_the_compiler(tinyglm):
     served = open_checkpoint(str(tinyglm("awq-int4")))
-    assert not compiled.is_worthwhile(plan(open_checkpoint(str(tinyglm("nvfp4"))), served).steps)
+    steps = plan(open_checkpoint(str(tinyglm("nvfp4"))), served).steps
+    assert compiling.kernels_for(encoding.encoded_weights(steps))() is None
 
 
 def test_full_size_layers_are_compiled(census_folder, config_folder):
     source = open_checkpoint(str(census_folder("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso")))
     target = open_checkpoint(str(config_folder("target-awq-int4-ignore-to-77")))
-    assert compiled.is_worthwhile(plan(source, target).steps)
+    assert encoding.encoded_weights(plan(source, target).steps) >= compiling.WORTH_COMPILING

@@ -15,13 +15,14 @@ from test_building_runs import Library, interrupt_at
 
 from mtpforge.building import build, building, device, executing
 from mtpforge.building.output import raw
-from mtpforge.building.reading import Reader
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.planning import plan as planned
-from mtpforge.planning.steps import Step, band_rows
+from mtpforge.planning.steps import Step
 from mtpforge.tensors import Quantization
+from mtpforge.weights import Band, Buffers
+from mtpforge.weights.stored import OpenWeight
 
 SHAPE = (601, 256)  # four bands of 128 rows and a ragged one
 F32, F16 = Quantization("dense", 32, "F32"), Quantization("dense", 16, "F16")
@@ -115,7 +116,7 @@ def test_a_device_changes_no_byte(tmp_path, on, monkeypatch, stored, wanted, wor
     made = steps_of(source, stored, wanted)
     here = build(made, {"source": source}, tmp_path / "here", check="off")
     assert not late.copies
-    monkeypatch.setattr(executing, "decoded", None)  # nothing is left to the plain path
+    monkeypatch.setattr(executing.Executor, "_plain", None)  # nothing is left to the plain path
     there = build(made, {"source": source}, tmp_path / "there", check="off", workers=workers, device="cuda")
     assert files(there) == files(here)
     assert late.events.count("wait") == 2 * 5 * (2 if FORMATS[wanted.format].needs_amax(wanted) else 1)
@@ -135,8 +136,8 @@ def test_layouts_of_the_tiny_model_change_no_byte(tinyglm, tmp_path, on, source,
 def test_the_next_band_is_read_while_the_device_works(tmp_path, on, monkeypatch):
     late = on(Late())
     source = source_of(tmp_path / "source", DENSE, weight(*SHAPE).float())
-    band = Reader.band
-    monkeypatch.setattr(Reader, "band", lambda *a: late.events.append(f"read {a[3]}") or band(*a))
+    band = OpenWeight.band
+    monkeypatch.setattr(OpenWeight, "band", lambda *a: late.events.append(f"read {a[1]}") or band(*a))
     build(steps_of(source, DENSE, INT4), {"source": source}, tmp_path / "draft", check="off", workers=1, device="cuda")
     ahead = ["read 0", "read 128", "wait", "read 256", "wait", "read 384", "wait", "read 512", "wait", "wait"]
     assert late.events == ahead * 2
@@ -145,7 +146,7 @@ def test_the_next_band_is_read_while_the_device_works(tmp_path, on, monkeypatch)
 def test_one_buffer_would_be_noticed(tmp_path, on, monkeypatch):
     on(Late())
     source = source_of(tmp_path / "source", DENSE, weight(*SHAPE).float())
-    monkeypatch.setattr(building, "Reader", lambda checkpoints, allocate, **_: Reader(checkpoints, allocate))
+    monkeypatch.setattr(building, "Buffers", lambda count, allocate: Buffers(1, allocate))
     with pytest.raises(AssertionError, match="used again before its copy"):
         build(steps_of(source, DENSE, INT4), {"source": source}, tmp_path / "draft", check="off", device="cuda")
 
@@ -245,7 +246,6 @@ def test_what_a_build_refuses_is_told_in_the_same_words(tmp_path, on, stored, wa
 
 def test_the_reference_check_sees_what_the_device_decoded(tmp_path, on, monkeypatch):
     monkeypatch.setattr(building, "ReferenceCheck", Library)
-    monkeypatch.setattr(executing, "band_rows", band_rows)  # the bands that are drawn
     source = source_of(tmp_path / "source", MODELOPT, weight(*SHAPE).float())
     made = steps_of(source, MODELOPT, NVFP4)
     build(made, {"source": source}, tmp_path / "here", check="full")
@@ -253,7 +253,7 @@ def test_the_reference_check_sees_what_the_device_decoded(tmp_path, on, monkeypa
     on(Late())
     build(made, {"source": source}, tmp_path / "there", check="full", device="cuda")
     assert Library.digests == expected
-    monkeypatch.setattr(device, "decoded", lambda *a, real=device.decoded: real(*a) * 2)
+    monkeypatch.setattr(Band, "decoded", lambda *a, real=Band.decoded: real(*a) * 2)
     build(made, {"source": source}, tmp_path / "wrong", check="full", device="cuda")
     assert expected.keys() == Library.digests.keys()
     assert expected != Library.digests

@@ -13,13 +13,14 @@ from test_device import Late
 from torch.nn.functional import silu
 
 from mtpforge import scheme
-from mtpforge.building import build, compiled, device
+from mtpforge.building import build, device
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
 from mtpforge.nextn import inputs
 from mtpforge.nextn.hessians import Calibration
 from mtpforge.planning import plan
 from mtpforge.verifying import verify
+from mtpforge.weights import compiling
 from mtpforge.writing import folder
 
 PRESETS = ["int4-g32-asym", "int4-g128-sym", "int8-channel"]
@@ -69,7 +70,7 @@ def test_only_codes_of_experts_change(made, preset):
 
 @pytest.mark.parametrize("options", [{"kernels": True}, {"workers": 1}, {"workers": 5}])
 def test_kernels_and_workers_change_no_byte(made, monkeypatch, options):
-    monkeypatch.setattr(compiled, "WORTH_COMPILING", 1 << 60)
+    monkeypatch.setattr(compiling, "WORTH_COMPILING", 1 << 60)
     plain, other = made("gptq", name="plain"), made("gptq", name="other", **options)
     assert (plain.path / "model.safetensors").read_bytes() == (other.path / "model.safetensors").read_bytes()
 

@@ -18,8 +18,8 @@ from mtpforge import formats
 from mtpforge.arithmetic import bits, searching
 from mtpforge.formats import FORMATS
 from mtpforge.methods import METHODS
-from mtpforge.planning.steps import BAND_ELEMENTS
 from mtpforge.tensors import DTYPES, Quantization
+from mtpforge.weights.bands import BAND_ELEMENTS
 
 DEVICE = torch.device("meta")
 COLUMNS = 256

@@ -8,9 +8,12 @@ import whole_weights
 from test_encoding import BF16, WEIGHTS, same
 from test_vectors import FILES, matrices, specs
 
-from mtpforge.building.compiled import Kernels
+from mtpforge.building import encoding
+from mtpforge.checkpoint.hub import cache
 from mtpforge.formats import FORMATS
 from mtpforge.tensors import Quantization
+from mtpforge.weights import Band
+from mtpforge.weights.kernels import RowKernels
 
 DENSE = Quantization("dense", 32, dtype="F32")
 
@@ -33,13 +36,16 @@ COMPILED = {
 
 @pytest.fixture(scope="module")
 def kernels():
-    return Kernels()
+    return RowKernels(cache.home() / "kernels")
+
+
+def band_of(parts, shape, stored):
+    return Band(0, shape, stored, parts, {})
 
 
 def encode(kernels, weight, wanted, matrix):
-    move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE, wanted=wanted, scales="rtn")
-    band = SimpleNamespace(shape=tuple(weight.shape), parts={"weight": weight})
-    made = kernels.encode(move, band, matrix)
+    move = SimpleNamespace(shape=tuple(weight.shape), wanted=wanted, scales="rtn")
+    made = encoding.compiled(kernels, move, band_of({"weight": weight}, tuple(weight.shape), DENSE), matrix)
     return (
         None
         if made is None
@@ -48,8 +54,7 @@ def encode(kernels, weight, wanted, matrix):
 
 
 def decode(kernels, parts, shape, stored):
-    move = SimpleNamespace(shape=shape, stored=stored)
-    decoded = kernels.decode(move, SimpleNamespace(shape=shape, parts=parts))
+    decoded = kernels.decode(band_of(parts, shape, stored))
     return None if decoded is None else decoded.clone()
 
 
@@ -153,9 +158,7 @@ def test_decoding_gives_the_library_s_own_values(kernels, stem):
 
 def test_largest_magnitude_is_exact(kernels, weights):
     for weight in weights.values():
-        move = SimpleNamespace(shape=tuple(weight.shape), stored=DENSE)
-        band = SimpleNamespace(shape=tuple(weight.shape), parts={"weight": weight})
-        assert kernels.largest(move, band) == weight.abs().amax()
+        assert kernels.largest(band_of({"weight": weight}, tuple(weight.shape), DENSE)) == weight.abs().amax()
 
 
 def test_rows_are_independent_of_the_band_that_holds_them(kernels, weights):

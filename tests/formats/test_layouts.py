@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mtpforge import formats
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import row_parts
 from mtpforge.tensors import DTYPES, Quantization, Spec
 
 NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(torch, d.torch)}
@@ -81,7 +80,7 @@ def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed
     matrix_parts = form.matrix_parts(weight.shape, q, weight.abs().amax() if form.needs_amax(q) else None)
     whole = form.encode(weight, q, matrix_parts)
     banded = whole_weights.encode([weight], q)[0]
-    assert whole.keys() == row_parts(form.layout, columns, q)
+    assert whole.keys() == form.rows_in_parts((rows, columns), q, form.layout((rows, columns), q)).keys()
     for suffix, part in whole.items():
         assert torch.equal(part.view(torch.uint8), banded[suffix].view(torch.uint8)), suffix
 

@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mtpforge import formats
-from mtpforge.formats.format import part_rows, row_parts
 from mtpforge.tensors import DTYPES, Quantization, Spec
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
@@ -88,12 +87,10 @@ def test_a_band_of_rows_decodes_as_in_the_whole_matrix():
         form = formats.FORMATS[quantization.format]
         parts = whole_weights.encode([weight], quantization)[0]
         whole = form.decode(parts, (300, 160), quantization)
-        growing = row_parts(form.layout, 160, quantization)
+        lie = form.rows_in_parts((300, 160), quantization, form.layout((300, 160), quantization))
         for rows in ((0, 128), (128, 300), (256, 300)):
             cut = {
-                suffix: tensor[slice(*part_rows(form.layout, suffix, 160, quantization, rows))]
-                if suffix in growing
-                else tensor
+                suffix: tensor[slice(*lie[suffix].span(*rows))] if suffix in lie else tensor
                 for suffix, tensor in parts.items()
             }
             band = form.decode(cut, (rows[1] - rows[0], 160), quantization)

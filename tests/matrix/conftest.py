@@ -11,7 +11,8 @@ from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.planning import plan
 from mtpforge.report import Report
-from mtpforge.verifying import values, verify
+from mtpforge.verifying import verify
+from mtpforge.weights import compiling
 
 NVFP4_BLOCK = {
     "quant_method": "compressed-tensors",
@@ -50,7 +51,7 @@ class Pair:
 @pytest.fixture(autouse=True, params=["plain", "compiled"])
 def _both_ways(request, monkeypatch):
     """Every trap is caught by the plain comparison, and by the compiled one that large drafts go through."""
-    monkeypatch.setattr(values, "WORTH_COMPILING", 0 if request.param == "compiled" else 1 << 60)
+    monkeypatch.setattr(compiling, "WORTH_COMPILING", 0 if request.param == "compiled" else 1 << 60)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats import FORMATS, compiled
+from mtpforge.formats import FORMATS
 from mtpforge.methods import METHODS, method
 from mtpforge.tensors import Quantization
+from mtpforge.weights import Band
+from mtpforge.weights.kernels import RowKernels
 
 COLUMNS = 256
 INTEGERS = [
@@ -28,13 +30,17 @@ def weight():
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    return compiled.RowKernels(tmp_path_factory.mktemp("kernels"))
+    return RowKernels(tmp_path_factory.mktemp("kernels"))
 
 
 def parts_of(weight, q, found_by):
     form = FORMATS[q.format]
     matrix = form.matrix_parts(tuple(weight.shape), q, None)
     return form.search(weight, q, matrix, found_by.finder(None)) | matrix
+
+
+def dense(weight):
+    return Band(0, tuple(weight.shape), Quantization("dense", dtype="BF16"), {"weight": weight.bfloat16()}, {})
 
 
 def judged(found_by, parts, q, weight):
@@ -60,30 +66,22 @@ def test_its_judge_finds_the_weights_of_another_row(weight, found_by, q):
 def test_its_compiled_judge_says_what_its_judge_says(weight, kernels, found_by, q):
     if found_by.judge_rows is None:
         pytest.skip("no kernel judges it")
-    form, shape = FORMATS[q.format], tuple(weight.shape)
-    theirs = compiled.packed({"weight": weight.bfloat16()}, shape, Quantization("dense", dtype="BF16"))
-    own, other = (parts_of(w, q, found_by) for w in (weight, weight.roll(1, 0)))
-    told = [
-        found_by.judge_rows(kernels, compiled.packed(parts, shape, q), theirs, shape, parts, form, q)
-        for parts in (own, other)
-        if compiled.packed(parts, shape, q) is not None
-    ]
-    if not told:
+    form, theirs = FORMATS[q.format], dense(weight)
+    if form.packed_rows is None:
         pytest.skip("no kernel decodes the format")
-    assert told[0] is not None
-    assert told[1] is None
+    bands = [Band(0, tuple(w.shape), q, parts_of(w, q, found_by), {}) for w in (weight, weight.roll(1, 0))]
+    assert found_by.judge_rows(kernels, bands[0], theirs, form) is not None
+    assert found_by.judge_rows(kernels, bands[1], theirs, form) is None
 
 
 @stored
 @each
 def test_its_compiled_encoder_makes_the_same_bytes(weight, kernels, found_by, q):
-    form, shape = FORMATS[q.format], tuple(weight.shape)
-    packing = form.row_packing(COLUMNS, q, {})
+    packing = FORMATS[q.format].row_packing(COLUMNS, q, {})
     kernel = found_by.kernel(packing.kernel)
     if kernel is None:
         pytest.skip("no kernel searches by it")
-    band = compiled.packed({"weight": weight.bfloat16()}, shape, Quantization("dense", dtype="BF16"))
-    made = kernels.encode(band, shape, replace(packing, kernel=kernel))
+    made = kernels.encode(dense(weight), replace(packing, kernel=kernel))
     expected = parts_of(weight, q, found_by)
     assert made
     assert all(torch.equal(part, expected[suffix]) for suffix, part in made.items())

@@ -188,7 +188,7 @@ def test_submodules_that_are_left_out_stay_as_they_are(tinyglm):
 
 
 def test_compiled_kernels_fill_in_the_same_values(tinyglm):
-    from mtpforge.formats.compiled import RowKernels
+    from mtpforge.weights.kernels import RowKernels
 
     config = GlmMoeDsaConfig(hidden_size=128, moe_intermediate_size=128)
     kernels = RowKernels(cache.home() / "kernels")  # where builds keep them
