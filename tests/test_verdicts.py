@@ -6,7 +6,6 @@ import json
 
 import pytest
 from drafts import WEIGHTS, changed, reconfigured
-from mtpforge.verifying.bands import read
 
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
@@ -14,6 +13,7 @@ from mtpforge.cli import main
 from mtpforge.planning import plan
 from mtpforge.scheme import load
 from mtpforge.verifying import verify
+from mtpforge.weights import Reader
 
 P = "model.layers.3."
 
@@ -69,7 +69,7 @@ def test_a_module_that_alone_differs_is_named(drafts, tinyglm, tmp_path):
         for part in ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point"):
             tensors.pop(f"{P}self_attn.o_proj.{part}")
         whole, name = open_checkpoint(str(tinyglm("bf16"))), f"{P}self_attn.o_proj.weight"
-        tensors[name] = read(whole, whole.locate([name])[name])
+        tensors[name] = Reader(whole.read).tensor(whole.locate([name])[name])
 
     report = judged(changed(drafts / "awq-int4", tmp_path / "draft", one_dense), tinyglm("awq-int4"))
     assert report.summary == (

@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from mtpforge.arithmetic import scales
-from mtpforge.formats import BAND_ROWS, FORMATS, Format
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats import BAND_ROWS, FORMATS, Format, explain
 from mtpforge.formats.format import Specs
 from mtpforge.tensors import Quantization, Shape
 
 
 def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> tuple[Format, Quantization]:
-    """The one format and quantization of a weight [out, in]."""
-    ((form, found),) = [(f, q) for f in FORMATS.values() if (q := f.recognise(parts, shape, block)) is not None]
-    return form, found
+    """The one format and quantization of a weight [out, in]; MtpforgeError with the nearest miss where none fits."""
+    found = [(f, q) for f in FORMATS.values() if (q := f.recognise(parts, shape, block)) is not None]
+    assert len(found) < 2, "two formats read the same parts"
+    if not found:
+        raise MtpforgeError("a weight is stored in no known way", why=explain(parts, shape, block))
+    return found[0]
 
 
 def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:

@@ -38,7 +38,7 @@ def only(parts, block=None):
 
 
 def test_each_of_them_is_recognised():
-    found = {name: f"{only(parts).format}: {only(parts)}" for name, parts in ALL.items()}
+    found = {name: f"{only(parts).format}: {formats.label(only(parts))}" for name, parts in ALL.items()}
     assert found == {
         "INT4": "pack_quantized: INT4 g32 asymmetric",
         "FP8": "fp8_block: FP8 block 128x128",
@@ -124,16 +124,16 @@ def test_the_config_decides_where_bytes_leave_a_choice():
     def config(**weights):
         return {"config_groups": {"group_0": {"weights": weights}}}
 
-    assert str(only(parts)) == "INT8 channel"
-    assert str(only(parts, config(num_bits=7))) == "INT7 channel"
-    assert str(only(parts, config(num_bits=8, group_size=128))) == "INT8 g128"
-    assert str(only(parts, config(num_bits=3))) == "INT8 channel"
+    assert formats.label(only(parts)) == "INT8 channel"
+    assert formats.label(only(parts, config(num_bits=7))) == "INT7 channel"
+    assert formats.label(only(parts, config(num_bits=8, group_size=128))) == "INT8 g128"
+    assert formats.label(only(parts, config(num_bits=3))) == "INT8 channel"
 
 
 def test_bytes_win_over_a_config_that_says_otherwise():
     block = {"weight_block_size": [64, 64], "config_groups": {"g": {"weights": {"num_bits": 8, "group_size": 64}}}}
-    assert str(only(FP8 | {"weight": Spec("F8_E4M3", (64, 128))}, block)) == "FP8 block 128x128"
-    assert str(only(INT4, block)) == "INT4 g32 asymmetric"
+    assert formats.label(only(FP8 | {"weight": Spec("F8_E4M3", (64, 128))}, block)) == "FP8 block 128x128"
+    assert formats.label(only(INT4, block)) == "INT4 g32 asymmetric"
 
 
 def test_old_zero_points_that_bands_would_cut_are_refused():
@@ -150,7 +150,7 @@ def test_old_zero_points_that_bands_would_cut_are_refused():
         "weight_scale": Spec("BF16", (128, 4)),
         "weight_zero_point": Spec("I32", (13, 4)),
     }
-    assert str(formats.FORMATS["pack_quantized"].recognise(low, (128, 128), {})) == "INT3 g32 asymmetric"
+    assert formats.label(formats.FORMATS["pack_quantized"].recognise(low, (128, 128), {})) == "INT3 g32 asymmetric"
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_old_zero_points_that_bands_would_cut_are_refused():
     [{"config_groups": []}, {"config_groups": {"g": 3}}, {"weight_block_size": ["a", 0]}, {"weight_block_size": 7}],
 )
 def test_a_config_of_odd_types_is_passed_over(block):
-    assert str(only(FP8, block)) == "FP8 block 128x128"
-    assert str(only(INT4, block)) == "INT4 g32 asymmetric"
+    assert formats.label(only(FP8, block)) == "FP8 block 128x128"
+    assert formats.label(only(INT4, block)) == "INT4 g32 asymmetric"
 
 
 def specs_of(path):

@@ -14,6 +14,7 @@ from mtpforge.checkpoint.quantization import QuantConfig
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
+from mtpforge.formats import label
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import DTYPES, Quantization
 
@@ -48,7 +49,7 @@ def block(
     raise MtpforgeError(
         "no quantization method stores all formats of the scheme in one checkpoint",
         where=f"scheme {scheme.name}",
-        why=", ".join(sorted(f"{q} ({q.format})" for q in kinds)),
+        why=", ".join(sorted(f"{label(q)} ({q.format})" for q in kinds)),
         fix="`mtpforge schemes` lists the presets",
     )
 
