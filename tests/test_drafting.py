@@ -171,6 +171,7 @@ def test_second_target_of_a_name_gets_an_output_with_its_organisation(asked, tmp
     first, second = Hub("one/GLM"), Hub("two/GLM")
     assert str(default_out(first, "int4")) == str(default_out(second, "int4")) == "out/GLM-MTP-int4"
     (tmp_path / "out" / "GLM-MTP-int4").mkdir(parents=True)
+    (tmp_path / "out" / "GLM-MTP-int4" / "config.json").write_text("{}")
     monkeypatch.setattr(manifest, "read", lambda place: type("Made", (), {"target": "one/GLM@4567"}))
     assert str(default_out(first, "int4")) == "out/GLM-MTP-int4"
     assert str(default_out(second, "int4")) == "out/two-GLM-MTP-int4"

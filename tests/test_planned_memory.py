@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_plans import DENSE, INT4
+from small_plans import DENSE
 
 from mtpforge.planning.facts import peak_bytes
 from mtpforge.planning.steps import Move, Step
 
-GATE = Move("gate", "routed experts", (2048, 6144), {}, DENSE, INT4, "encode", (), "because")
+GATE = Move("gate", "routed experts", (2048, 6144), {}, DENSE, DENSE, "encode", (), "because")
 # 4 Mi weights a band, in whole rows of 128: 640 of [2048, 6144], all 2048 of [6144, 2048], all of a small one
 BANDS = [((2048, 6144), 640 * 6144), ((6144, 2048), 2048 * 2048), ((1024, 1024), 1024 * 1024)]
 

@@ -127,9 +127,13 @@ def test_existing_output_is_refused_and_untouched(tmp_path, fill):
         (out / fill).write_text("mine")
     with pytest.raises(MtpforgeError) as refused:
         write(out, some(3))
-    assert str(refused.value) == (
-        f"error: the output exists already\nwhere: {out}\n hint: `--force` replaces it, `--out` chooses another"
+    foreign = (
+        f"error: the output exists and is no draft\nwhere: {out}\n"
+        "cause: `--force` replaces only folders that hold mtpforge.json\n"
+        " hint: remove it yourself, or choose another output with `--out`"
     )
+    ours = f"error: the output exists already\nwhere: {out}\n hint: `--force` replaces it, `--out` chooses another"
+    assert str(refused.value) == (foreign if fill == "mine.txt" else ours)
     assert refused.value.code == 5
     assert [p.name for p in tmp_path.iterdir()] == ["draft"]
     assert [p.name for p in out.iterdir()] == ([fill] if fill else [])

@@ -100,6 +100,7 @@ def test_of_many_that_start_together_one_makes_the_draft(tmp_path):
     with ThreadPoolExecutor(len(children)) as pool:
         answers = sorted(answer for answer, _ in pool.map(lambda child: child.communicate("go\n"), children))
     assert answers.count("made it\n") == 1
-    assert set(answers) <= {"made it\n", "another build writes to the same output 5\n", "the output exists already 5\n"}
+    late = "the output exists and is no draft 5\n"  # these children write no manifest
+    assert set(answers) <= {"made it\n", "another build writes to the same output 5\n", late}
     assert (out / "model.safetensors").read_bytes().endswith(b"abcd")
     assert [p.name for p in tmp_path.iterdir()] == ["draft"]

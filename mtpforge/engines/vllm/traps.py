@@ -19,6 +19,7 @@ from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.counting import stored_experts
+from mtpforge.formats import label
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 
@@ -231,8 +232,8 @@ def _stated(config: Mapping[str, object], family: Family, scheme: Scheme) -> Ite
         yield Trap(
             "draft-block",
             "warning",
-            f"the draft's own block says {first} for `{other[0]}`, the target asks for"
-            f" {scheme.of(other[0]).quantization}: vLLM follows the target, forks may not",
+            f"the draft's own block says {label(first)} for `{other[0]}`, the target asks for"
+            f" {label(scheme.of(other[0]).quantization)}: vLLM follows the target, forks may not",
             _REBUILD,
             where=where,
         )
