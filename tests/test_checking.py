@@ -129,6 +129,7 @@ def plain_digest(sample, path):
     return hashlib.sha256(plain.decode(sample.format, parts, sample.rows)).hexdigest()
 
 
+@pytest.mark.slow
 def test_every_format_and_the_plain_decoders_equal_the_libraries(stored, every):
     """One child for all: the libraries take long to load."""
     path, samples, digests = stored

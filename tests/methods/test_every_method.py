@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS
 from mtpforge.methods import METHODS, method
@@ -29,8 +30,8 @@ def weight():
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return RowKernels(tmp_path_factory.mktemp("kernels"))
+def kernels():
+    return RowKernels(cache.home() / "kernels")
 
 
 def parts_of(weight, q, found_by):

@@ -60,6 +60,7 @@ def test_states_are_those_of_transformers_own_model(tinyglm, tokens, model, leng
             assert (found.token_ids.tolist(), found.positions.tolist()) == (ids, list(range(length)))
 
 
+@pytest.mark.slow
 def test_rows_that_attend_a_few_at_a_time_change_nothing(tinyglm, tokens, monkeypatch):
     windows = [tokens[:200], tokens[500:700]]
     whole = captured(tinyglm("bf16"), windows)
@@ -220,6 +221,7 @@ def test_odd_value_is_refused_by_key_value_and_what_is_possible(tinyglm, tmp_pat
     assert "\\n" not in error.value.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.experts.3.up_proj.weight", "model.norm.weight"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weight_that_is_no_number_is_named_with_its_file(tinyglm, tokens, tmp_path, name, value):
