@@ -13,7 +13,7 @@ Seen with nvidia-modelopt 0.47.0 and compressed-tensors 0.20.0, random and extre
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any, Final
 
@@ -121,6 +121,33 @@ def _fp8_block(facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -
     return values
 
 
+def _awq(facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> Tensor:
+    """Rows lie along the second axis, eight to a word: the library is given whole columns of words."""
+    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+
+    spans = {"qweight": (rows[0] // 8, rows[1] // 8), "qzeros": (rows[0] // 8, rows[1] // 8), "scales": rows}
+    named = {f"m.{suffix}": _kept(parts[suffix])[:, slice(*span)] for suffix, span in spans.items()}
+    made = AutoAWQConverter(group_size=facts["group_size"]).process(named)
+    state = {name.removeprefix("m."): part for name, part in made.items()}
+    state["weight_scale"] = _widened(state["weight_scale"])
+    # laid out by columns, as in _pack_quantized
+    state["weight_zero_point"] = state["weight_zero_point"].t().clone(memory_format=torch.contiguous_format).t()
+    return _decompress(
+        "pack-quantized",
+        state,
+        num_bits=4,
+        type="int",
+        symmetric=False,
+        strategy="group",
+        group_size=facts["group_size"],
+    )
+
+
+@lru_cache(maxsize=3)  # the parts of one weight: its bands follow each other
+def _kept(part: Part) -> Tensor:
+    return _whole(part)
+
+
 def _rows(part: Part, first: int, last: int) -> Tensor:
     raw, shape = part.rows(first, last)
     dtype: torch.dtype = getattr(torch, DTYPES[part.dtype].torch)
@@ -161,6 +188,7 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], Parts, int, Rows], Tensor]]]
     "int_quantized": _int_quantized,
     "fp8_scaled": _fp8_scaled,
     "fp8_block": _fp8_block,
+    "awq": _awq,
 }
 
 # distribution that a reader asks, as importlib.metadata and pip name it

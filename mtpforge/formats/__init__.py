@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Final
 
 from mtpforge.formats import (
+    awq,
     dense,
     explaining,
     fp8_block,
@@ -31,6 +32,7 @@ FORMATS: Final[dict[str, Format]] = {
         modelopt_nvfp4.FORMAT,
         pack_quantized.FORMAT,
         int_quantized.FORMAT,
+        awq.FORMAT,
     )
 }
 

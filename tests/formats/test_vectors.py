@@ -18,6 +18,7 @@ NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(tor
 # what the files themselves do not say
 CONFIGS = {"fp8-block32x64-transformers": {"quant_method": "fp8", "weight_block_size": [32, 64]}}
 EXPECTED = {
+    "awq-gemm-int4-g32": "INT4 g32 asymmetric",
     "ct-fp8-channel-bf16": "FP8 channel",
     "ct-fp8-channel-f32": "FP8 channel",
     "ct-fp8-tensor-f32": "FP8 tensor",

@@ -1,0 +1,97 @@
+"""StoredWeight at real size: several bands, parts along either axis, against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slow_twins import layouts
+from small_plans import DENSE, FP8, INT4, checkpoint, move, plan
+
+from mtpforge.building import build
+from mtpforge.planning.facts import peak_bytes
+from mtpforge.planning.steps import Step
+from mtpforge.tensors import Quantization
+from mtpforge.weights import Reader, StoredWeight
+from mtpforge.weights.bands import bands
+
+AWQ = Quantization("awq", 4, "", "group", 128, symmetric=False, scale_dtype="F16")
+SHAPE = (3072, 6144)
+PLACES = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight rows each nibble of a word is, lowest bits first
+HELD = 6144 * 384 * 4 + 48 * 384 * 4 + 48 * 3072 * 2  # bytes of qweight, qzeros, scales
+
+
+def awq_parts(shape, size):
+    rows, columns = shape
+    seed = torch.Generator().manual_seed(0)
+
+    def words(n):
+        return torch.randint(-(2**31), 2**31, (n, rows // 8), generator=seed, dtype=torch.int64).to(torch.int32)
+
+    scales = (torch.rand(columns // size, rows, generator=seed) * 0.01 + 1e-3).half()
+    return {"qweight": words(columns), "qzeros": words(columns // size), "scales": scales}
+
+
+def awq_values(parts, size):
+    """Float32 [out, in]: nibble by nibble."""
+    codes, zeros = parts["qweight"], parts["qzeros"]
+    values = torch.empty(codes.shape[1] * 8, codes.shape[0])
+    for nibble, place in enumerate(PLACES):
+        code, zero = (codes >> 4 * nibble) & 15, ((zeros >> 4 * nibble) & 15).repeat_interleave(size, 0)
+        scale = parts["scales"][:, place::8].float().repeat_interleave(size, 0)
+        values[place::8] = ((code - zero).float() * scale).t()
+    return values
+
+
+@pytest.fixture(scope="module")
+def awq(tmp_path_factory):
+    parts = awq_parts(SHAPE, 128)
+    named = {f"m.{suffix}": part for suffix, part in parts.items()}
+    return checkpoint(tmp_path_factory.mktemp("awq") / "source", named), awq_values(parts, 128)
+
+
+def test_awq_of_real_size_decodes_band_by_band(awq):
+    source, values = awq
+    refs = move(source, "m", SHAPE, AWQ, DENSE).reads
+    stored = StoredWeight(Reader(source.read), refs, SHAPE, AWQ)
+    assert len(list(bands(SHAPE))) > 3
+    assert torch.equal(torch.cat([band.decoded() for band in stored.bands()]), values)
+    assert torch.equal(stored.open().band(2944, 3072).decoded(), values[2944:])
+
+
+def test_awq_of_real_size_is_built_as_the_library_reads_it(awq, tmp_path):
+    """check="full": compressed-tensors decodes every band too, and a difference ends the build."""
+    source, values = awq
+    step = Step(moves=(move(source, "m", SHAPE, AWQ, DENSE),))
+    draft = build(plan(source, [step]), {"source": source}, tmp_path / "draft", check="full")
+    assert torch.equal(load_file(draft.path / "model.safetensors")["m.weight"], values.bfloat16())
+
+
+def test_awq_of_real_size_becomes_int4_within_its_rounding(awq, tmp_path):
+    source, values = awq
+    step = Step(moves=(move(source, "m", SHAPE, AWQ, INT4),))
+    draft = build(plan(source, [step]), {"source": source}, tmp_path / "draft", check="off")
+    parts = {name.removeprefix("m."): part for name, part in load_file(draft.path / "model.safetensors").items()}
+    steps = parts["weight_scale"].float().repeat_interleave(32, 1)
+    # half a step, and what 15 steps of a scale that BF16 rounded may clip
+    assert bool(((layouts.integers(parts) - values).abs() <= steps * (0.5 + 15 / 256 + 1e-4)).all())
+
+
+def test_the_memory_of_a_plan_counts_parts_that_are_held_whole(awq):
+    step = Step(moves=(move(awq[0], "m", SHAPE, AWQ, DENSE),))
+    assert peak_bytes(step) == 640 * 6144 * 16 + HELD
+
+
+def test_fp8_blocks_of_a_short_last_band_get_their_own_scales(tmp_path):
+    shape, seed = (576, 16384), torch.Generator().manual_seed(1)
+    codes = torch.randn(shape, generator=seed).to(torch.float8_e4m3fn)
+    scales = torch.rand(5, 128, generator=seed) + 0.5
+    source = checkpoint(tmp_path / "source", {"m.weight": codes, "m.weight_scale_inv": scales})
+    refs = move(source, "m", shape, FP8, DENSE).reads
+    read = list(StoredWeight(Reader(source.read), refs, shape, FP8).bands())
+    assert [tuple(band.parts["weight_scale_inv"].shape) for band in read] == [(2, 128), (2, 128), (1, 128)]
+    decoded = torch.cat([band.decoded() for band in read])
+    for row in range(0, 576, 64):
+        for block in range(128):
+            columns = slice(block * 128, block * 128 + 128)
+            assert torch.equal(decoded[row, columns], codes[row, columns].float() * scales[row // 128, block])
