@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from mtpforge import errors
@@ -9,7 +10,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import Serving, own_config
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
 from mtpforge.verifying import glance
@@ -29,7 +30,8 @@ def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving
     """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
     if draft == target.location:  # the target's own layer, without a draft
         report = inspect(target, engine=engine, serving=serving)
-        wrong = [check for check in report.checks if check.verdict != "passed"]
+        anew = f"`mtpforge build --target {shown(target.label)}`"
+        wrong = [replace(check, fix=anew) for check in report.checks if check.verdict != "passed"]
     else:
         report = glance(draft, target, engine=engine, serving=serving)
         wrong = [check for check in report.checks if check.verdict == "failed"]

@@ -245,6 +245,7 @@ def test_narrow_terminal_shows_that_a_cell_was_cut():
         "    from mtpforge.cli.output import Screen\n"
         "    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 30, 0, 0))\n"
         "    Screen(color='never').table(('a', 'b'), [('x' * 60, 'y' * 60)])\n"
+        "    sys.stdout.flush()\n"
         "    os._exit(0)\n"
         "out = b''\n"
         "try:\n"

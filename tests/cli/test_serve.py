@@ -91,7 +91,10 @@ def test_serve_of_a_target_s_own_layer_names_no_model(run, tinyglm):
     ran = run("serve", str(tinyglm("fp8")), "--target", str(tinyglm("fp8")), "--print")
     assert ran.code == 0
     assert '"model"' not in ran.out
-    assert refusal(run, str(tinyglm("awq-int4")), "--target", str(tinyglm("awq-int4")))[0] == 1
+    bare = str(tinyglm("awq-int4"))
+    code, err = refusal(run, bare, "--target", bare)
+    assert code == 1
+    assert f" hint: `mtpforge build --target {bare}`" in err
 
 
 def test_serve_of_a_layer_with_more_experts_than_its_target_serves_is_refused(run, tinyglm, tmp_path):
