@@ -27,13 +27,13 @@ from mtpforge.tensors import DTYPES
 def load(names: list[str]) -> None:
     """Import what these formats' readers need: seconds, so begin before there is anything to decode."""
     for name in names:
-        import_module(_MODULES[DISTRIBUTIONS[name]])
+        import_module(_READERS[name][0][1])
 
 
 def decode(name: str, facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> bytes:
     """The weight's rows as BF16 bytes, by the format's library. facts: the fields of its Quantization."""
     with torch.no_grad():
-        values = _READERS[name](facts, parts, columns, rows).to(torch.bfloat16)
+        values = _READERS[name][1](facts, parts, columns, rows).to(torch.bfloat16)
     return values.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -181,21 +181,16 @@ def _codec(name: str, arguments: tuple[tuple[str, object], ...]) -> tuple[Any, A
     return BaseCompressor.get_value_from_registry(name), scheme
 
 
-_READERS: Final[dict[str, Callable[[dict[str, Any], Parts, int, Rows], Tensor]]] = {
-    "modelopt_nvfp4": _modelopt_nvfp4,
-    "nvfp4": _nvfp4,
-    "pack_quantized": _pack_quantized,
-    "int_quantized": _int_quantized,
-    "fp8_scaled": _fp8_scaled,
-    "fp8_block": _fp8_block,
-    "awq": _awq,
+# A distribution, as importlib.metadata and pip name it, and the module that takes long to import.
+_MODELOPT: Final = ("nvidia-modelopt", "modelopt.torch.quantization.qtensor")
+_COMPRESSED: Final = ("compressed-tensors", "compressed_tensors.compressors")
+_READERS: Final[dict[str, tuple[tuple[str, str], Callable[[dict[str, Any], Parts, int, Rows], Tensor]]]] = {
+    "modelopt_nvfp4": (_MODELOPT, _modelopt_nvfp4),
+    "nvfp4": (_COMPRESSED, _nvfp4),
+    "pack_quantized": (_COMPRESSED, _pack_quantized),
+    "int_quantized": (_COMPRESSED, _int_quantized),
+    "fp8_scaled": (_COMPRESSED, _fp8_scaled),
+    "fp8_block": (_COMPRESSED, _fp8_block),
+    "awq": (_COMPRESSED, _awq),
 }
-
-# distribution that a reader asks, as importlib.metadata and pip name it
-DISTRIBUTIONS: Final = {
-    name: "nvidia-modelopt" if name == "modelopt_nvfp4" else "compressed-tensors" for name in _READERS
-}
-_MODULES: Final = {
-    "nvidia-modelopt": "modelopt.torch.quantization.qtensor",
-    "compressed-tensors": "compressed_tensors.compressors",
-}
+DISTRIBUTIONS: Final = {name: distribution for name, ((distribution, _), _) in _READERS.items()}

@@ -62,7 +62,7 @@ def label(quantization: Quantization) -> str:
 
 
 def refusal(quantization: Quantization) -> tuple[str, str] | None:
-    """The first field that its format cannot have so, and what it must be; None where the format can be made so."""
+    """The first field that its format cannot have so, and what it must be; None where it can."""
     takes = FORMATS[quantization.format].takes
     for field in fields(Quantization):
         value = getattr(quantization, field.name)

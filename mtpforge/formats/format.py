@@ -125,8 +125,8 @@ class Format:
     packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
         compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
     shown(quantization): the family's name in tables: `NVFP4`, `INT4`, `BF16`.
-    takes: field of Quantization -> values that it may have; a field that is not named keeps its default. Whether it may
-        be read only, and how fields hang together, is told by `formats.refusal`.
+    takes: field of Quantization -> values that it may have; a field that is not named keeps its default. How fields
+        hang together is told by `formats.refusal`.
     bound(parts, quantization, shape): how far a band of decoded weights [rows, in] may lie from those that were encoded
         to nearest under these parts' scales.
     guesses(parts, shape, block): what parts that no format recognises may have been meant to be, likelier ones first.

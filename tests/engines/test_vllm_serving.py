@@ -6,6 +6,7 @@ import pytest
 
 from mtpforge import scheme as schemes
 from mtpforge.engines import ENGINES, Serving
+from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.families import family_of
 from mtpforge.tensors import Spec
 
@@ -123,3 +124,24 @@ def test_path_that_looks_like_a_python_class_is_refused(path):
 @pytest.mark.parametrize("path", ["/m/GLM-5.2-MTP", "./glm.mtp", "GLM-5.2-MTP", "eagle/draft", "draft"])
 def test_ordinary_paths_pass(path):
     assert VLLM.path_traps(path) == ()
+
+
+def test_a_block_cut_short_is_refused_only_where_another_matrix_begins_behind_it(refused):
+    """At one rank: fp8_utils.py (0.33.0) looks at merged matrices but their last, and at gate and up of experts."""
+    found = refused("fp8-block128", 1, moe_intermediate_size=2000)
+    assert {t.message.split("`")[1] for t in found} == {
+        "mlp.experts.*.gate_proj",
+        "mlp.experts.*.up_proj",
+        "mlp.shared_experts.gate_proj",
+    }
+    assert refused("fp8-block128", 1, kv_lora_rank=500, qk_nope_head_dim=190, v_head_dim=250) == ()
+
+
+def test_axes_are_cut_as_the_parallel_layers_of_vllm_cut_them():
+    """Column-parallel layers split their rows, row-parallel ones their columns (model_executor/layers/linear.py)."""
+    known = draft_class(FAMILY)
+    axes = {"ColumnParallelLinear": "out", "MergedColumnParallelLinear": "out", "RowParallelLinear": "in"}
+    parts = {part: fused for fused, members in known.packed.items() for part in members}
+    single = {p: known.matrices.get(p, known.matrices.get(parts.get(p, ""))) for p in known.split}
+    assert {p: axes[kind] for p, kind in single.items()} == known.split
+    assert {"q_b_proj", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} == known.split.keys()
