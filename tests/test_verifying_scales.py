@@ -65,7 +65,8 @@ def test_searched_drafts_pass_and_are_held_against_rtn(draft, judged, method):
         assert not [c for c in report.checks if c.name == "scales"]
         return
     assert len(rtn) == 57
-    assert sum(ours[name] for name in rtn) < sum(rtn.values())
+    if method == "mse":  # others count another error than the square
+        assert all(ours[name] < rtn[name] for name in rtn)
     assert rtn == pytest.approx({name: plain[name] for name in rtn}, rel=1e-4)
     (check,) = [c for c in report.checks if c.name == "scales"]
     assert "57 weights" in check.detail

@@ -92,5 +92,5 @@ def test_a_method_that_is_none_is_named():
     with pytest.raises(MtpforgeError) as caught:
         method("best\n")
     assert str(caught.value) == (
-        "error: `best\\n` is no method of finding scales\nwhere: option `--scales`\n hint: one of rtn, mse, hqq, gptq"
+        "error: `best\\n` is no method of finding scales\nwhere: option `--scales`\n hint: one of " + ", ".join(METHODS)
     )
