@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mtpforge.drafting.request import CheckMode
 
 _CHECK: Final[CheckMode] = "full"  # the layer is tiny
+_OUT: Final = Path("out") / "demo"
 
 
 @click.command(
@@ -25,9 +26,10 @@ _CHECK: Final[CheckMode] = "full"  # the layer is tiny
     examples=("mtpforge demo", "mtpforge demo --json"),
     then="mtpforge build --target CKPT --dry-run",
 )
-@options.out(default=Path("out") / "demo", show_default=True)
+@options.out(default=_OUT, show_default=True)
+@options.force()
 @click.pass_obj
-def command(screen: Screen, *, out: Path) -> Ending:  # noqa: D103 -- the help text above
+def command(screen: Screen, *, out: Path, force: bool) -> Ending:  # noqa: D103 -- the help text above
     from mtpforge.drafting.deciding import Needless
     from mtpforge.drafting.request import Request
 
@@ -36,8 +38,8 @@ def command(screen: Screen, *, out: Path) -> Ending:  # noqa: D103 -- the help t
     screen.line(
         "A tiny trained GLM-5.2 (4 layers, no hub, no GPU): its INT4 release lost the MTP layer, the NVFP4 one has it."
     )
-    # a second run replaces the first one's folder; --force never replaces a folder that is no draft
-    request = Request(target=target, source=source, out=out, check=_CHECK, force=True, offline=True)
+    force = force or out == _OUT  # a second run replaces the first one's folder; what somebody named is theirs
+    request = Request(target=target, source=source, out=out, check=_CHECK, force=force, offline=True)
     job = making.decide(screen, request)
     assert not isinstance(job, Needless)  # noqa: S101 -- the target has no layer
     ending = making.carry_out(screen, job)

@@ -147,6 +147,17 @@ def test_demo_runs_twice(run, demo, monkeypatch):
     assert "vllm serve" in ran.out
 
 
+def test_demo_replaces_a_draft_that_somebody_named_only_when_told(run, demo, in_folder, monkeypatch):
+    monkeypatch.setattr("mtpforge.cli.demo._CHECK", "off")
+    mine = shutil.copytree(demo / "out" / "demo", in_folder / "mine")
+    (mine / "notes.txt").write_text("weeks of work")
+    ran = run("demo", "-o", "mine")
+    assert (ran.code, "error: the output exists already\nwhere: mine\n" in ran.err) == (5, True)
+    assert (mine / "notes.txt").read_text() == "weeks of work"
+    assert run("demo", "-o", "mine", "--force").code == 0
+    assert not (mine / "notes.txt").exists()
+
+
 def test_demo_replaces_no_folder_that_is_no_draft(run, in_folder):
     (in_folder / "out" / "demo").mkdir(parents=True)
     (in_folder / "out" / "demo" / "mine.txt").write_text("mine")
