@@ -36,7 +36,7 @@ def inspect(
     quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target),
     drafts_for_itself (whether the layer needs no draft: it loads as it is, and nothing silent is known to spoil it).
-    MtpforgeError for a model that has no known MTP layer.
+    MtpforgeError for a model that has no known MTP layer, and for a config that lacks what a draft must state.
     """
     with errors_of(checkpoint):
         return _inspect(checkpoint, engine, scheme, serving)
@@ -45,6 +45,7 @@ def inspect(
 def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
     judge = engine_of(engine)
     family = family_of(checkpoint.config)
+    judge.refuse_unstated(checkpoint, checkpoint.config, family)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
     layer, layer_check = _layer(checkpoint, family, judge)
     checks, alone = [layer_check, refusal], False

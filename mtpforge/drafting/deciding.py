@@ -86,6 +86,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
     target = _opened("target", request.target, request, watching)
+    ENGINES[request.engine].refuse_unstated(target, target.config, family_of(target.config))
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
         own = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))

@@ -129,6 +129,7 @@ def _look(
     with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
+    judge.refuse_unstated(target, target.config, family)
     wanted = scheme or judge.demands(target, own_config(held), family)
     try:
         files = names.files(held, prefix)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from drafts import reconfigured
 from golden_text import GOLDEN, compare, tidy
 
 from mtpforge.cli import doctor, main
@@ -112,6 +113,30 @@ def test_more_experts_than_the_target_are_refused(run, in_folder, tinyglm):
     assert ran.code == 3
     assert "error: the layer has 16 experts, the target 12\n" in ran.err
     assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize("lost", ["vocab_size", "rope_parameters", "index_topk", "num_attention_heads"])
+def test_target_that_lost_what_a_draft_must_state_is_named_before_anything(run, in_folder, demo, tinyglm, lost):
+    reconfigured(tinyglm("awq-int4"), in_folder / "t", lambda c: c.pop(lost))
+    sides = "--target", "t", "--source", str(tinyglm("nvfp4"))
+    draft = str(demo / "out" / "demo")
+    for argv in (
+        ("inspect", "t"),
+        ("build", *sides, "--dry-run"),
+        ("verify", draft, *sides),
+        ("serve", draft, *sides[:2]),
+    ):
+        ran = run(*argv)
+        assert ran.code == 3
+        assert f"error: the config has no `{lost}`\nwhere: {in_folder}/t/config.json, `{lost}`\n" in ran.err
+    assert [place.name for place in in_folder.iterdir()] == ["t"]
+
+
+def test_target_that_lost_what_vllm_would_guess_wrong_is_told_the_source_s_value(run, in_folder, tinyglm):
+    reconfigured(tinyglm("awq-int4"), in_folder / "t", lambda c: c.pop("scoring_func"))
+    ran = run("build", "--target", "t", "--source", str(tinyglm("nvfp4")), "--dry-run")
+    assert (ran.code, 'vLLM would take "softmax", the source\'s config says "sigmoid"' in ran.err) == (3, True)
+    assert ' hint: add `"scoring_func": "sigmoid"` to config.json' in ran.err
 
 
 def test_unknown_scheme_names_the_nearest(run, tinyglm):

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.vllm import quantization_block
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
-from mtpforge.engines.vllm.rope import ROPE
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.engines.vllm.rope import rope_seen
+from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
 from mtpforge.scheme import Scheme
 
@@ -30,27 +31,24 @@ _NOT_OF_A_DRAFT: Final = frozenset(
         "vision_config",
     )
 )
+_LENGTH: Final = "max_position_embeddings"  # vLLM raises a smaller one
 
 
 def draft_config(
     target: Checkpoint, source_config: Mapping[str, object], family: Family, scheme: Scheme, n_experts: int
 ) -> dict[str, object]:
-    """config.json of a draft: the target's fields, the source's where the target has none.
+    """config.json of a draft: the target's fields, vLLM's default where the target has none.
 
     The expert count is stated once, `num_nextn_predict_layers` is 1, what the class wants fixed is fixed, the block
-    states `scheme` for the layer by name and is absent for a dense draft. A needed field that neither has is an error.
+    states `scheme` for the layer by name and is absent for a dense draft. A field that the target has to state and does
+    not is an error.
     """
+    refuse_unstated(target, source_config, family)
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
     left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins)
     config = {key: value for key, value in text.items() if key not in left_out}
-    for field in (*known.compared, "max_position_embeddings"):
-        if config.get(field) is None and other.get(field) is not None:
-            config[field] = other[field]
-    if not any(config.get(key) for key in ROPE):
-        config |= {key: other[key] for key in ROPE if other.get(key)}
-    for field in known.required:
-        if config.get(field) is None:
-            raise _missing(field, target)
+    if config.get(_LENGTH) is None and other.get(_LENGTH) is not None:
+        config[_LENGTH] = other[_LENGTH]
     for field, default in known.defaults.items():
         if config.get(field) is None and default != "":
             config[field] = default
@@ -71,6 +69,35 @@ def draft_config(
     return copied
 
 
+def refuse_unstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:
+    """MtpforgeError for a key that the target's config.json lacks, where vLLM has no default or one that is wrong.
+
+    vLLM builds the draft from its own copy of the key and never compares the two: the target's says what is served.
+    """
+    text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
+    with errors_of(target):
+        for field in known.required:
+            if text.get(field) is None:
+                raise _unstated(field, other.get(field), "vLLM builds the MTP layer from it")
+        if rope_seen(text)["rope_theta"] is None:
+            raise _unstated("rope_parameters", other.get("rope_parameters"), "vLLM would turn positions by a default")
+        for field, default in known.defaults.items():
+            stated = other.get(field)
+            if text.get(field) is None and stated is not None and stated != default:
+                taken = f"vLLM would take {json.dumps(default)}, the source's config says {shown(json.dumps(stated))}"
+                raise _unstated(field, stated, taken)
+
+
+def _unstated(field: str, known: object, why: str) -> MtpforgeError:
+    whole = f'`"{field}": {shown(json.dumps(known))}`' if known is not None else f"`{field}`"
+    return MtpforgeError(
+        f"the config has no `{field}`",
+        where=Where("config.json", inside=f"`{field}`"),
+        why=why,
+        fix=f"add {whole} to config.json, as the {'source' if known is not None else 'published base model'} states it",
+    )
+
+
 def _architectures(text: Mapping[str, object], family: Family) -> list[object]:
     """The language model's own; a multimodal wrapper's name says nothing about the layer."""
     named = text.get("architectures")
@@ -82,12 +109,3 @@ def _decoded(known: DraftClass, source_config: Mapping[str, object]) -> frozense
     block = source_config.get("quantization_config")
     stored = isinstance(block, Mapping) and block.get("quant_method") == "fp8"
     return frozenset(known.decoded_on_load) if stored else frozenset()
-
-
-def _missing(field: str, target: Checkpoint) -> MtpforgeError:
-    return MtpforgeError(
-        f"neither target nor source states `{field}`",
-        where=f"{shown(target.label)}, config.json",
-        why="vLLM builds the MTP layer from it",
-        fix=f"add `{field}` to the target's config.json, as the published base model states it",
-    )
