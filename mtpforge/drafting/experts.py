@@ -54,7 +54,7 @@ def choose(
         what = f"all {found.n_stored} experts stay, `--inputs` has nothing to choose"
         fix = "leave `--inputs` out, or ask for fewer experts: `--experts N`; `--scales gptq` uses them too"
         raise _idle(what, fix)
-    for remark in remarks.of_experts(found):
+    for remark in remarks.of_experts(found, request.prune_by):
         watching.on_remark(remark)
     return found
 

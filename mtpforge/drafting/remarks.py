@@ -67,8 +67,10 @@ def of_choice(choice: Choice) -> Iterator[Remark]:
         yield Remark("", f"also: `--source {name}`, {remark}")
 
 
-def of_experts(found: Pruned) -> Iterator[Remark]:
-    """The experts that stay, where some go."""
+def of_experts(found: Pruned, asked: str = "") -> Iterator[Remark]:
+    """The experts that stay, where some go, or where a method was asked for that then had nothing to do."""
+    if asked and found.keeps_all:
+        yield Remark("experts", f"all {found.n_stored} stay: `--prune-by {asked}` has nothing to choose")
     if not found.keeps_all:
         yield Remark("experts", f"{len(found.kept)} of {found.n_stored}   {found.reason}")
 

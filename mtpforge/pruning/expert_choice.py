@@ -154,12 +154,7 @@ def scores(
         elif method.of_expert is not None:
             found[name] = tuple(method.of_expert(weights) for weights in _experts(source, layer))
         else:
-            raise MtpforgeError(
-                f"`{name}` needs {method.needs} to score experts",
-                where="option `--prune-by`",
-                fix="; ".join(["`--inputs FILE`", *(f"`--prune-by {name}`" for name in _DATA_FREE)]),
-                code=errors.USAGE,
-            )
+            raise _needy(name)
     return found
 
 
@@ -181,7 +176,19 @@ def _method(wish: Wish) -> str:
         raise MtpforgeError(
             "`--prune-by file` needs the list", fix="`--keep-experts FILE`, a JSON list", code=errors.USAGE
         )
+    if wish.method and METHODS[wish.method].needs == "inputs" and not wish.has_inputs:
+        raise _needy(wish.method)
     return wish.method or (_FILE if wish.lists else INPUTS_METHOD if wish.has_inputs else DEFAULT_METHOD)
+
+
+def _needy(name: str) -> MtpforgeError:
+    """A method that cannot score, whether or not experts go."""
+    return MtpforgeError(
+        f"`{name}` needs {METHODS[name].needs} to score experts",
+        where="option `--prune-by`",
+        fix="; ".join(["`--inputs FILE`", *(f"`--prune-by {free}`" for free in _DATA_FREE)]),
+        code=errors.USAGE,
+    )
 
 
 def _measured(wish: Wish, source: Checkpoint, target: Checkpoint) -> Wish:

@@ -142,6 +142,22 @@ def test_method_without_its_inputs_says_how_to_give_some(run, pair):
     assert " hint: `--inputs FILE`; `--prune-by bias`" in ran.err
 
 
+@pytest.mark.parametrize("command", [("build", "--dry-run"), ("prune-plan",)])
+@pytest.mark.parametrize("method", ["reap", "frequency"])
+def test_method_without_its_inputs_is_refused_where_all_experts_stay_too(run, in_folder, tinyglm, command, method):
+    ran = run(*command, "--target", tinyglm("awq-int4"), "--source", tinyglm("bf16"), "--prune-by", method)
+    assert ran.code == 2
+    assert f"error: `{method}` needs inputs to score experts\nwhere: option `--prune-by`\n" in ran.err
+
+
+def test_method_that_had_nothing_to_choose_is_said(run, in_folder, pair, tinyglm):
+    whole = ("--target", tinyglm("awq-int4"), "--source", tinyglm("bf16"))
+    said = "experts all 16 stay: `--prune-by aimer` has nothing to choose\n"
+    assert said in run("build", *whole, "--prune-by", "aimer", "--dry-run").out
+    assert "nothing to choose" not in run("build", *whole, "--dry-run").out
+    assert "nothing to choose" not in run("build", *pair, "--prune-by", "bias", "--dry-run").out
+
+
 def test_inputs_of_another_model_are_refused(run, in_folder, pair, tinyglm):
     ((ids, positions, hidden), *_) = captured(tinyglm("bf16"))
     write(in_folder / "narrow.safetensors", [(ids, positions, hidden[:, :64].contiguous())])
