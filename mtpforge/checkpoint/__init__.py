@@ -41,10 +41,9 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
         return folder.open_folder(path, label=text)
     if text.startswith((".", "~", "/")):
         raise _absent(text, f"no folder at `{shown(path.absolute())}`")
-    if why := _local(text):
-        raise _absent(text, why)
-    match = _HUB_NAME.fullmatch(text.rstrip("/"))
-    if match is None or "--" in match["name"] or ".." in match["name"] or match["name"].endswith(_FILES):
+    _refuse_below_a_folder(text)
+    match = _hub_name(text)
+    if match is None:
         raise _absent(
             text, f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
         )
@@ -75,19 +74,26 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _local(text: str) -> str:
-    """Why a name like a hub id means a folder that is missing, "" where it does not: its first part is a folder."""
+def _hub_name(text: str) -> re.Match[str] | None:
+    """Name and revision, where the hub could have such a repository."""
+    match = _HUB_NAME.fullmatch(text.rstrip("/"))
+    if match is None or "--" in match["name"] or ".." in match["name"] or match["name"].endswith(_FILES):
+        return None
+    return match
+
+
+def _refuse_below_a_folder(text: str) -> None:
+    """MtpforgeError for a name like a hub id whose first part is a folder here: the path is what was meant."""
     first, slash, rest = text.rstrip("/").partition("/")
     if not slash or "@" in rest or not _exists(Path(first)) or not Path(first).is_dir():
-        return ""
+        return
     near: list[str] = []
     with contextlib.suppress(OSError):
         near = difflib.get_close_matches(rest, [place.name for place in Path(first).iterdir()], 1)
-    meant = f"did you mean `{shown(f'{first}/{near[0]}')}`? " if near else ""
-    return (
-        f"`{shown(first)}` is a folder here, and holds no `{shown(rest)}`; {meant}"
-        f"the hub is asked for `{shown(text)}@main`"
-    )
+    meant = [f"did you mean `{shown(f'{first}/{near[0]}')}`?"] if near else []
+    meant += [f"`{match['name']}@main` would mean the hub's repository"] if (match := _hub_name(text)) else []
+    why = f"`{shown(first)}` is a folder here and holds no `{shown(rest)}`; the hub was not asked"
+    raise _absent(text, why, " ".join(meant))
 
 
 def _meant(text: str) -> str:
@@ -96,10 +102,10 @@ def _meant(text: str) -> str:
     return "; add the organisation in front" if text and "/" not in text else ""
 
 
-def _absent(text: str, why: str) -> MtpforgeError:
+def _absent(text: str, why: str, fix: str = "") -> MtpforgeError:
     return MtpforgeError(
         f"`{shown(text)}` is no checkpoint",
         where=shown(text),
         why=why,
-        fix="give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`",
+        fix=fix or "give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`",
     )

@@ -63,7 +63,9 @@ def test_what_is_neither_is_refused_and_never_asked_of_the_hub(here, asked, text
     with pytest.raises(MtpforgeError) as caught:
         open_checkpoint(text)
     assert caught.value.what.endswith("is no checkpoint")
-    assert caught.value.fix == "give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`"
+    near = "did you mean `org/name`?"
+    assert caught.value.fix in (near, "give a folder with a config.json, or a hub id such as `zai-org/GLM-5.2-FP8`")
+    assert (caught.value.fix == near) == (text in ("org/na me", "org/na--me", "org/na..me"))
     assert asked == []
 
 
@@ -86,9 +88,8 @@ def test_a_weight_file_is_answered_with_its_folder(here):
 def test_a_mistyped_draft_is_looked_for_here_and_not_on_the_hub(here, asked):
     with pytest.raises(MtpforgeError) as caught:
         open_checkpoint("org/nam")
-    assert caught.value.why == (
-        "`org` is a folder here, and holds no `nam`; did you mean `org/name`? the hub is asked for `org/nam@main`"
-    )
+    assert caught.value.why == "`org` is a folder here and holds no `nam`; the hub was not asked"
+    assert caught.value.fix == "did you mean `org/name`? `org/nam@main` would mean the hub's repository"
     assert asked == []
     open_checkpoint("org/nam@main")
     assert asked == [("org/nam", "main", False)]
