@@ -46,18 +46,18 @@ class Captured:
 
 def capture(asked: Capture, watching: Watching) -> Captured:
     """The inputs file, whole or not there. MtpforgeError before the first layer for what is known to end it."""
-    from mtpforge.nextn import capturing
-    from mtpforge.nextn.target import open_target
-
     _refuse_both(asked)
     if asked.text is not None:
-        texts.refuse_unreadable(asked.text)
+        texts.refuse_unusable(asked.text)
     if isinstance(asked.target, str):
         _refuse_remote(asked.target)
     checkpoint = open_checkpoint(asked.target, offline=asked.offline)
     place = asked.out or Path("out") / f"{Path(checkpoint.location).name}-inputs.safetensors"
     _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=asked.force)
+    from mtpforge.nextn import capturing
+    from mtpforge.nextn.target import open_target
+
     model = open_target(checkpoint)
     watching.on_remark(of_checkpoint("target", checkpoint))
     entering = _entering(model, asked)

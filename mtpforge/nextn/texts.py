@@ -26,15 +26,27 @@ _MAX_TOKENIZER_BYTES: Final = 200_000_000  # GLM-5.2's has 20 million
 _NEW_DOCUMENT: Final = "\f"
 
 
-def refuse_unreadable(text: Path) -> None:
-    """MtpforgeError for a text that is not there, before anything else is loaded; nothing of it is read."""
+def refuse_unusable(text: Path) -> None:
+    """MtpforgeError for a text that is not there, no text or empty, before anything else is loaded.
+
+    Only the beginning of a long text is read, and nothing of what can be read but once: a pipe.
+    """
     try:
-        is_folder = stat.S_ISDIR(text.stat().st_mode)
+        mode = text.stat().st_mode
     except OSError as error:
         raise _unreadable(text, error) from error
-    if is_folder or not os.access(text, os.R_OK):
-        number = errno.EISDIR if is_folder else errno.EACCES
+    if stat.S_ISDIR(mode) or not os.access(text, os.R_OK):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES
         raise _unreadable(text, OSError(number, os.strerror(number)))
+    if not stat.S_ISREG(mode):
+        return
+    has_words = False
+    for number, piece in enumerate(_decoded(text)):
+        has_words = has_words or bool(piece.strip())
+        if has_words and number:
+            return
+    if not has_words:
+        raise _empty(text)
 
 
 def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -> list[list[int]]:
@@ -56,12 +68,7 @@ def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -
             break
     _cut(found, held, length, left, whole=False)
     if not found:
-        raise MtpforgeError(
-            "the text gives no sequence to capture",
-            where=shown(text),
-            why=f"a sequence has at least {SHORTEST} tokens",
-            fix="name a file with more text with `--text`",
-        )
+        raise _empty(text)
     return found
 
 
@@ -133,7 +140,10 @@ def _decoded(text: Path) -> Iterator[str]:
     try:
         with text.open("rb") as file:
             while raw := file.read(_PIECE_BYTES):
-                yield decoder.decode(raw)
+                decoded = decoder.decode(raw)
+                if "\0" in decoded:
+                    raise _binary(text, done + raw.index(0))
+                yield decoded
                 done += len(raw)
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
@@ -142,6 +152,25 @@ def _decoded(text: Path) -> Iterator[str]:
         raise MtpforgeError("the text is not UTF-8", where=shown(text), why=why, fix=fix) from error
     except OSError as error:
         raise _unreadable(text, error) from error
+
+
+def _binary(text: Path, byte: int) -> MtpforgeError:
+    """Zero bytes are UTF-8 by the letter, and what UTF-16 and weights are full of."""
+    return MtpforgeError(
+        "the text is not plain text",
+        where=shown(text),
+        why=f"byte {byte:,} is zero",
+        fix=f"name a plain text file; if it is UTF-16: `iconv -f UTF-16 -t UTF-8 {shown(text)} > utf8.txt`",
+    )
+
+
+def _empty(text: Path) -> MtpforgeError:
+    return MtpforgeError(
+        "the text gives no sequence to capture",
+        where=shown(text),
+        why=f"a sequence has at least {SHORTEST} tokens",
+        fix="name a file with more text with `--text`",
+    )
 
 
 def _unreadable(text: Path, error: OSError) -> MtpforgeError:

@@ -102,6 +102,30 @@ def test_text_that_cannot_be_used(run, in_folder, typed, content, says):
     assert [path.name for path in in_folder.iterdir()] == ["text.txt"]
 
 
+def test_what_cannot_be_used_is_refused_before_torch_is_loaded(in_folder, typed):
+    """A wrong file is said at once: importing torch and transformers takes ten seconds."""
+    kept = {"blank": b" \n\f\n" * 10, "utf-16": "the cat".encode("utf-16-le"), "cut": b"caf\xc3", "out": b"mine"}
+    for name, content in kept.items():
+        (in_folder / name).write_bytes(content)
+    program = (
+        "import sys; from mtpforge.cli import main\n"
+        f"words = {typed!r}\n"
+        "for name in ('blank', 'utf-16', 'cut', 'nowhere'):\n"
+        "    main([name if word == 'text.txt' else word for word in words])\n"
+        "main([*words, '-o', 'out'])\n"
+        "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
+        "error: the text gives no sequence to capture",
+        "error: the text is not plain text",
+        "error: the text is not UTF-8",
+        "error: the text cannot be read",
+        "error: the output exists already",
+    ]
+
+
 def test_text_shorter_than_a_window_is_one_short_window(run, in_folder, typed):
     (in_folder / "text.txt").write_text("the cat sat")
     document = run(*typed, "--json").document

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from tokenizers import Tokenizer
 
@@ -62,6 +64,27 @@ def test_long_text_is_read_no_further_than_needed(tinyglm, text):
 def test_text_without_a_sequence_is_refused(tinyglm, text, content):
     with pytest.raises(MtpforgeError, match="the text gives no sequence to capture"):
         texts.windows(text(content), tinyglm("bf16"), 10, MOST, 512)
+
+
+def test_zero_bytes_are_refused_with_their_place(tinyglm, text):
+    path = text("the cät".encode() + "sat".encode("utf-16-le"))
+    for look in (texts.refuse_unusable, lambda path: texts.windows(path, tinyglm("bf16"), 10, MOST, 512)):
+        with pytest.raises(MtpforgeError, match="the text is not plain text") as error:
+            look(path)
+        assert error.value.why == "byte 9 is zero"
+
+
+def test_only_the_beginning_of_a_long_text_is_looked_at(text):
+    piece = b"the cat sat. " * 161_320  # two reads, and more
+    texts.refuse_unusable(text(piece + b"\xff"))
+    with pytest.raises(MtpforgeError, match="the text is not UTF-8"):
+        texts.refuse_unusable(text(b"the cat sat" + b"\xff" + piece))
+    texts.refuse_unusable(text(b" " * (3 << 20) + b"the cat"))
+
+
+def test_a_pipe_is_left_to_who_reads_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    texts.refuse_unusable(tmp_path / "pipe")  # opening it would wait for a writer
 
 
 def test_tokenizer_of_another_model_is_refused(tinyglm, text, tmp_path):
