@@ -31,6 +31,12 @@ class Downloaded:
         return Downloaded(self.n_bytes + other.n_bytes, self.again_bytes + other.again_bytes)
 
 
+def is_one(identity: str, other: str) -> bool:
+    """Whether two identities are of one repository, at whatever commit, or of a folder with the same content."""
+    is_hub = "#" not in identity + other  # folders may have an @ in their names
+    return identity == other or (is_hub and identity.partition("@")[0] == other.partition("@")[0])
+
+
 class Checkpoint(Protocol):
     """A checkpoint of which only config, names, headers and byte ranges are ever read.
 

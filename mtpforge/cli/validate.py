@@ -46,7 +46,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
-    from mtpforge.verifying import rebuild_command, verify
+    from mtpforge.verifying import rebuild_advice, verify
 
     served, serving = open_checkpoint(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
@@ -63,7 +63,7 @@ def command(  # noqa: D103 -- the help text above
         if error.code != errors.MACHINE:
             raise
         return screen.partly(error, Ending(document, report.exit_code or error.code))
-    anew = rebuild_command(draft, served, origin, engine)
+    anew = rebuild_advice(draft, served, origin, engine)
     loaded = replace(loaded, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in loaded.checks))
     screen.report(loaded)
     if report.ok and loaded.ok:

@@ -47,7 +47,7 @@ class Engine:
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json; refuses the same.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
-        fix, `{anew}` stands for the command that makes the draft anew.
+        fix, `{anew}` stands for how to make the draft anew.
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
     serve(target, draft_path, serving, scheme): argv of the serve command, with every flag that the pair needs.

@@ -65,7 +65,7 @@ def verify(
     ranks = None if target is None else serving or Serving()
     held = open_checkpoint(draft)
     is_build = target is None or served_as is not None  # which would only make the same draft again
-    anew = rebuilding.IN_GENERAL if is_build else rebuilding.command(held, served, origin, engine)
+    anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine)
     looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
@@ -83,9 +83,9 @@ def verify(
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
 
 
-def rebuild_command(draft: Named, target: Checkpoint, source: Checkpoint | None, engine: str = DEFAULT) -> str:
-    """The `mtpforge build` that makes this draft anew, in its place where that may be."""
-    return rebuilding.command(open_checkpoint(draft), target, source, engine)
+def rebuild_advice(draft: Named, target: Checkpoint, source: Checkpoint | None, engine: str = DEFAULT) -> str:
+    """What to do about this draft, with the `mtpforge build` that makes one: in its place where that harms nothing."""
+    return rebuilding.advice(open_checkpoint(draft), target, source, engine)
 
 
 def glance(
@@ -100,7 +100,7 @@ def glance(
     A target that is none explains what follows, so it comes first.
     """
     held = open_checkpoint(draft)
-    anew = rebuilding.command(held, target, None, engine)
+    anew = rebuilding.advice(held, target, None, engine)
     looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 

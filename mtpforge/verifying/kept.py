@@ -8,7 +8,7 @@ from torch import Tensor
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.report import Check
 from mtpforge.sourcing import StoredLayer
-from mtpforge.verifying.names import rebuild, some
+from mtpforge.verifying.names import some
 from mtpforge.verifying.subject import Subject
 from mtpforge.weights import Reader
 
@@ -22,7 +22,7 @@ def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tu
     routers = [w for w in subject.weights if w.module.kind == "router"]
     in_order = tuple(range(min(subject.n_experts, layer.n_experts)))
     if not routers or not all(subject.fits(w) and w.quantization.is_dense for w in routers):
-        return in_order, Check("router", "failed", "the router is not as expected", rebuild(subject))
+        return in_order, Check("router", "failed", "the router is not as expected", subject.anew)
     router = routers[0]
     held = Reader(subject.draft.read).tensor(subject.parts(router)["weight"])
     stored = layer.modules[router.module.name]
@@ -32,7 +32,7 @@ def kept_experts(subject: Subject, source: Checkpoint, layer: StoredLayer) -> tu
     lost = [expert for expert, number in enumerate(found) if number is None]
     if lost:
         detail = f"rows {some(lost)} of the router are not the source's"
-        return in_order, Check("router", "failed", detail, rebuild(subject))
+        return in_order, Check("router", "failed", detail, subject.anew)
     numbers = tuple(number for number in found if number is not None)
     if numbers == tuple(range(layer.n_experts)):
         return numbers, Check("router", "passed", f"{len(numbers)} rows, the source's in order")

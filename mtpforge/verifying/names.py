@@ -23,11 +23,6 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(listed[:_SHOWN]) + more
 
 
-def rebuild(subject: Subject) -> str:
-    """The command that makes a draft anew."""
-    return f"build the draft again: `{subject.anew}`"
-
-
 def files(draft: Checkpoint, prefix: str) -> Check:
     """Whether the index and the files tell the same story: every engine then reads the same tensors."""
     strays = draft.strays("")
@@ -54,7 +49,7 @@ def names(subject: Subject) -> Check:
     wrong = [f"{len(missing)} missing: {some(missing)}"] if missing else []
     wrong += [f"{len(extra)} too many: {some(extra)}"] if extra else []
     if wrong:
-        return Check("names", "failed", "; ".join(wrong), rebuild(subject))
+        return Check("names", "failed", "; ".join(wrong), subject.anew)
     if replaced:
         return Check("names", "warning", f"the engine puts the target's own in their place: {some(replaced)}")
     return Check("names", "passed", f"all {len(subject.expected)} that {subject.engine.name} expects, no other")
@@ -84,7 +79,7 @@ def _pairs(subject: Subject) -> Iterator[tuple[str, Spec, Spec]]:
 def _compare(subject: Subject, check: str, rows: list[tuple[str, object, object]]) -> Check:
     wrong = [f"{name} is {held}, expected {wanted}" for name, held, wanted in rows if held != wanted]
     if wrong:
-        return Check(check, "failed", f"{len(wrong)} differ: {some(wrong)}", rebuild(subject))
+        return Check(check, "failed", f"{len(wrong)} differ: {some(wrong)}", subject.anew)
     if not rows:
         return Check(check, "not checked", f"no tensor has a name that {subject.engine.name} expects")
     return Check(check, "passed", f"{len(rows)} tensors as {subject.engine.name} builds them")
@@ -104,7 +99,7 @@ def experts(subject: Subject) -> Check:
     wrong += [f"incomplete: {some(incomplete)}" if incomplete and not absent else ""]
     wrong += [f"{subject.n_experts} experts, the target has {n_target}" if subject.n_experts > n_target else ""]
     if any(wrong):
-        return Check("experts", "failed", "; ".join(w for w in wrong if w), rebuild(subject))
+        return Check("experts", "failed", "; ".join(w for w in wrong if w), subject.anew)
     weights = [w for w in subject.weights if w.module.expert is not None]
     counted = sum(len(w.specs) for w in weights)
     fewer = f" of the target's {n_target}" if subject.n_experts < n_target else ""

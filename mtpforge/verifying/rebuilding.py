@@ -1,42 +1,68 @@
-"""The command that makes a draft anew, with the arguments that its draft and target need."""
+"""What to do about a draft that is not as expected: the command that makes it anew, with its arguments."""
 
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from mtpforge import manifest
-from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint, is_one
+from mtpforge.checkpoint.folder import open_folder
 from mtpforge.engines import DEFAULT
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
+from mtpforge.manifest import Manifest
 from mtpforge.sourcing import has_layer
 
-IN_GENERAL = "mtpforge build --target CKPT --force -o DRAFT"
+_AGAIN: Final = "build the draft again: `{}`"
+IN_GENERAL: Final = _AGAIN.format("mtpforge build --target CKPT --force -o DRAFT")
+_HASH: Final = "#"  # in the identity of a folder
 
 
-def command(draft: Checkpoint, target: Checkpoint, source: Checkpoint | None, engine: str) -> str:
-    """`mtpforge build` for this target, from the source that is known, over a draft that `--force` may replace.
+def advice(draft: Checkpoint, target: Checkpoint, source: Checkpoint | None, engine: str) -> str:
+    """`mtpforge build` for this target, from the source that is known, over a draft that was made for this target.
 
-    A folder without our manifest is left alone: build refuses to replace it, so the new draft goes where drafts go.
+    Any other draft is left alone, and so is a folder without our manifest: what they were made for they may fit.
     """
+    told = _told(draft)
+    is_its = told is not None and is_one(told.target, target.identity)
     words = ["mtpforge", "build", "--target", target.label]
-    known = source.label if source else _source(draft)
+    known = source.label if source else _source(told, target, is_its=is_its)
     if known:
         words += ["--source", known]
     elif has_layer(target, family_of(target.config)):
         words += ["--standalone"]  # else there may be nothing to build
     if engine != DEFAULT:
         words += ["--engine", engine]
-    if not draft.revision and (Path(draft.location) / manifest.FILE).is_file():
+    if is_its and not draft.revision:
         words += ["--force", "-o", draft.label]
-    return shlex.join(words)
+    if told is None or is_its or not told.target:
+        return _AGAIN.format(shlex.join(words))
+    made_for = told.target.rpartition(_HASH)[0] or told.target
+    return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
 
 
-def _source(draft: Checkpoint) -> str:
-    """What our manifest says it was made from, where that can be typed: a repository. Of a folder it knows a hash."""
+def _told(draft: Checkpoint) -> Manifest | None:
     try:
-        told = manifest.find(draft)
+        return manifest.find(draft)
     except MtpforgeError:
+        return None
+
+
+def _source(told: Manifest | None, target: Checkpoint, *, is_its: bool) -> str:
+    """What our manifest says it was made from: a repository, or a folder that is found here or beside the target.
+
+    One that is not found is named all the same for a draft of this target: from another source it would be another.
+    """
+    if told is None or is_one(told.source, target.identity):
         return ""
-    return told.source if told and "@" in told.source else ""
+    name, mark, _ = told.source.rpartition(_HASH)
+    if not mark:
+        return told.source
+    for place in (Path(name), Path(target.location).parent / name):
+        with suppress(MtpforgeError):
+            if open_folder(place).identity == told.source:
+                return str(place)
+    return f"./{name}" if is_its else ""

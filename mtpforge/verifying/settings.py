@@ -11,7 +11,7 @@ from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Trap, Verdict
 from mtpforge.traps import only_layer
-from mtpforge.verifying.names import rebuild, some
+from mtpforge.verifying.names import some
 from mtpforge.verifying.subject import Subject
 
 _MAPPING: Final = "packed_modules_mapping"
@@ -33,11 +33,11 @@ def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     if not counts:
         wrong.append(f"no `{subject.family.expert_keys[0]}`")
     check = _of_traps(
-        "config", traps, "every field that the engine reads from the draft is there and right", rebuild(subject)
+        "config", traps, "every field that the engine reads from the draft is there and right", subject.anew
     )
     if wrong:
         said = f"{check.detail}; " if check.verdict == "failed" else ""
-        return Check("config", "failed", said + "; ".join(wrong), rebuild(subject)), traps
+        return Check("config", "failed", said + "; ".join(wrong), subject.anew), traps
     return check, traps
 
 
@@ -47,13 +47,13 @@ def block(subject: Subject) -> Check:
     stated = subject.draft.quantization
     if not quantized and stated:
         detail = "the draft is dense and has a quantization block, which turns the engine's own completeness check off"
-        return Check("quantization block", "warning", detail, rebuild(subject))
+        return Check("quantization block", "warning", detail, subject.anew)
     if quantized and not stated:
         detail = "the draft is quantized and its config has no quantization block; forks would build it dense"
-        return Check("quantization block", "warning", detail, rebuild(subject))
+        return Check("quantization block", "warning", detail, subject.anew)
     if quantized and stated.get("quant_method") in _MAPPED and not isinstance(stated.get(_MAPPING), Mapping):
         detail = f"no `{_MAPPING}` in the quantization block; forks that read it fail on fused projections"
-        return Check("quantization block", "warning", detail, rebuild(subject))
+        return Check("quantization block", "warning", detail, subject.anew)
     return Check("quantization block", "passed", "agrees with the tensors" if quantized else "none, the draft is dense")
 
 
@@ -74,7 +74,7 @@ def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
         what += (
             [f"{len(unknown)} tensors are only in one of draft and {manifest.FILE}: {some(unknown)}"] if unknown else []
         )
-        return Check("manifest", "failed", "; ".join(what), rebuild(subject))
+        return Check("manifest", "failed", "; ".join(what), subject.anew)
     return Check("manifest", "passed", f"sha256 of {len(sha256)} tensors as written by mtpforge {told.version}")
 
 

@@ -36,7 +36,8 @@ class Subject:
     n_target: experts of the target, target_config: its config. A source that stands in for one has as many as the layer
     itself: its other layers may have been pruned without it. refs: every tensor of the draft, by full name. told: the
     manifest that came with the draft, why it cannot be read, or None. stored: module -> how the draft stores it, None
-    where it does not, or in no known way. anew: the command that would make such a draft.
+    where it does not, or in no known way. anew: what to do where it is not as expected, with
+    the command that makes such a draft.
     """
 
     draft: Checkpoint

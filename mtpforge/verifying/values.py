@@ -22,7 +22,7 @@ from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
 from mtpforge.verifying import diagnosing, examining, kept
 from mtpforge.verifying.examining import Examined
-from mtpforge.verifying.names import rebuild, some
+from mtpforge.verifying.names import some
 from mtpforge.verifying.subject import Subject, Weight
 from mtpforge.verifying.tensor_hashes import HashedRead
 from mtpforge.weights import Buffers, Reader, StoredWeight
@@ -196,7 +196,7 @@ def _plain(subject: Subject, origin: Source | None, hashes: dict[str, str]) -> I
 def _numbers(found: list[Examined], subject: Subject) -> Check:
     wrong = [f"{e.module}: {sentence}" for e in found for sentence in e.numbers]
     if wrong:
-        return Check("numbers", "failed", f"{len(wrong)} findings: {some(wrong)}", rebuild(subject))
+        return Check("numbers", "failed", f"{len(wrong)} findings: {some(wrong)}", subject.anew)
     if not found:
         return Check("numbers", "not checked", "no tensor is as the engine expects it, so none was read")
     if zero := [e.module for e in found if e.is_zero]:
@@ -217,7 +217,7 @@ def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) ->
     wrong = [f"{name}: {suffix}" for name, held in sets.items() for suffix, values in held.items() if len(values) > 1]
     if wrong:
         detail = f"{len(wrong)} fused modules have members with different scales, the engine uses one: {some(wrong)}"
-        return Check("tied scales", "failed", detail, rebuild(subject))
+        return Check("tied scales", "failed", detail, subject.anew)
     if not fitting:
         return Check("tied scales", "not checked", "no weight is as the engine expects it, so none was read")
     what = f"equal in {len(sets)} fused modules" if sets else "no fused module keeps one"
@@ -247,7 +247,7 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined], meth
     weights = {w.module.name: w for w in subject.weights}
     told = [_told(subject, origin, weights.get(e.module), e) for e in wrong[:_DIAGNOSED]]
     detail = f"{len(wrong)} modules are not the source's: {some([*told, *(e.module for e in wrong[_DIAGNOSED:])])}"
-    return (Check("values", "failed", detail, rebuild(subject)),)
+    return (Check("values", "failed", detail, subject.anew),)
 
 
 def _searched(found: list[Examined], method: Method) -> tuple[Check, ...]:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from drafts import reconfigured, unpruned
+from drafts import digests, reconfigured, unpruned
 
 from mtpforge.engines.vllm import installed
 
@@ -71,11 +71,32 @@ def test_verify_of_a_broken_draft_names_a_build_that_mends_it(run, follow, draft
 
 def test_a_draft_for_another_target_is_made_anew_from_that_target_s_layer(run, follow, draft, tinyglm):
     target = tinyglm("fp8")  # whose own layer loads: without --standalone there would be nothing to build
+    before = digests(draft)
     (command,) = follow("verify", draft, "--target", target)
-    assert command == shlex.join(
-        ["mtpforge", "build", "--target", str(target), "--standalone", "--force", "-o", "a draft"]
-    )
-    assert run("verify", str(draft), "--target", str(target)).code == 0
+    assert command == shlex.join(["mtpforge", "build", "--target", str(target), "--standalone"])
+    assert run("verify", "out/fp8-MTP-fp8-block128", "--target", str(target)).code == 0
+    assert digests(draft) == before  # it is good beside the target that it was made for
+    assert run("verify", str(draft), "--target", str(tinyglm("awq-int4"))).code == 0
+
+
+def test_a_broken_draft_is_made_anew_from_the_folder_that_it_was_made_from(run, follow, draft, tinyglm):
+    """mtpforge.json knows its name and hash: it is found beside the target."""
+    (draft / "config.json").write_text((draft / "config.json").read_text().replace('"moe_router_dtype"', '"gone"'))
+    sides = ("--target", str(tinyglm("awq-int4")))
+    made = shlex.join(["mtpforge", "build", *sides, "--source", str(tinyglm("nvfp4")), "--force", "-o", "a draft"])
+    assert follow("serve", draft.resolve(), *sides, "--print") == {
+        made.replace("'a draft'", shlex.quote(str(draft.resolve()))): 0
+    }
+    assert run("serve", str(draft), *sides, "--print").code == 0
+
+
+def test_a_source_that_is_not_found_is_named_and_nothing_is_harmed(follow, draft, tinyglm, in_folder):
+    (draft / "config.json").write_text((draft / "config.json").read_text().replace('"moe_router_dtype"', '"gone"'))
+    target = shutil.copytree(tinyglm("awq-int4"), in_folder / "elsewhere" / "awq-int4")
+    before = digests(draft)
+    ((command, code),) = follow("verify", draft, "--target", target).items()
+    assert (code, "--source ./nvfp4" in command) == (3, True)
+    assert digests(draft) == before
 
 
 def test_a_foreign_draft_stays_where_it_is(run, follow, draft, tinyglm):
@@ -89,9 +110,16 @@ def test_a_foreign_draft_stays_where_it_is(run, follow, draft, tinyglm):
 
 
 def test_serve_beside_another_target_names_the_build_for_it(run, follow, draft, tinyglm):
-    commands = follow("serve", draft, "--target", tinyglm("nvfp4"), "--print")
+    before, target = digests(draft), str(tinyglm("nvfp4"))
+    commands = follow("serve", draft, "--target", target, "--print")
     assert set(commands.values()) == {0}
-    assert run("serve", str(draft), "--target", str(tinyglm("nvfp4")), "--print").code == 0
+    assert digests(draft) == before
+    (made,) = Path("out").iterdir()
+    assert run("serve", str(made), "--target", target, "--print").code == 0
+    assert (
+        "hint: name the target that it was made for, awq-int4; or build"
+        in run("serve", str(draft), "--target", target, "--print").err
+    )
 
 
 def test_validate_names_the_build_that_verify_names(follow, draft, tinyglm, monkeypatch):

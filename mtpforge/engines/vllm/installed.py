@@ -250,14 +250,13 @@ def _report(findings: _Findings, seconds: float) -> Report:
     }
     versions = facts.get("versions")
     version = versions.get("vllm", "?") if isinstance(versions, dict) else "?"
-    fix = "build it again for this target: `{anew}`"  # whoever knows the command puts it in
     loads = Check(
         "engine loads the draft",
         "passed" if findings["accepted"] else "failed",
         f"vLLM {version}: {facts.get('class', 'refused before its class was built')}"
         if findings["accepted"]
         else f"vLLM {version} refuses it: {findings['errors'][0]}",
-        "" if findings["accepted"] else fix,
+        "" if findings["accepted"] else "{anew}",  # whoever knows the command puts it in
     )
     found = findings["errors"] if findings["accepted"] else findings["errors"][1:]
     checks = [loads, *(Check("draft is complete", "failed", text) for text in found[:MAX_CHECKS])]

@@ -25,7 +25,7 @@ from mtpforge.scheme import Scheme
 
 _TARGET: Final = "target's config.json"
 _DRAFT: Final = "draft's config.json"
-_REBUILD: Final = "build the draft again: `{anew}`"  # whoever knows the command puts it in
+_REBUILD: Final = "{anew}"  # whoever knows the command puts it in
 
 
 def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
@@ -194,7 +194,7 @@ def _experts(
             "error" if more else "note",
             f"the draft has {ours} experts, the target {theirs}: "
             + (f"vLLM stops at expert {theirs}" if more else "vLLM loads it"),
-            f"build a draft with {theirs}: {_REBUILD}" if more else "",
+            _REBUILD if more else "",
             where=f"{_DRAFT}, {first}",
         )
 
