@@ -48,6 +48,8 @@ class Engine:
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
         fix, `{anew}` stands for how to make the draft anew.
+    block_traps(block, is_quantized): what is wrong with a draft's own quantization block ({} for none) beside tensors
+        of which some are quantized, or none is.
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
     serve(target, draft_path, serving, scheme): argv of the serve command, with every flag that the pair needs.
@@ -69,6 +71,7 @@ class Engine:
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]
+    block_traps: Callable[[Mapping[str, object], bool], tuple[Trap, ...]]
     serving_traps: Callable[[Family, Mapping[str, object], Scheme, Serving], tuple[Trap, ...]]
     path_traps: Callable[[str], tuple[Trap, ...]]
     serve: Callable[[Checkpoint, str, Serving, Scheme], list[str]]

@@ -36,6 +36,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         draft_config=draft_config,
         target_traps=_no_traps,
         draft_traps=_no_traps,
+        block_traps=_no_traps,
         serving_traps=_no_traps,
         path_traps=_no_traps,
         serve=_unserved,

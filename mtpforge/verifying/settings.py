@@ -14,9 +14,6 @@ from mtpforge.traps import only_layer
 from mtpforge.verifying.names import some
 from mtpforge.verifying.subject import Subject
 
-_MAPPING: Final = "packed_modules_mapping"
-_MAPPED: Final = frozenset({"compressed-tensors"})  # methods whose forks resolve fused names by the mapping
-
 
 def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     """The draft's config.json beside the target's: every field that the engine reads from the draft, the counts."""
@@ -42,19 +39,11 @@ def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
 
 
 def block(subject: Subject) -> Check:
-    """The draft's own quantization block: vLLM decides by the target's, forks and SGLang by this one."""
+    """The draft's own quantization block beside its tensors, by the engine's own rules."""
     quantized = any(form is not None and not form.is_dense for form in subject.stored.values())
-    stated = subject.draft.quantization
-    if not quantized and stated:
-        detail = "the draft is dense and has a quantization block, which turns the engine's own completeness check off"
-        return Check("quantization block", "warning", detail, subject.anew)
-    if quantized and not stated:
-        detail = "the draft is quantized and its config has no quantization block; forks would build it dense"
-        return Check("quantization block", "warning", detail, subject.anew)
-    if quantized and stated.get("quant_method") in _MAPPED and not isinstance(stated.get(_MAPPING), Mapping):
-        detail = f"no `{_MAPPING}` in the quantization block; forks that read it fail on fused projections"
-        return Check("quantization block", "warning", detail, subject.anew)
-    return Check("quantization block", "passed", "agrees with the tensors" if quantized else "none, the draft is dense")
+    found = subject.engine.block_traps(subject.draft.quantization, quantized)
+    good = "agrees with the tensors" if quantized else "none, the draft is dense"
+    return _of_traps("quantization block", found, good, subject.anew)
 
 
 def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:

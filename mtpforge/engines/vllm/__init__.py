@@ -11,7 +11,7 @@ from mtpforge.engines.vllm.draft_config import draft_config, refuse_unstated
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.serving import path_traps, serve
 from mtpforge.engines.vllm.sharding import memory, serving_traps
-from mtpforge.engines.vllm.traps import draft_traps, target_traps
+from mtpforge.engines.vllm.traps import block_traps, draft_traps, target_traps
 
 VLLM: Final = Engine(
     name="vLLM",
@@ -22,6 +22,7 @@ VLLM: Final = Engine(
     draft_config=draft_config,
     target_traps=target_traps,
     draft_traps=draft_traps,
+    block_traps=block_traps,
     serving_traps=serving_traps,
     path_traps=path_traps,
     serve=serve,

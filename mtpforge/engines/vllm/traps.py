@@ -25,6 +25,8 @@ from mtpforge.scheme import Scheme
 
 _TARGET: Final = "target's config.json"
 _DRAFT: Final = "draft's config.json"
+_MAPPING: Final = "packed_modules_mapping"
+_MAPPED: Final = frozenset({"compressed-tensors"})  # methods whose forks resolve fused names by the mapping
 _REBUILD: Final = "{anew}"  # whoever knows the command puts it in
 
 
@@ -63,6 +65,19 @@ def draft_traps(
         *_nextn_of_draft(draft),
         *_stated(draft_config, family, scheme),
     )
+
+
+def block_traps(block: Mapping[str, object], is_quantized: bool) -> tuple[Trap, ...]:
+    """What forks would make of a draft's own block, and vLLM's completeness check of its presence."""
+    if not is_quantized and block:
+        said = "the draft is dense and has a quantization block, which turns the engine's own completeness check off"
+    elif is_quantized and not block:
+        said = "the draft is quantized and its config has no quantization block; forks would build it dense"
+    elif is_quantized and block.get("quant_method") in _MAPPED and not isinstance(block.get(_MAPPING), Mapping):
+        said = f"no `{_MAPPING}` in the quantization block; forks that read it fail on fused projections"
+    else:
+        return ()
+    return (Trap("draft-block-beside-tensors", "warning", said, where=f"{_DRAFT}, quantization_config"),)
 
 
 def _nextn_of_target(config: Mapping[str, object], text: Mapping[str, object]) -> Iterator[Trap]:
