@@ -69,7 +69,7 @@ def verify(
     looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
-        return Report(_COMMAND, (*looked.headers, *rest), summary="does not fit: its files do not tell what it holds")
+        return Report(_COMMAND, (*looked.headers, *rest), summary=f"does not fit: {looked.why}")
     beside, around, asking = looked.beside, looked.around, "the scheme asks" if scheme else "the target asks"
     try:
         read = _read(looked.judged, layer, on_progress)
@@ -107,13 +107,14 @@ def glance(
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What is known from configs and headers. judged: None where the draft's headers lie."""
+    """What is known from configs and headers. judged: None where nothing more can be told of the draft, and why."""
 
     judged: Subject | None
     headers: tuple[Check, ...]
     beside: tuple[Check, ...] = ()
     around: tuple[Check, ...] = ()
     traps: tuple[Trap, ...] = ()
+    why: str = ""
 
 
 def _look(
@@ -130,12 +131,18 @@ def _look(
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
     judge.refuse_unstated(target, target.config, family)
-    wanted = scheme or judge.demands(target, own_config(held), family)
+    try:
+        wanted = scheme or judge.demands(target, own_config(held), family)
+    except MtpforgeError as error:
+        judge.demands(target, None, family)  # a target that has no draft at all is no fault of this one
+        refused = Check("scheme", "failed", f"{judge.name} refuses it: {_said(error)}", error.fix)
+        return _Looked(None, (refused,), why=f"{judge.name} would not build it")
     try:
         files = names.files(held, prefix)
         judged = subject(held, target, family, judge, wanted, anew, is_served=serving is not None)
     except MtpforgeError as error:  # a draft whose headers lie is a finding
-        return _Looked(None, (Check("files", "failed", _said(error), error.fix),))
+        unread = Check("files", "failed", _said(error), error.fix)
+        return _Looked(None, (unread,), why="its files do not tell what it holds")
     headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
     config, traps = settings.config(judged)
     if serving is None:

@@ -9,6 +9,7 @@ import pytest
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
 from mtpforge.engines.vllm import VLLM
+from mtpforge.errors import MtpforgeError
 from mtpforge.report import Trap
 from mtpforge.verifying import verify
 
@@ -42,3 +43,33 @@ def test_what_a_draft_s_own_block_means_is_asked_of_the_engine(demo, tinyglm, ot
     assert checks(report)["quantization block"] == ("failed", "no such block")
     assert seen == [("compressed-tensors", True)]
     assert not report.ok
+
+
+def by_the_draft(target, draft_config, family):
+    """Demand by the draft's own block, and refuse every block; of a draft that is still to be made, all."""
+    if draft_config is not None:
+        raise MtpforgeError("no such block", why="for a reason", fix="leave it out")
+    return VLLM.demands(target, None, family)
+
+
+def test_a_draft_whose_own_block_the_engine_refuses_does_not_fit(run, demo, tinyglm, other):
+    other(demands=by_the_draft)
+    draft, target = demo / "out" / "demo", tinyglm("awq-int4")
+    ran = run("verify", str(draft), "--target", str(target), "--engine", "other", "--json")
+    (said, *rest) = ran.document["report"]["checks"]
+    assert (ran.code, said["name"], said["verdict"]) == (1, "scheme", "failed")
+    assert said["detail"] == "Other refuses it: no such block; for a reason"
+    assert said["fix"] == "leave it out"
+    assert [check["verdict"] for check in rest] == ["not checked"]
+    assert ran.document["report"]["summary"] == "does not fit: Other would not build it"
+    ran = run("serve", str(draft), "--target", str(target), "--engine", "other", "--print")
+    assert (ran.code, "cause: scheme: Other refuses it: no such block; for a reason" in ran.err) == (1, True)
+
+
+def test_a_target_that_the_engine_refuses_is_no_fault_of_the_draft(run, demo, tinyglm, other):
+    def demands(*_):
+        raise MtpforgeError("no such target", why="for a reason")
+
+    other(demands=demands)
+    ran = run("verify", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--engine", "other")
+    assert (ran.code, "error: no such target\n" in ran.err, ran.out) == (3, True, "")
