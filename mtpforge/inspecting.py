@@ -12,7 +12,7 @@ from typing import Final
 from mtpforge import traps
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines import DEFAULT, engine_of
+from mtpforge.engines import DEFAULT, engine_of, named
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
@@ -50,7 +50,7 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
     layer, layer_check = _layer(checkpoint, family, judge)
     checks, alone = [layer_check, refusal], False
     if layer is not None and demanded is not None:
-        checks.append(_as_it_is(checkpoint, family, judge, scheme, layer))
+        checks.append(_as_it_is(checkpoint, family, engine, scheme, layer))
         alone = drafts_for_itself(checkpoint, layer, family, judge, scheme)
     found = _traps(checkpoint, family, judge, demanded, serving)
     facts: dict[str, object] = {
@@ -99,15 +99,14 @@ def _layer(checkpoint: Checkpoint, family: Family, engine: Engine) -> tuple[Stor
     return layer, Check("MTP layer", "passed", detail)
 
 
-def _as_it_is(
-    checkpoint: Checkpoint, family: Family, engine: Engine, asked: Scheme | None, layer: StoredLayer
-) -> Check:
-    differing = mismatches(layer, checkpoint, family, engine, asked)
+def _as_it_is(checkpoint: Checkpoint, family: Family, engine: str, asked: Scheme | None, layer: StoredLayer) -> Check:
+    judge = engine_of(engine)
+    differing = mismatches(layer, checkpoint, family, judge, asked)
     if not differing:
-        return Check("loads as it is", "passed", f"every tensor is what {engine.name} would build it as")
+        return Check("loads as it is", "passed", f"every tensor is what {judge.name} would build it as")
     listed = "; ".join(differing[:_SHOWN]) + (f"; and {len(differing) - _SHOWN} more" if differing[_SHOWN:] else "")
-    fix = f"`mtpforge build --target {shown(checkpoint.label)}`"
-    return Check("loads as it is", "warning", f"{engine.name} would not load it: {listed}", fix)
+    fix = f"`{' '.join(('mtpforge build --target', shown(checkpoint.label), *named(engine)))}`"
+    return Check("loads as it is", "warning", f"{judge.name} would not load it: {listed}", fix)
 
 
 def _traps(

@@ -119,7 +119,7 @@ def _made(screen: Screen, request: Request, target: str, *, dry_run: bool) -> En
     ending = making.carry_out(screen, job)
     argv = making.show_serve(screen, request, job.served, str(job.out.absolute()), job.plan.scheme)
     if argv:
-        screen.next("mtpforge", "validate", str(job.out), "--target", target)
+        screen.next("mtpforge", "validate", str(job.out), "--target", target, *options.kept("engine", "tp", "ep"))
     return making.with_keys(ending, {"serve": argv})
 
 

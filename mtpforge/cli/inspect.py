@@ -49,10 +49,11 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     screen.answer(str(report.facts["scheme"] or ""))
     failed = any(check.verdict == "failed" for check in report.checks)
+    kept = options.kept("engine", "tp", "ep")
     if report.facts["drafts_for_itself"]:
-        screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint)
+        screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint, *kept)
     elif report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
-        screen.next("mtpforge", "build", "--target", checkpoint)
+        screen.next("mtpforge", "build", "--target", checkpoint, *kept)
     return Ending({"report": report}, errors.ANSWER_NO if failed else errors.DONE)
 
 

@@ -242,3 +242,14 @@ engine_python = _option(
     heading="Input",
     help="Interpreter in which the engine is installed.",
 )
+
+
+def kept(*names: str) -> tuple[str, ...]:
+    """Those options of the running command that differ from their defaults, as words for the command that is next."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for param in context.command.params:
+        value = context.params.get(param.name or "")
+        if param.name in names and value is not None and value != param.get_default(context):
+            words += [param.opts[-1]] if value is True else [param.opts[-1], str(value)]
+    return tuple(words)

@@ -46,6 +46,7 @@ def _methods() -> Sequence[str]:
     heading="Output",
     help="Draw the scores and the cut (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.",
 )
+@options.engine()
 @options.experts()
 @options.prune_by()
 @options.inputs()
@@ -64,6 +65,7 @@ def command(  # noqa: D103 -- the help text above
     *,
     target: str,
     source: str | None,
+    engine: str,
     picture: Path | None,
     experts: int | str,
     prune_by: str | None,
@@ -81,6 +83,7 @@ def command(  # noqa: D103 -- the help text above
     request = Request(
         target=target,
         source=source,
+        engine=engine,
         experts=cast("Count", experts),
         prune_by=prune_by or "",
         keep_experts=keep_experts,
@@ -94,11 +97,10 @@ def command(  # noqa: D103 -- the help text above
         pictures.draw(picture, found.scores, found.choices)
         screen.line(f"wrote   {picture}")
     screen.answer(json.dumps(found.chosen.kept))
-    given = ["--source", source] if source else []
+    given = options.kept("source", "engine", "experts")
     by = ["--keep-experts", keep_experts] if keep_experts else ["--prune-by", found.chosen.method]
     by += ["--inputs", str(inputs)] if METHODS[found.chosen.method].needs == "inputs" else []
-    how_many = ["--experts", str(experts)] if experts != "match" else []
-    screen.next("mtpforge", "build", "--target", target, *given, *how_many, *by)
+    screen.next("mtpforge", "build", "--target", target, *given, *by)
     return Ending(
         {
             "kept": found.chosen.kept,

@@ -63,9 +63,9 @@ def command(  # noqa: D103 -- the help text above
         if error.code != errors.MACHINE:
             raise
         return screen.partly(error, Ending(document, report.exit_code or error.code))
-    anew = rebuild_advice(draft, served, origin, engine)
+    anew = rebuild_advice(draft, served, origin, engine, serving)
     loaded = replace(loaded, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in loaded.checks))
     screen.report(loaded)
     if report.ok and loaded.ok:
-        screen.next("mtpforge", "serve", draft, "--target", target)
+        screen.next("mtpforge", "serve", draft, "--target", target, *options.kept("engine", "tp", "ep"))
     return Ending({**document, "engine": loaded}, report.exit_code or loaded.exit_code)

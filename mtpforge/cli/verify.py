@@ -65,7 +65,8 @@ def command(  # noqa: D103 -- the help text above
         )
     screen.report(report)
     if report.ok:
-        screen.next("mtpforge", "validate", draft, "--target", target)
+        kept = options.kept("source", "engine", "tp", "ep")
+        screen.next("mtpforge", "validate", draft, "--target", target, *kept)
     return Ending({"draft": draft, "report": report}, report.exit_code)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import ENGINES
+from mtpforge.engines import ENGINES, named
 from mtpforge.engines.engine import Serving, own_config
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
@@ -30,7 +30,7 @@ def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving
     """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
     if draft == target.location:  # the target's own layer, without a draft
         report = inspect(target, engine=engine, serving=serving)
-        anew = f"`mtpforge build --target {shown(target.label)}`"
+        anew = f"`{' '.join(('mtpforge build --target', shown(target.label), *named(engine)))}`"
         wrong = [replace(check, fix=anew) for check in report.checks if check.verdict != "passed"]
     else:
         report = glance(draft, target, engine=engine, serving=serving)

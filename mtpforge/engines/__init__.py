@@ -10,7 +10,7 @@ from mtpforge.engines.standalone import standalone
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError, shown
 
-__all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "engine_of"]
+__all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "engine_of", "named"]
 
 ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM}
 DEFAULT: Final = next(iter(ENGINES))
@@ -22,3 +22,8 @@ def engine_of(key: str) -> Engine:
     if key and key not in ENGINES:
         raise MtpforgeError(f"no engine `{shown(key)}`", why=f"known: {', '.join(ENGINES)}", code=errors.USAGE)
     return ENGINES[key] if key else _ALONE
+
+
+def named(key: str) -> list[str]:
+    """The words by which a command that is proposed names an engine: none for the default."""
+    return [] if key in ("", DEFAULT) else ["--engine", key]

@@ -65,7 +65,7 @@ def verify(
     ranks = None if target is None else serving or Serving()
     held = open_checkpoint(draft)
     is_build = target is None or served_as is not None  # which would only make the same draft again
-    anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine)
+    anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine, serving)
     looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
@@ -83,9 +83,11 @@ def verify(
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
 
 
-def rebuild_advice(draft: Named, target: Checkpoint, source: Checkpoint | None, engine: str = DEFAULT) -> str:
+def rebuild_advice(
+    draft: Named, target: Checkpoint, source: Checkpoint | None, engine: str, serving: Serving | None
+) -> str:
     """What to do about this draft, with the `mtpforge build` that makes one: in its place where that harms nothing."""
-    return rebuilding.advice(open_checkpoint(draft), target, source, engine)
+    return rebuilding.advice(open_checkpoint(draft), target, source, engine, serving)
 
 
 def glance(
@@ -100,7 +102,7 @@ def glance(
     A target that is none explains what follows, so it comes first.
     """
     held = open_checkpoint(draft)
-    anew = rebuilding.advice(held, target, None, engine)
+    anew = rebuilding.advice(held, target, None, engine, serving)
     looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 

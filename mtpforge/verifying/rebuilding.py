@@ -10,7 +10,8 @@ from typing import Final
 from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint, is_one
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.engines import DEFAULT
+from mtpforge.engines import named
+from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.manifest import Manifest
@@ -21,7 +22,9 @@ IN_GENERAL: Final = _AGAIN.format("mtpforge build --target CKPT --force -o DRAFT
 _HASH: Final = "#"  # in the identity of a folder
 
 
-def advice(draft: Checkpoint, target: Checkpoint, source: Checkpoint | None, engine: str) -> str:
+def advice(
+    draft: Checkpoint, target: Checkpoint, source: Checkpoint | None, engine: str, serving: Serving | None
+) -> str:
     """`mtpforge build` for this target, from the source that is known, over a draft that was made for this target.
 
     Any other draft is left alone, and so is a folder without our manifest: what they were made for they may fit.
@@ -34,14 +37,18 @@ def advice(draft: Checkpoint, target: Checkpoint, source: Checkpoint | None, eng
         words += ["--source", known]
     elif has_layer(target, family_of(target.config)):
         words += ["--standalone"]  # else there may be nothing to build
-    if engine != DEFAULT:
-        words += ["--engine", engine]
+    words += [*named(engine), *_ranks(serving or Serving())]
     if is_its and not draft.revision:
         words += ["--force", "-o", draft.label]
     if told is None or is_its or not told.target:
         return _AGAIN.format(shlex.join(words))
     made_for = told.target.rpartition(_HASH)[0] or told.target
     return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
+
+
+def _ranks(serving: Serving) -> list[str]:
+    tp = ["--tp", str(serving.tensor_parallel)] if serving.tensor_parallel != 1 else []
+    return [*tp, "--ep"] if serving.expert_parallel else tp
 
 
 def _told(draft: Checkpoint) -> Manifest | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
+from drafts import unpruned
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError
-from mtpforge.report import Trap
+from mtpforge.report import Check, Report, Trap
 from mtpforge.verifying import verify
 
 
@@ -73,3 +75,53 @@ def test_a_target_that_the_engine_refuses_is_no_fault_of_the_draft(run, demo, ti
     other(demands=demands)
     ran = run("verify", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--engine", "other")
     assert (ran.code, "error: no such target\n" in ran.err, ran.out) == (3, True, "")
+
+
+def next_command(ran) -> list[str]:
+    (line,) = (line for line in ran.err.splitlines() if line.startswith("Next: "))
+    return shlex.split(line.removeprefix("Next: "))[1:]
+
+
+def test_each_next_step_is_about_the_same_engine_and_ranks(run, in_folder, tinyglm, other, monkeypatch):
+    """From inspect to serve by what each command says is next, `--engine` and `--tp` typed once."""
+    monkeypatch.setenv("MTPFORGE_BUILD_CHECK", "off")
+    passed = Report("validate", (Check("engine loads the draft", "passed", ""),))
+    other(ask=lambda *_: passed)
+    asked = ["--engine", "other", "--tp", "2"]
+    target, source = str(tinyglm("awq-int4")), str(tinyglm("nvfp4"))
+    build = next_command(run("inspect", target, *asked))
+    assert build == ["build", "--target", target, *asked]
+    validate = next_command(run(*build, "--source", source, "-o", "draft"))
+    assert validate == ["validate", "draft", "--target", target, *asked]
+    verified = next_command(run("verify", "draft", "--target", target, "--source", source, *asked))
+    assert verified == [*validate[:4], "--source", source, *asked]
+    serve = next_command(run(*verified))
+    assert serve == ["serve", "draft", "--target", target, *asked]
+    assert run(*serve, "--print").code == 0
+
+
+def test_prune_plan_leads_to_a_build_for_its_engine(run, in_folder, tinyglm, other):
+    other()
+    pair = ["--target", str(tinyglm("awq-int4-12experts")), "--source", str(tinyglm("bf16"))]
+    build = next_command(run("prune-plan", *pair, "--engine", "other", "--experts", "8"))
+    assert build == ["build", *pair, "--engine", "other", "--experts", "8", "--prune-by", "bias"]
+    assert run(*build, "--dry-run").code == 0
+
+
+def test_a_draft_is_made_anew_for_the_engine_and_ranks_that_it_was_judged_by(run, demo, tinyglm, in_folder, other):
+    other()
+    asked = ["--engine", "other", "--tp", "2", "--ep"]
+    pair = [str(demo / "out" / "demo"), "--target", str(tinyglm("bf16"))]
+    ran = run("verify", *pair, *asked)
+    assert f"mtpforge build --target {tinyglm('bf16')} --standalone {shlex.join(asked)}`" in ran.err
+    assert ran.code == 1
+
+
+def test_a_layer_that_does_not_load_leads_to_a_build_for_the_engine(run, in_folder, tinyglm, other):
+    other()
+    unpruned(tinyglm("bf16"), in_folder / "target")
+    for ran in (
+        run("inspect", "target", "--engine", "other"),
+        run("serve", "target", "--target", "target", "--engine", "other", "--print"),
+    ):
+        assert "`mtpforge build --target target --engine other`" in ran.err, ran
