@@ -9,10 +9,10 @@ import pytest
 from pruning.layers import PREFIX, pruned_copy
 from safetensors.torch import load_file, save_file
 
-from mtpforge import errors, manifest
+from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.drafting import deciding, making, refusals
-from mtpforge.drafting.deciding import default_out
+from mtpforge.drafting.places import default_out
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.errors import MtpforgeError
 from mtpforge.writing import folder, journal
@@ -170,11 +170,55 @@ def test_second_target_of_a_name_gets_an_output_with_its_organisation(asked, tmp
     monkeypatch.chdir(tmp_path)
     first, second = Hub("one/GLM"), Hub("two/GLM")
     assert str(default_out(first, "int4")) == str(default_out(second, "int4")) == "out/GLM-MTP-int4"
-    (tmp_path / "out" / "GLM-MTP-int4").mkdir(parents=True)
-    (tmp_path / "out" / "GLM-MTP-int4" / "config.json").write_text("{}")
-    monkeypatch.setattr(manifest, "read", lambda place: type("Made", (), {"target": "one/GLM@4567"}))
+    unfinished(tmp_path / "out" / "GLM-MTP-int4", "one/GLM@4567")
     assert str(default_out(first, "int4")) == "out/GLM-MTP-int4"
     assert str(default_out(second, "int4")) == "out/two-GLM-MTP-int4"
+    unfinished(tmp_path / "out" / "two-GLM-MTP-int4", "two/GLM@0123")
+    shutil.rmtree(hidden_folder(tmp_path / "out" / "GLM-MTP-int4"))
+    assert str(default_out(first, "int4")) == "out/GLM-MTP-int4"
+    assert str(default_out(second, "int4")) == "out/two-GLM-MTP-int4"  # there it goes on
+
+
+def unfinished(out, target):
+    """What an interrupted build for this target leaves."""
+    hidden_folder(out).mkdir(parents=True)
+    (hidden_folder(out) / "journal").write_bytes(json.dumps({"key": "k", "target": target}).encode() + b"\n")
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"[]\n", b'{"key":"k"}\n', b"[" * 100_000])
+def test_journal_that_names_no_target_is_nobody_s(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unfinished(tmp_path / "out" / "GLM-MTP-int4", "x")
+    (hidden_folder(tmp_path / "out" / "GLM-MTP-int4") / "journal").write_bytes(line)
+    assert str(default_out(Hub("one/GLM"), "int4")) == "out/GLM-MTP-int4"
+
+
+def test_folders_of_one_name_get_outputs_of_their_own(asked, tinyglm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for home in ("a", "b"):
+        shutil.copytree(tinyglm("awq-int4"), tmp_path / home / "GLM")
+    config = tmp_path / "b" / "GLM" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    first, second = (deciding.decide(asked(target=f"{home}/GLM", out=None)) for home in ("a", "b"))
+    plain = "out/GLM-MTP-int4-g32-asym"
+    assert (str(first.out), str(second.out)) == (plain, plain)
+    made = making.make(first)
+    assert made.report.ok
+    content = open_checkpoint("b/GLM").identity.partition("#")[2]
+    again = deciding.decide(asked(target="b/GLM", out=None))
+    assert str(again.out) == f"out/GLM-{content[:7]}-MTP-int4-g32-asym"
+    assert making.make(again).path != made.path
+    assert refused(asked(target="a/GLM", out=None)).where == plain
+    assert refused(asked(target="b/GLM", out=None)).where == str(again.out)
+
+
+def test_output_that_another_build_wrote_meanwhile_is_told_as_that(asked, tmp_path):
+    first, second = (deciding.decide(asked()) for _ in range(2))
+    making.make(first)
+    with pytest.raises(MtpforgeError) as caught:
+        making.make(second)
+    assert (caught.value.what, caught.value.code) == ("the output exists already", errors.MACHINE)
+    assert caught.value.why.endswith("another build wrote it meanwhile")
 
 
 def test_target_that_drafts_for_itself_needs_nothing(asked, tinyglm):

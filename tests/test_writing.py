@@ -132,7 +132,11 @@ def test_existing_output_is_refused_and_untouched(tmp_path, fill):
         "cause: `--force` replaces only folders that hold mtpforge.json\n"
         " hint: remove it yourself, or choose another output with `--out`"
     )
-    ours = f"error: the output exists already\nwhere: {out}\n hint: `--force` replaces it, `--out` chooses another"
+    ours = (
+        f"error: the output exists already\nwhere: {out}\n"
+        "cause: it was not there when this build was planned: another build wrote it meanwhile\n"
+        " hint: `--force` replaces it, `--out` chooses another"
+    )
     assert str(refused.value) == (foreign if fill == "mine.txt" else ours)
     assert refused.value.code == 5
     assert [p.name for p in tmp_path.iterdir()] == ["draft"]

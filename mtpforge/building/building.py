@@ -94,7 +94,8 @@ def build(
     layouts = layout.place(job.specs.items(), max_shard_bytes)
     preflight.refuse_output(checkpoints, job.out)
     preflight.refuse_small_disk(plan, checkpoints, job.out)
-    folder = DraftFolder(job.out, _key(plan, layouts), layouts, force=force)
+    served = plan.target.identity if plan.target else ""
+    folder = DraftFolder(job.out, _key(plan, layouts), layouts, target=served, force=force)
     try:
         drawn = choose(plan.steps, check)
         with ReferenceCheck(drawn) as reference:  # first: its libraries take long to import

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @options.scheme(help="Preset or TOML file that the target must agree with; default: the target's own.")
 @options.engine()
 @options.input_scales()
-@options.out(help="Folder to write.  [default: out/<target>-MTP-<scheme>]")
+@options.out(
+    help="Folder to write.  [default: out/<target>-MTP-<scheme>; where another target has a draft there"
+    " out/<org>-<target>-..., for a folder out/<target>-<hash>-...]"
+)
 @options.force()
 @options.dry_run()
 @options.max_shard_size()

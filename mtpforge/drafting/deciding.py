@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtpforge import errors, manifest
+from mtpforge import errors
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint import Named, open_checkpoint, open_scales
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.folder import open_folder
 from mtpforge.drafting import experts, refusals, remarks
+from mtpforge.drafting.places import default_out
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES
 from mtpforge.engines.engine import own_config
@@ -121,24 +121,6 @@ def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple
     for remark in remarks.of_choice(choice):
         watching.on_remark(remark)
     return choice.source, choice.reason if choice.self_sufficient else ""
-
-
-def default_out(target: Checkpoint, scheme: str) -> Path:
-    """`out/<target>-MTP-<scheme>` in the current folder; with the organisation where another target's lies there."""
-    name = target.label.split("@")[0] if target.revision else target.location
-    place = Path("out") / f"{Path(name).name}-MTP-{scheme}"
-    return place.with_name(f"{Path(name).parent.name}-{place.name}") if _is_of_another(place, target) else place
-
-
-def _is_of_another(place: Path, target: Checkpoint) -> bool:
-    """Whether a draft lies there that was made for a target of another organisation."""
-    if not target.revision:
-        return False
-    try:
-        made_for = manifest.read(open_folder(place)).target
-    except MtpforgeError:
-        return False
-    return made_for.split("@")[0] != target.identity.split("@")[0]
 
 
 def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inputs | None, watching: Watching) -> Job:

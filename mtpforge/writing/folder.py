@@ -36,14 +36,21 @@ BATCH_BYTES: Final = 256 << 20
 _STEP_BYTES: Final = 1 << 20
 _MANIFEST: Final = "mtpforge.json"  # what makes a folder ours, so that --force replaces no other
 
+_APPEARED: Final = "it was not there when this build was planned: another build wrote it meanwhile"
+
 _log = logging.getLogger(__name__)
 
 
 class DraftFolder:
     """A draft that is being written. Thread-safe; `finished` holds the steps of an earlier run of the same plan."""
 
-    def __init__(self, out: Path, key: str, layouts: tuple[ShardLayout, ...], *, force: bool = False) -> None:
-        """Claim `out` and prepare its files. An existing output is an error without `force`, as is a held lock."""
+    def __init__(
+        self, out: Path, key: str, layouts: tuple[ShardLayout, ...], *, target: str = "", force: bool = False
+    ) -> None:
+        """Claim `out` and prepare its files. An existing output is an error without `force`, as is a held lock.
+
+        target: identity of what the draft is for.
+        """
         self._force, self._layouts = force, layouts
         self._files = {layout.file: -1 for layout in layouts}
         self._homes = {name: (layout.file, start) for layout in layouts for name, start in layout.starts.items()}
@@ -58,8 +65,8 @@ class DraftFolder:
         try:
             with claims.on_disk(out):
                 self._recover()
-                refuse_existing(out, force=force)
-                self._open(key)
+                refuse_existing(out, force=force, why=_APPEARED)
+                self._open(key, target)
         except BaseException:
             self.abandon(keep=self._claim.journal.exists() and self._claim.draft.is_dir())
             raise
@@ -134,11 +141,11 @@ class DraftFolder:
             for fd in self._files.values():
                 effects.sync(fd)
             files.sync_names(self.path)
-            refuse_existing(out, force=self._force)
+            refuse_existing(out, force=self._force, why=_APPEARED)
             try:
                 effects.publish(self.path, out, self._claim.replaced if self._force else None)
             except FileExistsError:
-                refuse_existing(out, force=False)
+                refuse_existing(out, force=False, why=_APPEARED)
                 raise
             files.sync_names(out.parent)
             self.abandon(keep=False)
@@ -164,9 +171,9 @@ class DraftFolder:
             claim.replaced.rename(claim.out)
         files.remove(claim.replaced)
 
-    def _open(self, key: str) -> None:
+    def _open(self, key: str, target: str) -> None:
         claim = self._claim
-        earlier = journal.load(claim.journal, key)
+        earlier = journal.load(claim.journal, key, target)
         if earlier is None:
             _log.debug("starting afresh in %s", claim.folder)
             files.remove(claim.journal)
@@ -178,7 +185,7 @@ class DraftFolder:
             effects.put(fd, memoryview(layout.header), 0)
         files.sync_names(claim.draft)
         if earlier is None:
-            self._journal = journal.start(claim.journal, key)
+            self._journal = journal.start(claim.journal, key, target)
         else:
             self.finished, n_bytes = earlier
             self._journal = journal.resume(claim.journal, n_bytes)
@@ -212,8 +219,16 @@ def kept_steps(out: Path) -> str:
     return f"{n_steps:,} finished steps are kept in {folder}" if n_steps else "no step was finished, nothing is kept"
 
 
-def refuse_existing(out: Path, *, force: bool) -> None:
-    """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there."""
+def unfinished_target(out: Path) -> str:
+    """Identity of the target that an unfinished build of this output is for; "" where there is none."""
+    return journal.target_of(claims.hidden_folder(out) / "journal")
+
+
+def refuse_existing(out: Path, *, force: bool, why: str = "") -> None:
+    """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there.
+
+    why: how it can be there, where it was not before.
+    """
     if not os.path.lexists(out):
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / _MANIFEST).is_file()):
@@ -228,6 +243,7 @@ def refuse_existing(out: Path, *, force: bool) -> None:
         raise MtpforgeError(
             "the output exists already",
             where=shown(out),
+            why=why,
             fix="`--force` replaces it, `--out` chooses another",
             code=errors.MACHINE,
         )

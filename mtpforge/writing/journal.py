@@ -1,7 +1,8 @@
 """The journal: which steps of which plan are finished, one JSON line each.
 
-The first line names the key: a digest of the plan and of the files' layout. A line is appended only after the data that
-it speaks of is on the medium, so a line that can be read is true; the last one may be torn by a crash and is cut off.
+The first line names the key, a digest of the plan and of the files' layout, and the target that the draft is for. A
+line is appended only after the data that it speaks of is on the medium, so a line that can be read is true; the last
+one may be torn by a crash and is cut off.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mtpforge.durable import effects
 
+_LONGEST: Final = 4096  # of a first line
 Finished: TypeAlias = dict[int, dict[str, str]]  # step -> tensor name -> sha256
 
 
-def load(path: Path, key: str) -> tuple[Finished, int] | None:
+def load(path: Path, key: str, target: str = "") -> tuple[Finished, int] | None:
     """Finished steps and the length of the readable part; None where there is no journal of this key."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return None
-    if not lines or lines[0] != _line({"key": key}):
+    if not lines or lines[0] != _line({"key": key, "target": target}):
         return None
     finished: Finished = {}
     n_bytes = len(lines[0])
@@ -36,11 +38,11 @@ def load(path: Path, key: str) -> tuple[Finished, int] | None:
     return finished, n_bytes
 
 
-def start(path: Path, key: str) -> int:
+def start(path: Path, key: str, target: str = "") -> int:
     """A descriptor of a new journal for this key; not synced: a key without steps is worth nothing."""
     fd = _open(path)
     os.ftruncate(fd, 0)
-    effects.append(fd, _line({"key": key}))
+    effects.append(fd, _line({"key": key, "target": target}))
     return fd
 
 
@@ -49,6 +51,16 @@ def resume(path: Path, n_bytes: int) -> int:
     fd = _open(path)
     os.ftruncate(fd, n_bytes)
     return fd
+
+
+def target_of(path: Path) -> str:
+    """Identity of the target that an unfinished draft is for; "" where there is no journal, or none that says."""
+    try:
+        with path.open("rb") as file:
+            body = json.loads(file.readline(_LONGEST))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(body.get("target", "")) if isinstance(body, dict) else ""
 
 
 def n_steps(path: Path) -> int:
