@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Final
@@ -18,9 +19,9 @@ from mtpforge.formats import (
     pack_quantized,
 )
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
-from mtpforge.tensors import Quantization, Shape
+from mtpforge.tensors import DTYPES, Quantization, Shape
 
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "unread"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "unread", "whole"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
@@ -75,6 +76,21 @@ def refusal(quantization: Quantization) -> tuple[str, str] | None:
         if allowed and value not in allowed:
             return field.name, _one_of(allowed)
     return None
+
+
+def whole(quantization: Quantization) -> tuple[int, int]:
+    """The fewest rows and columns of a weight that fill whole elements of its parts: where a matrix may be cut.
+
+    (8, 8) for packed INT4 with zero points: eight codes of a row are a word, and so are eight zero points of a column.
+    """
+    form = FORMATS[quantization.format]
+    shape = BAND_ROWS, quantization.group_size or BAND_ROWS
+    lie = form.rows_in_parts(shape, quantization, form.layout(shape, quantization))
+    rows = math.lcm(*(part.rows // math.gcd(part.rows, part.entries) for part in lie.values()))
+    if form.codes is None or lie[form.codes.suffix].axis:
+        return rows, 1
+    bits = DTYPES[form.codes.dtype].bits
+    return rows, bits // math.gcd(bits, quantization.bits)
 
 
 def _one_of(values: tuple[object, ...]) -> str:

@@ -161,3 +161,24 @@ def test_groups_that_do_not_divide_the_columns_are_refused():
 def test_nvfp4_refuses_a_ragged_row():
     with pytest.raises(MtpforgeError, match="NVFP4 needs a multiple of 16 columns, the weight has 24"):
         formats.FORMATS["nvfp4"].layout((8, 24), formats.nvfp4.quantization(static=False))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "rows", "columns"),
+    [
+        (Quantization("dense", 16, "BF16"), 1, 1),
+        (Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32"), 128, 1),
+        (Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32"), 1, 1),
+        (Quantization("int_quantized", 8, strategy="channel", scale_dtype="BF16"), 1, 1),
+        (Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"), 1, 2),
+        (Quantization("pack_quantized", 4, strategy="group", group_size=32, scale_dtype="BF16"), 1, 8),
+        (Quantization("pack_quantized", 4, strategy="channel", symmetric=False, scale_dtype="BF16"), 8, 8),
+        (Quantization("pack_quantized", 8, strategy="channel", symmetric=False, scale_dtype="BF16"), 4, 4),
+        (Quantization("pack_quantized", 3, strategy="channel", symmetric=False, scale_dtype="BF16"), 32, 32),
+        (Quantization("pack_quantized", 6, strategy="channel", symmetric=False, scale_dtype="BF16"), 16, 16),
+        (Quantization("awq", 4, strategy="group", group_size=128, symmetric=False, scale_dtype="F16"), 8, 1),
+    ],
+)
+def test_a_matrix_is_cut_where_no_element_of_a_part_is(quantization, rows, columns):
+    """Packed words hold whole numbers again after so many: 32 bits hold eight of four, three words hold 32 of three."""
+    assert formats.whole(quantization) == (rows, columns)

@@ -7,20 +7,16 @@ dealt out instead.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Final
 
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm.draft_classes import Axis, DraftClass, draft_class
 from mtpforge.families import Family, Module
-from mtpforge.formats import label
+from mtpforge.formats import label, whole
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, Spec
-
-_WORD_BITS: Final = 32  # packed integers: a rank holds whole words
 
 
 def serving_traps(family: Family, config: Mapping[str, object], scheme: Scheme, serving: Serving) -> tuple[Trap, ...]:
@@ -131,7 +127,7 @@ def _unit(q: Quantization, axis: Axis) -> tuple[int, str]:
         return q.block[0 if axis == "out" else 1], f"the {q.block[0]} x {q.block[1]} blocks of a scale"
     if axis == "in" and q.group_size:
         return q.group_size, f"the groups of {q.group_size} that share a scale"
-    if q.format == "pack_quantized" and (axis == "in" or not q.symmetric):
-        # Codes are packed along the columns, zero points along the rows.
-        return _WORD_BITS // math.gcd(_WORD_BITS, q.bits), f"the words of {_WORD_BITS} bits that hold several numbers"
+    packed = whole(q)[0 if axis == "out" else 1]
+    if packed > 1:
+        return packed, "the words of 32 bits that hold several numbers"
     return 1, "a row" if axis == "out" else "a column"
