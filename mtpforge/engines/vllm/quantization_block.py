@@ -10,20 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from mtpforge.checkpoint import stating
 from mtpforge.checkpoint.quantization import QuantConfig
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
 from mtpforge.formats import label
 from mtpforge.scheme import Scheme
-from mtpforge.tensors import DTYPES, Quantization
-
-_FORMAT_NAMES: Final = {
-    "pack_quantized": "pack-quantized",
-    "int_quantized": "int-quantized",
-    "fp8_scaled": "float-quantized",
-    "nvfp4": "nvfp4-pack-quantized",
-}
+from mtpforge.tensors import Quantization
 
 
 def block(
@@ -99,20 +93,14 @@ def _escaped(name: str) -> str:
 
 
 def _compressed_tensors(layer: _Layer) -> dict[str, object]:
-    formats = {_FORMAT_NAMES[q.format] for q in layer.sets}
+    formats = {stating.compressed_format(q) for q in layer.sets}
     alone = layer.names(m for m in layer.dense if m.expert is None)
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
-            f"group_{i}": {
-                "format": _FORMAT_NAMES[q.format],
-                "targets": [layer.pattern(members)],
-                "weights": _weights(q),
-                "input_activations": _activations(q),
-                "output_activations": None,
-            }
+            f"group_{i}": stating.group(q, [layer.pattern(members)])
             for i, (q, members) in enumerate(layer.sets.items())
         },
         "ignore": [
@@ -124,37 +112,6 @@ def _compressed_tensors(layer: _Layer) -> dict[str, object]:
         ],
         "kv_cache_scheme": None,
     }
-
-
-def _weights(q: Quantization) -> dict[str, object]:
-    is_float = q.format in ("fp8_scaled", "nvfp4")
-    stated: dict[str, object] = {
-        "num_bits": q.bits,
-        "type": "float" if is_float else "int",
-        "strategy": "tensor_group" if q.format == "nvfp4" else q.strategy,
-        "symmetric": q.symmetric,
-        "dynamic": False,
-    }
-    if q.group_size is not None:
-        stated["group_size"] = q.group_size
-    if q.block is not None:
-        stated["block_structure"] = list(q.block)
-    if q.scale_dtype != ("F32" if q.format == "fp8_scaled" else "BF16"):
-        stated["scale_dtype"] = f"torch.{DTYPES[q.scale_dtype].torch}"
-    return stated
-
-
-def _activations(q: Quantization) -> dict[str, object] | None:
-    if q.input_scale == "none":
-        return None
-    if q.format == "nvfp4":
-        return {**_weights(q), "dynamic": "local"}
-    kind = {"num_bits": 8, "type": "float" if q.format == "fp8_scaled" else "int", "symmetric": True}
-    if q.input_scale == "static":
-        return {**kind, "strategy": "tensor", "dynamic": False}
-    if q.block is not None:
-        return {**kind, "strategy": "group", "group_size": q.block[1], "dynamic": True}
-    return {**kind, "strategy": "token", "dynamic": True}
 
 
 def _fp8(layer: _Layer) -> dict[str, object]:
@@ -174,44 +131,19 @@ def _modelopt(layer: _Layer) -> dict[str, object]:
         "ignore": ["lm_head", f"{layer.prefix}head", f"{layer.prefix}shared_head*", *layer.names(layer.dense)],
     }
     if len(layer.sets) > 1:
-        layers = {name: _algo(q) for q, members in layer.sets.items() for name in layer.names(members)}
+        layers = {name: stating.algorithm(q) for q, members in layer.sets.items() for name in layer.names(members)}
         return {**stated, "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
     (q,) = layer.sets
     weights: dict[str, object] = {"num_bits": q.bits, "type": "float", "dynamic": False}
     weights |= {} if q.group_size is None else {"group_size": q.group_size}
     inputs = None if q.input_scale == "none" else weights
     groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}}
-    return {**stated, "quant_algo": _algo(q)["quant_algo"], "config_groups": groups}
-
-
-def _algo(q: Quantization) -> dict[str, object]:
-    if q.format == "fp8_scaled":
-        return {"quant_algo": "FP8"}
-    return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
-
-
-def _is_compressed(kinds: Iterable[Quantization]) -> bool:
-    return all(q.format in _FORMAT_NAMES for q in kinds)
-
-
-def _is_fp8(kinds: Collection[Quantization]) -> bool:
-    return len(kinds) == 1 and all(
-        q.format == "fp8_block" or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale != "none")
-        for q in kinds
-    )
-
-
-def _is_modelopt(kinds: Iterable[Quantization]) -> bool:
-    return all(
-        q.format == "modelopt_nvfp4"
-        or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
-        for q in kinds
-    )
+    return {**stated, "quant_algo": stating.algorithm(q)["quant_algo"], "config_groups": groups}
 
 
 # quant_method -> whether it can state a set of quantizations, and how it does. The target's own method is tried first.
 _METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[_Layer], dict[str, object]]]]] = {
-    "compressed-tensors": (_is_compressed, _compressed_tensors),
-    "fp8": (_is_fp8, _fp8),
-    "modelopt": (_is_modelopt, _modelopt),
+    "compressed-tensors": (stating.is_compressed, _compressed_tensors),
+    "fp8": (stating.is_fp8, _fp8),
+    "modelopt": (stating.is_modelopt, _modelopt),
 }

@@ -1,0 +1,98 @@
+"""What a quantization block says of a Quantization: the way back from `config_groups` and `quantization`.
+
+    is_compressed, is_fp8, is_modelopt   whether a method has words for a set of quantizations
+    compressed_format, group             a format of compressed-tensors, one of its `config_groups`
+    algorithm                            what ModelOpt names
+
+Which names a list or a target holds, and what stands around them, is the engine's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from mtpforge.tensors import DTYPES, Quantization
+
+_FORMAT_NAMES: Final = {
+    "pack_quantized": "pack-quantized",
+    "int_quantized": "int-quantized",
+    "fp8_scaled": "float-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+}
+
+
+def compressed_format(q: Quantization) -> str:
+    """The format as compressed-tensors names it; KeyError where it has none."""
+    return _FORMAT_NAMES[q.format]
+
+
+def group(q: Quantization, targets: Sequence[str]) -> dict[str, object]:
+    """One of `config_groups`, for the modules that `targets` name."""
+    return {
+        "format": _FORMAT_NAMES[q.format],
+        "targets": list(targets),
+        "weights": _weights(q),
+        "input_activations": _activations(q),
+        "output_activations": None,
+    }
+
+
+def _weights(q: Quantization) -> dict[str, object]:
+    is_float = q.format in ("fp8_scaled", "nvfp4")
+    stated: dict[str, object] = {
+        "num_bits": q.bits,
+        "type": "float" if is_float else "int",
+        "strategy": "tensor_group" if q.format == "nvfp4" else q.strategy,
+        "symmetric": q.symmetric,
+        "dynamic": False,
+    }
+    if q.group_size is not None:
+        stated["group_size"] = q.group_size
+    if q.block is not None:
+        stated["block_structure"] = list(q.block)
+    if q.scale_dtype != ("F32" if q.format == "fp8_scaled" else "BF16"):
+        stated["scale_dtype"] = f"torch.{DTYPES[q.scale_dtype].torch}"
+    return stated
+
+
+def _activations(q: Quantization) -> dict[str, object] | None:
+    if q.input_scale == "none":
+        return None
+    if q.format == "nvfp4":
+        return {**_weights(q), "dynamic": "local"}
+    kind = {"num_bits": 8, "type": "float" if q.format == "fp8_scaled" else "int", "symmetric": True}
+    if q.input_scale == "static":
+        return {**kind, "strategy": "tensor", "dynamic": False}
+    if q.block is not None:
+        return {**kind, "strategy": "group", "group_size": q.block[1], "dynamic": True}
+    return {**kind, "strategy": "token", "dynamic": True}
+
+
+def algorithm(q: Quantization) -> dict[str, object]:
+    """One of ModelOpt's `quantized_layers`: `quant_algo`, and what goes with it."""
+    if q.format == "fp8_scaled":
+        return {"quant_algo": "FP8"}
+    return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
+
+
+def is_compressed(kinds: Iterable[Quantization]) -> bool:
+    """Whether compressed-tensors has words for all of them."""
+    return all(q.format in _FORMAT_NAMES for q in kinds)
+
+
+def is_fp8(kinds: Collection[Quantization]) -> bool:
+    """Whether method fp8 has: one kind alone, with blocks or with one scale a tensor."""
+    return len(kinds) == 1 and all(
+        q.format == "fp8_block" or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale != "none")
+        for q in kinds
+    )
+
+
+def is_modelopt(kinds: Iterable[Quantization]) -> bool:
+    """Whether ModelOpt has."""
+    return all(
+        q.format == "modelopt_nvfp4"
+        or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
+        for q in kinds
+    )
