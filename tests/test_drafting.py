@@ -72,9 +72,25 @@ def test_output_in_a_folder_that_may_not_be_written_is_refused_at_once(asked, tm
 def test_foreign_folder_is_never_advised_to_be_forced(asked, tmp_path):
     (tmp_path / "draft").mkdir()
     (tmp_path / "draft" / "mine.txt").write_text("mine")
-    error = refused(asked(target=NOWHERE))
+    error = refused(asked())
     assert error.what == "the output exists and is no draft"
     assert "--force" not in error.fix
+
+
+def test_existing_output_hides_no_fault_of_the_plan(asked, tinyglm, tmp_path):
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "mtpforge.json").write_text("")
+    assert refused(asked()).what == "the output exists already"
+    for differs in ({"scheme": "fp8-block128"}, {"source": tinyglm("awq-int4")}, {"target": NOWHERE}):
+        assert refused(asked(**differs)).code == errors.INPUT
+    assert refused(asked(memory=10)).code == errors.USAGE
+
+
+def test_existing_output_is_said_before_experts_are_scored(asked, tinyglm, tmp_path, monkeypatch):
+    (tmp_path / "draft").mkdir()
+    monkeypatch.setattr("mtpforge.pruning.expert_choice.scores", lambda *_: pytest.fail("scored"))
+    error = refused(asked(target=tinyglm("awq-int4-12experts"), prune_by="aimer"))
+    assert error.what == "the output exists already"
 
 
 def test_default_output_is_held_to_the_same_rules_as_a_named_one(asked, tmp_path, monkeypatch):

@@ -94,7 +94,10 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     named = request.input_scales
     scales = None if named is None else open_scales(named, target.config, offline=request.offline)
     sides = _Sides(source, target, scales, given)
-    refusals.of_inputs(_by_origin(source, target, scales), _out(request, sides))
+    out = _out(request, sides)
+    refusals.of_inputs(_by_origin(source, target, scales), out)
+    if experts.takes_long(asked):
+        refusals.of_existing(out, request)
     kept = experts.choose(request, asked, inputs, source, target, watching)
     return _decided(request, sides, kept, inputs, watching)
 

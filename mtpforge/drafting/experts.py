@@ -44,6 +44,11 @@ def wish(request: Request, inputs: Inputs | None, watching: Watching) -> Wish:
     return replace(asked, measure=measure)
 
 
+def takes_long(asked: Wish) -> bool:
+    """Whether choosing reads more than the router: the experts, or the layer run on inputs."""
+    return asked.has_inputs or (bool(asked.method) and METHODS[asked.method].needs == "experts")
+
+
 def choose(
     request: Request, asked: Wish, inputs: Inputs | None, source: Checkpoint, target: Checkpoint, watching: Watching
 ) -> Pruned:

@@ -1,4 +1,4 @@
-"""What would end a job, asked before anything takes long: the GPU, the output and its path, memory, the disk."""
+"""What would end a job, asked before anything takes long: the GPU, the output's path, memory, the disk, the output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of_machine(request: Request) -> None:
 
 
 def of_output(out: Path, request: Request) -> None:
-    """MtpforgeError for an output that exists, cannot be written, or would be misread by the engine it is for."""
+    """MtpforgeError for an output that cannot be written, or would be misread by the engine it is for."""
     for trap in ENGINES[request.judge].path_traps(str(out.absolute())) if request.judge else ():
         if trap.severity == "error":
             raise MtpforgeError(
@@ -42,6 +42,10 @@ def of_output(out: Path, request: Request) -> None:
                 code=errors.USAGE,
             )
     preflight.refuse_unwritable(out)
+
+
+def of_existing(out: Path, request: Request) -> None:
+    """MtpforgeError for an output that exists: said last, lest it hide what is wrong with the plan."""
     refuse_existing(out, force=request.force)
 
 
