@@ -43,7 +43,7 @@ COMMANDS: Final = (
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
     Entry("doctor", "This machine", "versions of everything that matters"),
-    Entry("demo", "This machine", "a build in a minute, offline"),
+    Entry("demo", "This machine", "a build in seconds, offline"),
     Entry("completion", "This machine", "the completion script of a shell"),
 )
 

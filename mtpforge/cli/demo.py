@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _CHECK: Final[CheckMode] = "full"  # the layer is tiny
 _OUT: Final = Path("out") / "demo"
+_DATA: Final = Path(str(files("mtpforge"))) / "_demo"
+_TARGET, _SOURCE = _DATA / "awq-int4", _DATA / "nvfp4"
 
 
 @click.command(
@@ -33,16 +35,19 @@ def command(screen: Screen, *, out: Path, force: bool) -> Ending:  # noqa: D103 
     from mtpforge.drafting.deciding import Needless
     from mtpforge.drafting.request import Request
 
-    data = Path(str(files("mtpforge"))) / "_demo"
-    target, source = data / "awq-int4", data / "nvfp4"
     screen.line(
         "A tiny trained GLM-5.2 (4 layers, no hub, no GPU): its INT4 release lost the MTP layer, the NVFP4 one has it."
     )
     force = force or out == _OUT  # a second run replaces the first one's folder; what somebody named is theirs
-    request = Request(target=target, source=source, out=out, check=_CHECK, force=force, offline=True)
+    request = Request(target=_TARGET, source=_SOURCE, out=out, check=_CHECK, force=force, offline=True)
     job = making.decide(screen, request)
     assert not isinstance(job, Needless)  # noqa: S101 -- the target has no layer
     ending = making.carry_out(screen, job)
     argv = making.show_serve(screen, job.request, job.served, str(out.absolute()), job.plan.scheme)
-    screen.next("mtpforge", "verify", str(out), "--target", str(target), "--source", str(source))
+    screen.next("mtpforge", "verify", str(out), "--target", str(_TARGET), "--source", str(_SOURCE))
     return making.with_keys(ending, {"serve": argv})
+
+
+def source_beside(target: Path) -> tuple[str, ...]:
+    """`--source` for the demo's target, whose layer no hub has; nothing for any other."""
+    return ("--source", str(_SOURCE)) if target.resolve() == _TARGET.resolve() else ()
