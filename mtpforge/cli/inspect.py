@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import click
 
 from mtpforge import errors
-from mtpforge.cli import options
+from mtpforge.cli import demo, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.units import file_size
@@ -53,7 +54,8 @@ def command(  # noqa: D103 -- the help text above
     if report.facts["drafts_for_itself"]:
         screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint, *kept)
     elif report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
-        screen.next("mtpforge", "build", "--target", checkpoint, *kept)
+        source = demo.source_beside(Path(opened.location))
+        screen.next("mtpforge", "build", "--target", checkpoint, *source, *kept)
     return Ending({"report": report}, errors.ANSWER_NO if failed else errors.DONE)
 
 

@@ -131,6 +131,15 @@ def test_validate_names_the_build_that_verify_names(follow, draft, tinyglm, monk
     }
 
 
+def test_next_after_inspect_of_the_demo_s_target_needs_no_hub(run, in_folder, tinyglm, monkeypatch):
+    monkeypatch.setattr("mtpforge.checkpoint.hub.repository.open_hub", lambda *_, **__: pytest.fail("the hub is asked"))
+    (words,) = hinted(run("inspect", str(tinyglm("awq-int4"))).err)
+    assert words[1] == "build"
+    assert run(*words[1:]).code == 0
+    (words,) = hinted(run("inspect", str(tinyglm("awq-int4-12experts"))).err)
+    assert "--source" not in words
+
+
 @pytest.mark.parametrize(
     ("layout", "next_command"),
     [("awq-int4-12experts", "build"), ("fp8", "serve"), ("nvfp4", "build")],
