@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Final
@@ -76,6 +77,9 @@ def command(  # noqa: D103 -- the help text above
     argv = serving_command(path, served, engine, serving)
     _refuse_twice(argv, more)
     argv += more
+    if path != served.location:  # a draft
+        judge = shlex.join(["mtpforge", "verify", draft, "--target", target, *options.kept("engine", "tp", "ep")])
+        screen.note(f"note: no weight was read; `{judge}` reads them all")
     if only_print:
         screen.command_line(argv)
         return Ending({"serve": argv})

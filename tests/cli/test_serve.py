@@ -17,13 +17,31 @@ def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
     draft, target = demo / "out" / "demo", tinyglm("awq-int4")
     ran = run("serve", str(draft), "--target", str(target), "--print", "--tp", "2", "--ep")
     words = shlex.split(ran.out)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (0, unread(draft, target, "--tp", "2", "--ep"))
     assert words[:3] == ["vllm", "serve", str(target)]
     assert json.loads(words[words.index("--speculative-config") + 1])["model"] == str(draft)
     assert words[words.index("--tensor-parallel-size") + 1] == "2"
     assert run("serve", str(draft), "--target", str(target), "--tp", "2", "--ep", "--print", "--json").document[
         "serve"
     ] == [word for word in words if word != "\n"]
+
+
+def unread(draft, target, *served: str) -> str:
+    """The note of a command that looked at configs and headers alone."""
+    judge = shlex.join(["mtpforge", "verify", str(draft), "--target", str(target), *served])
+    return f"note: no weight was read; `{judge}` reads them all\n"
+
+
+def test_serve_of_damaged_weights_names_who_reads_them(run, demo, tinyglm, tmp_path):
+    broken, target = shutil.copytree(demo / "out" / "demo", tmp_path / "broken"), str(tinyglm("awq-int4"))
+    raw = bytearray((broken / "model.safetensors").read_bytes())
+    raw[-5] ^= 1
+    (broken / "model.safetensors").write_bytes(raw)
+    ran = run("serve", str(broken), "--target", target, "--print")
+    assert (ran.code, ran.err) == (0, unread(broken, target))
+    assert run("serve", str(broken), "--target", target, "--print", "-q").err == ""
+    judge = shlex.split(ran.err.split("`")[1])
+    assert run(*judge[1:]).code == 1
 
 
 def refusal(run, *argv: str) -> tuple[int, str]:
@@ -91,6 +109,7 @@ def test_serve_of_a_target_s_own_layer_names_no_model(run, tinyglm):
     ran = run("serve", str(tinyglm("fp8")), "--target", str(tinyglm("fp8")), "--print")
     assert ran.code == 0
     assert '"model"' not in ran.out
+    assert ran.err == ""  # there is no draft to verify
     bare = str(tinyglm("awq-int4"))
     code, err = refusal(run, bare, "--target", bare)
     assert code == 1
@@ -117,7 +136,7 @@ def test_tokens_port_and_what_is_the_engine_s_reach_the_command(run, demo, tinyg
     engines = ("--max-model-len", "65536", "--json", "-q")
     ran = run("serve", *pair, "-k", "5", "--port", "8001", "--", *engines)
     words = shlex.split(ran.out)
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (0, unread(*pair[:3:2]))
     assert json.loads(words[words.index("--speculative-config") + 1])["num_speculative_tokens"] == 5
     assert words[words.index("--port") + 1] == "8001"
     assert tuple(w for w in words if w != "\n")[-len(engines) :] == engines
