@@ -110,7 +110,7 @@ def group() -> Commands:
                 callback=_version,
                 help="Versions of mtpforge and of what it stands on.",
             ),
-            *general_options(),
+            *general_options("Only what a script wants: the help of a command says what that is."),
         ],
         add_help_option=False,
         context_settings={"auto_envvar_prefix": "MTPFORGE", "max_content_width": 120},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         "mtpforge build --target org/GLM-5.2-AWQ-INT4 --dry-run",
         "mtpforge build --target org/GLM-5.2-AWQ-INT4 --source zai-org/GLM-5.2-FP8 -o out/draft",
     ),
+    quiet="Only the path of the draft that was made; nothing where none was.",
     then="mtpforge verify DRAFT --target CKPT",
 )
 @options.target(required=True)

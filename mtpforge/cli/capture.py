@@ -21,6 +21,7 @@ from mtpforge.units import file_size
         "mtpforge capture --target ./GLM-5.2-AWQ-INT4 --text calibration.txt -o inputs.safetensors",
         "mtpforge capture --target ./GLM-5.2-AWQ-INT4 --from-vllm /tmp/states -o inputs.safetensors",
     ),
+    quiet="Only the path of the file that was made.",
     then="mtpforge prune-plan --target TARGET --inputs FILE",
 )
 @options.target(required=True, help="Checkpoint that is served: a folder with all of its weights.")

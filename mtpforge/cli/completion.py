@@ -17,6 +17,7 @@ from mtpforge.cli.output import Ending, Screen
         'eval "$(mtpforge completion bash)"',
         "mtpforge completion fish > ~/.config/fish/completions/mtpforge.fish",
     ),
+    quiet="Only the script, as without it.",
 )
 @click.argument("shell", type=OneOf("SHELL", lambda: ("bash", "zsh", "fish")), metavar="bash|zsh|fish")
 @click.pass_context

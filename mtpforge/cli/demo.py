@@ -26,6 +26,7 @@ _TARGET, _SOURCE = _DATA / "awq-int4", _DATA / "nvfp4"
     cls=Command,
     help="Build an INT4 draft for a tiny AWQ target from a tiny NVFP4 source, and verify it.",
     examples=("mtpforge demo", "mtpforge demo --json"),
+    quiet="Only the path of the draft.",
     then="mtpforge build --target CKPT --dry-run",
 )
 @options.out(default=_OUT, show_default=True)

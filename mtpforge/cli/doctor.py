@@ -22,6 +22,7 @@ _LEAST: Final = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)")
     cls=Command,
     help="Versions of Python, of the libraries that mtpforge stands on, and of the engines installed beside it.",
     examples=("mtpforge doctor", "mtpforge doctor --json"),
+    quiet="Only what failed.",
     then="mtpforge demo",
 )
 @click.pass_obj

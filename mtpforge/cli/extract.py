@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         "mtpforge extract --source zai-org/GLM-5.2-FP8 --out out/layer",
         "mtpforge extract --source ./GLM-5.2-NVFP4 --out out/layer --dry-run",
     ),
+    quiet="Only the path of what was made; nothing under --dry-run.",
     then="mtpforge inspect DRAFT",
 )
 @options.source(required=True)

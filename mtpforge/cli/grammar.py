@@ -31,18 +31,22 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help has two examples and the next step, and which knows the general options."""
+    """A command whose help has two examples and the next step, and which knows the general options.
+
+    quiet: what `-q` prints of it, a sentence of its help.
+    """
 
     def __init__(
         self,
         name: str | None,
         *,
         examples: Sequence[str],
+        quiet: str,
         then: str = "",
         params: list[click.Parameter] | None = None,
         **attrs: Any,  # noqa: ANN401 -- click's own
     ) -> None:
-        super().__init__(name, params=[*(params or []), *general_options()], add_help_option=False, **attrs)
+        super().__init__(name, params=[*(params or []), *general_options(quiet)], add_help_option=False, **attrs)
         self.examples, self.then = tuple(examples), then
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -98,12 +102,12 @@ def write_options(params: Iterable[click.Parameter], ctx: click.Context, formatt
                 formatter.write_dl(rows)
 
 
-def general_options() -> list[click.Parameter]:
+def general_options(quiet: str) -> list[click.Parameter]:
     """Options that every command takes, before or after its name. Each sets a field of the Screen."""
     keep: dict[str, Any] = {"expose_value": False, "callback": _remember, "is_eager": True}
     return [
         Option(["--json"], is_flag=True, help="One JSON document on stdout, also on failure.", **keep),
-        Option(["-q", "--quiet"], is_flag=True, help="Only the one line that a script wants.", **keep),
+        Option(["-q", "--quiet"], is_flag=True, help=quiet, **keep),
         Option(["-v", "--verbose"], is_flag=True, help="Every module, every rule.", **keep),
         Option(
             ["--color"], type=OneOf("WHEN", lambda: ("auto", "always", "never")), help="auto, always or never.", **keep

@@ -22,6 +22,7 @@ Facts = Mapping[str, object]
     cls=Command,
     help="What a checkpoint holds and what a draft for it must be, from its config and headers alone.",
     examples=("mtpforge inspect zai-org/GLM-5.2-FP8", "mtpforge inspect ./GLM-5.2-AWQ-INT4 --tp 8 --json"),
+    quiet="Only the name of the scheme that a draft for it needs.",
     then="mtpforge build --target CKPT",
 )
 @click.argument("checkpoint", type=options.CheckpointName(), metavar="CKPT")

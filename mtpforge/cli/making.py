@@ -30,8 +30,7 @@ def decide(screen: Screen, request: Request) -> Job | Needless:
 
 
 def end_dry_run(screen: Screen, job: Job) -> Ending:
-    """The plan as the result."""
-    screen.answer(str(job.out))
+    """The plan as the result; nothing for `-q`, as there is no draft."""
     screen.next("mtpforge", *without(screen.argv, "--dry-run"))
     plan = job.plan if screen.verbose else plan_document(job.plan)
     return Ending({"plan": plan, "digest": job.plan.digest, "draft": job.out})

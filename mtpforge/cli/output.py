@@ -1,7 +1,7 @@
 """The only file that prints: people's text, the JSON document, errors, progress.
 
 stdout: the result. stderr: progress, warnings, errors, hints.
-`--json`: exactly one document on stdout, also on failure. `-q`: the one line that a script wants.
+`--json`: exactly one document on stdout, also on failure. `-q`: what the command's help says of it, for scripts.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Screen:
             self.line(str(remark))
 
     def answer(self, text: str) -> None:
-        """The one line that `-q` prints."""
-        if self.quiet and not self.json:
+        """What `-q` prints, if there is any."""
+        if self.quiet and not self.json and text:
             _put(self._stdout, text)
 
     def command_line(self, argv: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ def _methods() -> Sequence[str]:
         "mtpforge prune-plan --target org/GLM-5.2-REAP-168 --source zai-org/GLM-5.2-FP8",
         "mtpforge prune-plan --target ./GLM-5.2-218 --compare aimer --picture scores.png -q > keep.json",
     ),
+    quiet="Only the experts to keep, as a JSON list.",
     then="mtpforge build --target CKPT --keep-experts keep.json",
 )
 @options.target(required=True)

@@ -18,6 +18,7 @@ from mtpforge.scheme import Scheme
     cls=Command,
     help="List the presets; with NAME explain one; with `--from` derive the one that a target demands.",
     examples=("mtpforge schemes int4-g32-asym", "mtpforge schemes --from org/GLM-5.2-AWQ-INT4 -q > target.toml"),
+    quiet="Only the names; of one scheme, its TOML.",
     then="mtpforge extract --source CKPT --scheme NAME --out DIR",
 )
 @click.argument("name", required=False, metavar="[NAME|FILE]")

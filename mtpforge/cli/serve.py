@@ -28,6 +28,7 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
         "mtpforge serve out/draft --target org/GLM-5.2-AWQ-INT4 --print",
         "mtpforge serve out/draft --target ./GLM-5.2-AWQ-INT4 --tp 8 -k 5 -- --max-model-len 65536",
     ),
+    quiet="Only the command.",
 )
 @draft_argument
 @options.target(required=True)

@@ -22,6 +22,7 @@ from mtpforge.errors import MtpforgeError
         "mtpforge validate out/draft --target org/GLM-5.2-AWQ-INT4",
         "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/vllm/bin/python",
     ),
+    quiet="Only what failed.",
     then="mtpforge serve DRAFT --target CKPT",
 )
 @draft_argument

@@ -24,6 +24,7 @@ draft_argument = click.argument("draft", type=options.CheckpointName(), metavar=
         "mtpforge verify out/draft --target org/GLM-5.2-AWQ-INT4",
         "mtpforge verify out/draft --target ./GLM-5.2-AWQ-INT4 --source zai-org/GLM-5.2-FP8",
     ),
+    quiet="Only what failed.",
     then="mtpforge validate DRAFT --target CKPT",
 )
 @draft_argument

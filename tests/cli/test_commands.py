@@ -65,11 +65,6 @@ def test_plan_as_json_is_by_kind_and_by_tensor_with_v(run, in_folder, pair):
     assert short["facts"] == whole["facts"]
 
 
-def test_plan_quiet_is_the_folder(run, in_folder, pair):
-    ran = run("build", *pair, "--dry-run", "-q")
-    assert (ran.out, ran.err) == ("out/awq-int4-MTP-int4-g32-asym\n", "")
-
-
 def test_next_after_a_plan_is_the_user_s_own_line(run, in_folder, pair):
     ran = run("build", "--dry-run", *pair, "--tp", "2")
     assert ran.err.splitlines()[-1] == "Next: " + shlex.join(["mtpforge", "build", *pair, "--tp", "2"])

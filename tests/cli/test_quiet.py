@@ -1,0 +1,106 @@
+"""`-q` prints what the help of the command says of it and nothing else, on either stream."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtpforge.cli import COMMANDS
+
+PAIR = "--target awq-int4 --source nvfp4"
+
+
+def nothing(out: str) -> bool:
+    return out == ""
+
+
+def path(name: str) -> Callable[[str], bool]:
+    """The line is this path, and something lies there."""
+    return lambda out: out == f"{name}\n" and Path(name).exists()
+
+
+def experts(out: str) -> bool:
+    return json.loads(out) == [*range(16)] and out.count("\n") == 1
+
+
+def names(out: str) -> bool:
+    return out.splitlines() == sorted(out.split())
+
+
+def toml(out: str) -> bool:
+    return bool(tomllib.loads(out)["rules"])
+
+
+def server(out: str) -> bool:
+    return shlex.split(out)[:3] == ["vllm", "serve", str(Path("awq-int4").absolute())]
+
+
+def script(out: str) -> bool:
+    return out.startswith("_mtpforge_completion()")
+
+
+SAID = {
+    "inspect": "Only the name of the scheme that a draft for it needs.",
+    "build": "Only the path of the draft that was made; nothing where none was.",
+    "extract": "Only the path of what was made; nothing under --dry-run.",
+    "schemes": "Only the names; of one scheme, its TOML.",
+    "prune-plan": "Only the experts to keep, as a JSON list.",
+    "capture": "Only the path of the file that was made.",
+    "verify": "Only what failed.",
+    "validate": "Only what failed.",
+    "serve": "Only the command.",
+    "doctor": "Only what failed.",
+    "demo": "Only the path of the draft.",
+    "completion": "Only the script, as without it.",
+}
+PRINTED = [
+    ("inspect awq-int4", lambda out: out == "int4-g32-asym\n"),
+    (f"build {PAIR} --check off", path("out/awq-int4-MTP-int4-g32-asym")),
+    (f"build {PAIR} --dry-run", nothing),
+    ("build --target fp8", nothing),  # its own layer loads
+    ("extract --source nvfp4 -o layer --check off", path("layer")),
+    ("extract --source nvfp4 -o layer --dry-run", nothing),
+    ("schemes", names),
+    ("schemes bf16", toml),
+    ("schemes --from awq-int4", toml),
+    (f"prune-plan {PAIR}", experts),
+    ("capture --target awq-int4 --text text.txt --tokens 20 -o inputs.safetensors", path("inputs.safetensors")),
+    ("verify draft --target awq-int4", nothing),
+    ("serve draft --target awq-int4 --print", server),
+    ("doctor", nothing),
+    ("demo -o demo", path("demo")),
+    ("completion bash", script),
+]
+
+
+@pytest.fixture
+def folder(in_folder, demo, tinyglm):
+    for layout in ("awq-int4", "nvfp4", "fp8"):
+        (in_folder / layout).symlink_to(tinyglm(layout))
+    shutil.copytree(demo / "out" / "demo", in_folder / "draft")
+    (in_folder / "text.txt").write_text("the cat sat on the mat. " * 9)
+
+
+@pytest.mark.parametrize(("line", "expected"), PRINTED, ids=[line for line, _ in PRINTED])
+def test_quiet_prints_what_the_help_says(run, folder, line, expected):
+    ran = run(*line.split(), "-q")
+    assert (ran.code, ran.err) == (0, "")
+    assert expected(ran.out), ran.out
+
+
+def test_quiet_of_validate_is_the_engine_that_is_missing(run, folder):
+    ran = run("validate", "draft", "--target", "awq-int4", "--engine-python", "/nowhere/python", "-q")
+    assert (ran.code, ran.out, ran.err.startswith("error: ")) == (5, "", True)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in COMMANDS])
+def test_help_says_what_quiet_prints_and_the_cases_above_hold_it_to_that(run, name):
+    text = " ".join(run(name, "--help").out.split())
+    assert f"-q, --quiet {SAID[name]} -v, --verbose" in text
+    assert name == "validate" or any(line.split()[0] == name for line, _ in PRINTED)
