@@ -45,7 +45,7 @@ def inspect(
 def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
     judge = engine_of(engine)
     family = family_of(checkpoint.config)
-    judge.refuse_unstated(checkpoint, checkpoint.config, family)
+    judge.refuse_misstated(checkpoint, checkpoint.config, family)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
     layer, layer_check = _layer(checkpoint, family, judge)
     checks, alone = [layer_check, refusal], False

@@ -69,6 +69,8 @@ def _args(args: Fields | None) -> Args | None:
     bits, kind = args.whole("num_bits"), args.text("type", "int").lower()
     if kind not in ("int", "float"):
         args.refuse("type", '"int" or "float"')
+    if bits is not None and bits < 1:
+        args.refuse("num_bits", "a positive whole number")
     return Args(
         8 if bits is None else bits,
         "float" if kind == "float" else "int",

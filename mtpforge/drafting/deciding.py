@@ -85,8 +85,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
         return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
-    target = _opened("target", request.target, request, watching)
-    ENGINES[request.engine].refuse_unstated(target, target.config, family_of(target.config))
+    target = _target(request, watching)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
         own = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
@@ -107,7 +106,7 @@ def compare(request: Request, names: Sequence[str] = (), watching: Watching | No
     watching = watching or Watching.by(None, None)
     inputs = _inputs(request)
     asked = experts.wish(request, inputs, watching)
-    target = _opened("target", request.target, request, watching)
+    target = _target(request, watching)
     source, _ = source_of(request, target, watching)
     return experts.compare(request, asked, inputs, names, source, target, watching)
 
@@ -167,6 +166,13 @@ def _out(request: Request, sides: _Sides) -> Path:
     out = default_out(served, scheme.name)
     refusals.of_output(out, request)
     return out
+
+
+def _target(request: Request, watching: Watching) -> Checkpoint:
+    """The target, opened. MtpforgeError where its config.json cannot be right."""
+    target = _opened("target", request.target, request, watching)
+    ENGINES[request.engine].refuse_misstated(target, target.config, family_of(target.config))
+    return target
 
 
 def _opened(role: str, named: Named | None, request: Request, watching: Watching) -> Checkpoint:

@@ -42,8 +42,8 @@ class Engine:
         module template, `reason` says what decided. draft_config is the draft's config.json with the quantization block
         in force, None for a draft that is still to be made: where the draft's own block decides, the answer is then the
         scheme to make it in unless another is asked for. Raises MtpforgeError for a pair that the engine refuses.
-    refuse_unstated(target, source_config, family): MtpforgeError for a key that the target's config.json lacks and that
-        a draft beside it could only guess.
+    refuse_misstated(target, source_config, family): MtpforgeError for a key that the target's config.json lacks and
+        that a draft beside it could only guess, or that holds something else than a number where one must be.
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json; refuses the same.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
@@ -67,7 +67,7 @@ class Engine:
     versions: str
     package: str
     demands: Callable[[Checkpoint, Mapping[str, object] | None, Family], Scheme]
-    refuse_unstated: Callable[[Checkpoint, Mapping[str, object], Family], None]
+    refuse_misstated: Callable[[Checkpoint, Mapping[str, object], Family], None]
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]

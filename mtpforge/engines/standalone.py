@@ -32,7 +32,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         versions="",
         package="",
         demands=_unserved,
-        refuse_unstated=lambda *_: None,
+        refuse_misstated=lambda *_: None,
         draft_config=draft_config,
         target_traps=_no_traps,
         draft_traps=_no_traps,

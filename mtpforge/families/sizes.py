@@ -42,12 +42,17 @@ def whole_number(config: Mapping[str, object], key: str) -> int:
         )
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise MtpforgeError(
-            f"`{key}` is {shown(repr(value))}, not a positive whole number",
-            where=Where("config.json", inside=f"`{key}`"),
-            fix=f"correct `{key}` in config.json, as the published base model states it",
-        )
+        raise misstated(key, value, "a positive whole number")
     return value
+
+
+def misstated(key: str, value: object, kind: str) -> MtpforgeError:
+    """The error for a key of config.json that holds something else than its kind."""
+    return MtpforgeError(
+        f"`{key}` is {shown(repr(value))}, not {kind}",
+        where=Where("config.json", inside=f"`{key}`"),
+        fix=f"correct `{key}` in config.json, as the published base model states it",
+    )
 
 
 def _value(node: ast.expr, config: Mapping[str, object]) -> int:

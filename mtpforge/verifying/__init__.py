@@ -132,7 +132,7 @@ def _look(
     with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
-    judge.refuse_unstated(target, target.config, family)
+    judge.refuse_misstated(target, target.config, family)
     try:
         wanted = scheme or judge.demands(target, own_config(held), family)
     except MtpforgeError as error:

@@ -7,7 +7,7 @@ from typing import Final
 from mtpforge.engines.engine import Engine
 from mtpforge.engines.vllm.demands import demands
 from mtpforge.engines.vllm.draft_classes import decoded_on_load
-from mtpforge.engines.vllm.draft_config import draft_config, refuse_unstated
+from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.serving import path_traps, serve
 from mtpforge.engines.vllm.sharding import memory, serving_traps
@@ -18,7 +18,7 @@ VLLM: Final = Engine(
     versions="0.24 to 0.33",
     package="vllm",
     demands=demands,
-    refuse_unstated=refuse_unstated,
+    refuse_misstated=refuse_misstated,
     draft_config=draft_config,
     target_traps=target_traps,
     draft_traps=draft_traps,

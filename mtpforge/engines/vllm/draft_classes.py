@@ -10,9 +10,10 @@ head_counts         config keys of what is dealt out over ranks: query heads, th
 [packed]            fused matrix -> its parts on disk, in shard order: packed_modules_mapping
 [split]             last part of a module's name -> the axis that is cut over ranks; others lie on every rank
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
-[fields]            of the draft's config.json: required (no default would do), defaults (what the engine takes for
-an absent one; "" for nothing), fixed (what it must be, whatever the target says: value, and
-trap and why for a target that carries the layer and says otherwise)
+[fields]            of the draft's config.json: required (whole numbers for which no default would do; of these
+counts_from_zero may be 0), defaults (what the engine takes for an absent one; "" for nothing),
+fixed (what it must be, whatever the target says: value, and trap and why for a target that
+carries the layer and says otherwise)
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class DraftClass:
     split: Mapping[str, Axis]
     repeated: Mapping[str, str]
     required: tuple[str, ...]
+    counts_from_zero: tuple[str, ...]
     defaults: Mapping[str, object]
     fixed: Mapping[str, Fixed]
 
@@ -112,6 +114,7 @@ def _read(text: str) -> DraftClass:
         split=table["split"],
         repeated=table.get("repeated", {}),
         required=tuple(fields["required"]),
+        counts_from_zero=tuple(fields.get("counts_from_zero", ())),
         defaults=fields["defaults"],
         fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
 from mtpforge.engines.vllm.rope import rope_seen
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
+from mtpforge.families.sizes import misstated, whole_number
 from mtpforge.scheme import Scheme
 
 # Of the target as a whole, or of the run that saved it: a draft does not repeat them.
@@ -43,7 +45,7 @@ def draft_config(
     states `scheme` for the layer by name and is absent for a dense draft. A field that the target has to state and does
     not is an error.
     """
-    refuse_unstated(target, source_config, family)
+    refuse_misstated(target, source_config, family)
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
     left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins)
     config = {key: value for key, value in text.items() if key not in left_out}
@@ -69,16 +71,18 @@ def draft_config(
     return copied
 
 
-def refuse_unstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:
+def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:
     """MtpforgeError for a key that the target's config.json lacks, where vLLM has no default or one that is wrong.
 
-    vLLM builds the draft from its own copy of the key and never compares the two: the target's says what is served.
+    And for one that holds something else than its kind. vLLM builds the draft from its own copy of the key and never
+    compares the two: the target's says what is served.
     """
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
     with errors_of(target):
         for field in known.required:
             if text.get(field) is None:
                 raise _unstated(field, other.get(field), "vLLM builds the MTP layer from it")
+        _refuse_other_kinds(text, known)
         if rope_seen(text)["rope_theta"] is None:
             raise _unstated("rope_parameters", other.get("rope_parameters"), "vLLM would turn positions by a default")
         for field, default in known.defaults.items():
@@ -86,6 +90,32 @@ def refuse_unstated(target: Checkpoint, source_config: Mapping[str, object], fam
             if text.get(field) is None and stated is not None and stated != default:
                 taken = f"vLLM would take {json.dumps(default)}, the source's config says {shown(json.dumps(stated))}"
                 raise _unstated(field, stated, taken)
+
+
+def _refuse_other_kinds(text: Mapping[str, object], known: DraftClass) -> None:
+    """Required fields and counts of experts are whole numbers, every other is what its default is."""
+    zero = {key for key in known.counts_from_zero if type(text[key]) is int and text[key] == 0}
+    stated = {key for key in known.expert_count if text.get(key) is not None}
+    for key in sorted({*known.required, *stated} - zero):
+        whole_number(text, key)
+    seen = {**text, "rope_theta": rope_seen(text)["rope_theta"]}
+    for key, default in {**known.defaults, "rope_theta": 1.0}.items():
+        is_kind, kind = _KINDS[type(default)]
+        if seen.get(key) is not None and not is_kind(seen[key]):
+            raise misstated(key, seen[key], kind)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+# What a field may hold, by the type of its default.
+_KINDS: Final[Mapping[type, tuple[Callable[[object], bool], str]]] = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    str: (lambda value: isinstance(value, str), "a string"),
+    float: (_is_positive, "a positive number"),
+    int: (lambda value: type(value) is int and value > 0, "a positive whole number"),
+}
 
 
 def _unstated(field: str, known: object, why: str) -> MtpforgeError:
