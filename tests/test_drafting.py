@@ -243,6 +243,17 @@ def test_target_that_drafts_for_itself_needs_nothing(asked, tinyglm):
     assert isinstance(deciding.decide(asked(target=tinyglm("fp8"), source=None, standalone=True)), deciding.Job)
 
 
+def test_base_model_is_chosen_beside_a_folder_of_its_organisation(asked, tinyglm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zai-org" / "my-draft").mkdir(parents=True)
+    of_hub = {"zai-org/GLM-5.2": tinyglm("nvfp4")}
+    monkeypatch.setattr(
+        "mtpforge.checkpoint.hub.repository.open_hub", lambda name, *_, **__: open_checkpoint(of_hub[name])
+    )
+    assert deciding.decide(asked(source=None)).source.location == str(tinyglm("nvfp4"))
+    assert refused(asked(source="zai-org/GLM-5.2")).what == "`zai-org/GLM-5.2` is no checkpoint"  # typed: a path
+
+
 def test_whoever_watches_is_told_what_was_decided(asked, tinyglm):
     said = []
     deciding.decide(asked(target=tinyglm("awq-int4-12experts")), Watching.by(said.append, None))

@@ -52,6 +52,19 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
     return repository.open_hub(match["name"], match["revision"], offline=offline)
 
 
+def open_base_model(name: str, *, offline: bool = False) -> Checkpoint:
+    """The checkpoint that a card or a family names by its hub id: a folder of that very path, else the hub's.
+
+    Nobody typed it: a folder that is called as the organisation is no sign that a path was meant.
+    """
+    match = _hub_name(name)
+    if match is None or _exists(Path(name)):
+        return open_checkpoint(name, offline=offline)
+    from mtpforge.checkpoint.hub import repository
+
+    return repository.open_hub(match["name"], match["revision"], offline=offline)
+
+
 def open_scales(named: Named, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:
     """The checkpoint that holds activation scales: as `open_checkpoint`, or one *.safetensors file of scales alone.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge import errors
 from mtpforge import scheme as schemes
-from mtpforge.checkpoint import Named, open_checkpoint, open_scales
+from mtpforge.checkpoint import Named, open_base_model, open_checkpoint, open_scales
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, refusals, remarks
 from mtpforge.drafting.places import default_out
@@ -117,7 +117,7 @@ def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple
         return _opened("source", request.source, request, watching), ""
 
     def opened(name: str) -> Checkpoint:
-        return open_checkpoint(name, offline=request.offline)
+        return open_base_model(name, offline=request.offline)
 
     choice = choose_source(target, family_of(target.config), ENGINES[request.engine], opened)
     for remark in remarks.of_choice(choice):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint import open_base_model, open_checkpoint
 from mtpforge.errors import MtpforgeError
 
 
@@ -93,3 +93,15 @@ def test_a_mistyped_draft_is_looked_for_here_and_not_on_the_hub(here, asked):
     assert asked == []
     open_checkpoint("org/nam@main")
     assert asked == [("org/nam", "main", False)]
+
+
+def test_a_base_model_that_nobody_typed_is_the_hub_s_beside_a_folder_of_its_organisation(here, asked):
+    (here / "zai-org" / "GLM-5.2-draft").mkdir(parents=True)
+    open_base_model("zai-org/GLM-5.2")
+    assert asked == [("zai-org/GLM-5.2", None, False)]
+    with pytest.raises(MtpforgeError, match="is no checkpoint"):
+        open_checkpoint("zai-org/GLM-5.2")
+    (here / "zai-org" / "GLM-5.2").mkdir()
+    (here / "zai-org" / "GLM-5.2" / "config.json").write_text("{}")
+    assert open_base_model("zai-org/GLM-5.2").location == str(here / "zai-org" / "GLM-5.2")
+    assert len(asked) == 1
