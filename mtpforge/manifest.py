@@ -76,6 +76,7 @@ def write(
         "source_layer": plan.source_layer,
         "n_experts": plan.n_experts,
         "kept_experts": plan.kept_experts,
+        "restated": plan.facts.get("restated", False),
         "kept_by": plan.facts.get("kept_by"),
         "fitted_to": plan.facts.get("fitted_to"),
         "scheme": asdict(plan.scheme),

@@ -81,7 +81,7 @@ def test_existing_output_hides_no_fault_of_the_plan(asked, tinyglm, tmp_path):
     (tmp_path / "draft").mkdir()
     (tmp_path / "draft" / "mtpforge.json").write_text("")
     assert refused(asked()).what == "the output exists already"
-    for differs in ({"scheme": "fp8-block128"}, {"source": tinyglm("awq-int4")}, {"target": NOWHERE}):
+    for differs in ({"source": tinyglm("awq-int4")}, {"target": NOWHERE}):
         assert refused(asked(**differs)).code == errors.INPUT
     assert refused(asked(memory=10)).code == errors.USAGE
 

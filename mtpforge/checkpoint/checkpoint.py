@@ -41,12 +41,12 @@ class Checkpoint(Protocol):
     """A checkpoint of which only config, names, headers and byte ranges are ever read.
 
     label: what the user typed, for messages. identity: `org/name@<commit>` or `<folder name>#<content hash>`.
-    location: what an engine is given: an absolute folder, or the hub id. revision: commit of a hub repository, else "".
-    config: config.json. quantization: the raw quantization block of config.json or of its side file, {} where there is
-    none. names: tensors by index, or by the single file's header; empty when only a config is known.
-    has_headers: whether tensor headers can be read (a folder with config.json alone has none). unread: a sentence on
-    weights that are there and no safetensors, "" for none. downloaded: what this
-    process had to fetch so far; nothing for a folder.
+    location: what an engine is given: an absolute folder, or the hub id. revision: commit of a hub repository, else
+    "". config: config.json. quantization: the raw quantization block of config.json or of its side file, {} where
+    there is none. names: tensors by index, or by the single file's header; empty when only a config is known.
+    is_restated: whether that block is none of its files', but what an engine has to be told. has_headers: whether
+    tensor headers can be read (a folder with config.json alone has none). unread: a sentence on weights that are
+    there and no safetensors, "" for none. downloaded: what this process had to fetch so far; nothing for a folder.
     """
 
     @property
@@ -64,11 +64,17 @@ class Checkpoint(Protocol):
     @property
     def names(self) -> frozenset[str]: ...
     @property
+    def is_restated(self) -> bool: ...
+    @property
     def has_headers(self) -> bool: ...
     @property
     def unread(self) -> str: ...
     @property
     def downloaded(self) -> Downloaded: ...
+
+    def restated(self, block: Mapping[str, object]) -> Checkpoint:
+        """The same checkpoint under another quantization block: what an engine is told of it as it is started."""
+        ...
 
     def strays(self, prefix: str) -> tuple[Stray, ...]:
         """Tensors under `prefix` that lie outside the index, or in more than one file. Reads headers."""

@@ -7,6 +7,7 @@ model_executor/model_loader/default_loader.py).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -55,6 +56,7 @@ class Folder:
         self._label = label
         self._files = Files(self._path)
         self._headers: dict[str, dict[str, TensorRef]] = {}
+        self._is_restated = False
         self._lock = threading.Lock()
         if config is not None:
             self._config = config
@@ -110,6 +112,19 @@ class Folder:
             for at in (0, max(size - SAMPLE_BYTES, 0)):
                 digest.update(self._files.piece(name, SAMPLE_BYTES, at))
         return f"{self._path.name}#{digest.hexdigest()[:16]}"
+
+    @property
+    def is_restated(self) -> bool:
+        """Whether the quantization block is none of its files'."""
+        return self._is_restated
+
+    def restated(self, block: Mapping[str, object]) -> Folder:
+        """The same files and headers under another quantization block."""
+        other = copy.copy(self)
+        # `quantization` is a property that keeps what it found: here it is given.
+        told = {"_config": {**self._config, "quantization_config": dict(block)}, "quantization": dict(block)}
+        vars(other).update(told, _is_restated=True)
+        return other
 
     @cached_property
     def quantization(self) -> Mapping[str, object]:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 )
 @options.target(required=True)
 @options.source(help="Checkpoint that the layer comes from; default: the target, else its base model.")
-@options.scheme(help="Preset or TOML file that the target must agree with; default: the target's own.")
+@options.scheme(
+    help="Preset or TOML file; default: the target's own. Another one is told to the engine by the serve command."
+)
 @options.engine()
 @options.input_scales()
 @options.out(

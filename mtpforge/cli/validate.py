@@ -47,7 +47,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.engines import ENGINES
     from mtpforge.engines.engine import Serving
-    from mtpforge.verifying import rebuild_advice, verify
+    from mtpforge.verifying import as_served, rebuild_advice, verify
 
     served, serving = open_checkpoint(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
@@ -59,7 +59,8 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     document: dict[str, object] = {"draft": draft, "report": report}
     try:
-        loaded = ENGINES[engine].ask(folder_of(draft), served, serving, engine_python)
+        beside = as_served(open_checkpoint(draft, offline=screen.offline), served, ENGINES[engine])
+        loaded = ENGINES[engine].ask(folder_of(draft), beside, serving, engine_python)
     except MtpforgeError as error:
         if error.code != errors.MACHINE:
             raise

@@ -14,7 +14,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, refusals, remarks
 from mtpforge.drafting.places import default_out
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import ENGINES
+from mtpforge.engines import ENGINES, overlay
 from mtpforge.engines.engine import own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -86,6 +86,10 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
     target = _target(request, watching)
+    if given is not None:
+        target, given = overlay.beside(target, ENGINES[request.engine], given)
+        for remark in remarks.of_restating(target, given, request.engine):
+            watching.on_remark(remark)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
         own = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
@@ -128,7 +132,7 @@ def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple
 def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inputs | None, watching: Watching) -> Job:
     kept = None if pruned is None or pruned.keeps_all else pruned.kept
     calibration = _calibration(request, sides, kept, inputs, watching)
-    notes: dict[str, object] = {}
+    notes: dict[str, object] = {"restated": True} if sides.target and sides.target.is_restated else {}
     if pruned is not None and kept is not None:
         notes["kept_by"] = experts.kept_by(pruned, inputs)
     if calibration is not None:

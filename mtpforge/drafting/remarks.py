@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.engines import ENGINES
 from mtpforge.errors import shown
 from mtpforge.families import family_of
 from mtpforge.sourcing import has_layer
@@ -15,6 +16,7 @@ from mtpforge.sourcing import has_layer
 if TYPE_CHECKING:
     from mtpforge.nextn.inputs import Inputs
     from mtpforge.pruning.expert_choice import Pruned
+    from mtpforge.scheme import Scheme
     from mtpforge.source_choice import Choice
 
 _COMMIT = 7  # digits of a commit that people compare
@@ -53,6 +55,14 @@ def summary(checkpoint: Checkpoint) -> str:
     if not checkpoint.names:
         held = "config only"
     return ", ".join((family.name, method, f"{n_experts} experts", held))
+
+
+def of_restating(target: Checkpoint, wanted: Scheme, engine: str) -> Iterator[Remark]:
+    """That the engine has to be told of a draft that is none of the target's own scheme."""
+    if target.is_restated:
+        name = ENGINES[engine].name
+        text = f"{wanted.name}, which the target as it stands does not ask for: the command to serve tells {name} of it"
+        yield Remark("scheme", text)
 
 
 def of_checkpoint(role: str, checkpoint: Checkpoint) -> Remark:

@@ -13,15 +13,16 @@ from mtpforge.engines.engine import Serving, own_config
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
-from mtpforge.verifying import glance
+from mtpforge.verifying import as_served, glance
 
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
 def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> list[str]:
     """The command's words. draft: an absolute folder, or the target's own location to draft with its own layer."""
-    _refuse_misfit(draft, target, engine, serving)
     held = target if draft == target.location else open_checkpoint(draft)
+    target = as_served(held, target, ENGINES[engine])
+    _refuse_misfit(draft, target, engine, serving)
     scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
     return ENGINES[engine].serve(target, draft, serving, scheme)
 

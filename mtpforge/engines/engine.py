@@ -45,6 +45,10 @@ class Engine:
     refuse_misstated(target, source_config, family): MtpforgeError for a key that the target's config.json lacks and
         that a draft beside it could only guess, or that holds something else than a number where one must be.
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json; refuses the same.
+    restate(target, family, wanted): the quantization block that the engine has to be told of the target, so that it
+        builds the draft as wanted and nothing else otherwise; the target's own where that says so already, or where a
+        draft's block decides. MtpforgeError, with what could be, where it cannot be said.
+    stated(draft_config, family): the scheme that a draft's own block states.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
         fix, `{anew}` stands for how to make the draft anew.
@@ -69,6 +73,8 @@ class Engine:
     demands: Callable[[Checkpoint, Mapping[str, object] | None, Family], Scheme]
     refuse_misstated: Callable[[Checkpoint, Mapping[str, object], Family], None]
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
+    restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
+    stated: Callable[[Mapping[str, object], Family], Scheme]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]
     block_traps: Callable[[Mapping[str, object], bool], tuple[Trap, ...]]

@@ -33,6 +33,8 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         package="",
         demands=_unserved,
         refuse_misstated=lambda *_: None,
+        restate=_unserved,
+        stated=_unserved,
         draft_config=draft_config,
         target_traps=_no_traps,
         draft_traps=_no_traps,

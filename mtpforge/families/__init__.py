@@ -52,4 +52,5 @@ def _family(text: str) -> Family:
         module_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table["modules"]),
         plain_rows=tuple(PlainRow(**{**row, "shape": tuple(row["shape"])}) for row in table["plain"]),
         dropped=tuple(Dropped(**{**row, "shape": tuple(row.get("shape", ()))}) for row in table["dropped"]),
+        main_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table.get("main", ())),
     )

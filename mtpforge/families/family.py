@@ -90,8 +90,9 @@ class Family:
 
     model_types: values of `model_type` in config.json. architecture: class name for `architectures`. base_models: hub
     ids of the published base, in the order to try. nextn: config expression of the layer's index. expert_keys: config
-    keys that count routed experts, the one that decides first; the others are twins that some writers add. Every method
-    takes a whole config.json, nested or not.
+    keys that count routed experts, the one that decides first; the others are twins that some writers add. main_rows:
+    matrices of the layers before the nextn layer that it has none of. Every method takes a whole config.json, nested or
+    not.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Family:
     module_rows: tuple[ModuleRow, ...]
     plain_rows: tuple[PlainRow, ...]
     dropped: tuple[Dropped, ...]
+    main_rows: tuple[ModuleRow, ...] = ()
 
     def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The part of a config that describes the language model: `text_config` where the top is of another type."""
@@ -138,6 +140,13 @@ class Family:
         single = [Module(r.template, r.template, r.kind, s, r.fused) for r, s in shaped if "*" not in r.template]
         stacked = [Module(r.template, r.template, r.kind, s, r.fused) for r, s in shaped if "*" in r.template]
         return (*single, *(_of_expert(m, expert) for expert in range(n_experts) for m in stacked))
+
+    def main_modules(self, config: Mapping[str, object]) -> tuple[Module, ...]:
+        """The weight matrices that a layer before the nextn layer may have; of the experts those of the first."""
+        known = self._sizes(config, 1)
+        shared = (module for module in self.modules(config, 1) if module.kind != "projection")
+        rows = ((row, _shape(row.shape, known)) for row in self.main_rows)
+        return (*shared, *(Module(row.template, row.template, row.kind, shape, row.fused) for row, shape in rows))
 
     def plain(self, config: Mapping[str, object], n_experts: int) -> tuple[Plain, ...]:
         """Every tensor of the layer that is no matrix."""

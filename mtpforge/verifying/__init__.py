@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mtpforge import errors, manifest
 from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines import DEFAULT, engine_of
+from mtpforge.engines import DEFAULT, engine_of, overlay
 from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -64,13 +65,15 @@ def verify(
     layer = None if origin is None else (origin, stored_layer(origin, family))
     ranks = None if target is None else serving or Serving()
     held = open_checkpoint(draft)
+    if target is not None:
+        served = as_served(held, served, engine_of(engine))
     is_build = target is None or served_as is not None  # which would only make the same draft again
     anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine, serving)
     looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
         return Report(_COMMAND, (*looked.headers, *rest), summary=f"does not fit: {looked.why}")
-    beside, around, asking = looked.beside, looked.around, "the scheme asks" if scheme else "the target asks"
+    beside, around, asking = looked.beside, looked.around, _asking(served, scheme)
     try:
         read = _read(looked.judged, layer, on_progress)
     except MtpforgeError as error:
@@ -81,6 +84,13 @@ def verify(
     checks = (*looked.headers, *read.checks, *beside, written, *around, *rest)
     summary = summing_up.sentence(looked.judged, checks, asking)
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
+
+
+def _asking(target: Checkpoint, scheme: Scheme | None) -> str:
+    """Who wants the scheme that a draft is held to."""
+    if scheme is not None:
+        return "the scheme asks"
+    return "the target, restated by the command that `serve` prints, asks" if target.is_restated else "the target asks"
 
 
 def rebuild_advice(
@@ -102,9 +112,25 @@ def glance(
     A target that is none explains what follows, so it comes first.
     """
     held = open_checkpoint(draft)
+    target = as_served(held, target, engine_of(engine))
     anew = rebuilding.advice(held, target, None, engine, serving)
     looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
+
+
+def as_served(draft: Checkpoint, target: Checkpoint, engine: Engine) -> Checkpoint:
+    """The target as it is told to the engine beside this draft: restated where the draft was made for that."""
+    try:
+        told = manifest.find(draft)
+        if target.is_restated or told is None or not told.body.get("restated"):
+            return target
+        with errors_of(draft):
+            wanted = engine.stated(own_config(draft), family_of(target.config))
+        return overlay.beside(target, engine, wanted)[0]
+    except MtpforgeError as error:
+        if error.code == errors.REMOTE:
+            raise
+        return target  # the draft is then judged beside the target as it is
 
 
 @dataclass(frozen=True, slots=True)

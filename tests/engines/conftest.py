@@ -18,6 +18,7 @@ class ConfigOnly:
     location: str = "org/target"
     revision: str = ""
     quantization: Mapping[str, object] = field(default_factory=dict)
+    is_restated: bool = False
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ whole file: then that is used.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -46,6 +47,7 @@ class HubRepo:
         self._repo, self._label, self._commit, self._files = repo, label, info.commit, info.files
         self._by_option = offline
         self._headers: dict[str, dict[str, TensorRef]] = {}
+        self._is_restated = False
         refuse = self._refuse_offline
         self._bytes = WeightFiles(repo, info.commit, is_offline=self._is_offline, refuse_offline=refuse)
         raw = self.small_file(metadata.CONFIG)
@@ -81,6 +83,19 @@ class HubRepo:
     def config(self) -> Mapping[str, object]:
         """config.json."""
         return self._config
+
+    @property
+    def is_restated(self) -> bool:
+        """Whether the quantization block is none of its files'."""
+        return self._is_restated
+
+    def restated(self, block: Mapping[str, object]) -> HubRepo:
+        """The same files and headers under another quantization block."""
+        other = copy.copy(self)
+        # `quantization` is a property that keeps what it found: here it is given.
+        told = {"_config": {**self._config, "quantization_config": dict(block)}, "quantization": dict(block)}
+        vars(other).update(told, _is_restated=True)
+        return other
 
     @cached_property
     def quantization(self) -> Mapping[str, object]:

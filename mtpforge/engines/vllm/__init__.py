@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
-from mtpforge.engines.vllm.demands import demands
+from mtpforge.engines.vllm.demands import demands, stated
 from mtpforge.engines.vllm.draft_classes import decoded_on_load
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.installed import ask, is_installed
+from mtpforge.engines.vllm.restating import restate
 from mtpforge.engines.vllm.serving import path_traps, serve
 from mtpforge.engines.vllm.sharding import memory, serving_traps
 from mtpforge.engines.vllm.traps import block_traps, draft_traps, target_traps
@@ -19,6 +20,8 @@ VLLM: Final = Engine(
     package="vllm",
     demands=demands,
     refuse_misstated=refuse_misstated,
+    restate=restate,
+    stated=stated,
     draft_config=draft_config,
     target_traps=target_traps,
     draft_traps=draft_traps,

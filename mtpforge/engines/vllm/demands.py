@@ -25,6 +25,12 @@ def demands(target: Checkpoint, _draft_config: Mapping[str, object] | None, fami
         return scheme_under(target.config, target.quantization, family)
 
 
+def stated(draft_config: Mapping[str, object], family: Family) -> Scheme:
+    """The scheme that a draft's own block states, read as a target's."""
+    block = draft_config.get("quantization_config")
+    return scheme_under(draft_config, block if isinstance(block, Mapping) else {}, family)
+
+
 def scheme_under(config: Mapping[str, object], quantization: Mapping[str, object], family: Family) -> Scheme:
     """The same for a config and its raw quantization block ({} for none)."""
     block = parse(quantization)

@@ -5,8 +5,9 @@ In the names of parameters the block stands under `mtp_block.`; in those that ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.families import Family, Module
@@ -35,10 +36,21 @@ class Asked:
 
 def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
     """Every question about the layer, linears in the family's order, experts last."""
-    prefix, known = family.prefix(family.layer(config)), draft_class(family)
+    return _of_layer(family, family.layer(config), family.modules(config, 1))
+
+
+def main_questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
+    """Every question about the model before the layer and about the head; which layers have experts is not asked."""
+    modules = family.main_modules(config)
+    layers = (_of_layer(family, layer, modules) for layer in range(family.layer(config)))
+    return (*chain.from_iterable(layers), Asked("lm_head", ("lm_head",), (), "ParallelLMHead"))
+
+
+def _of_layer(family: Family, layer: int, modules: Iterable[Module]) -> tuple[Asked, ...]:
+    prefix, known = family.prefix(layer), draft_class(family)
     sets: dict[str, list[Module]] = {}
     stacks: dict[str, list[Module]] = {}
-    for module in family.modules(config, 1):
+    for module in modules:
         if module.expert is not None:
             stacks.setdefault(module.template.partition(".*.")[0], []).append(module)
         elif module.template not in known.dense:

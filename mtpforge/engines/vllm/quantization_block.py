@@ -7,7 +7,7 @@ it with vLLM's rules gives the same scheme again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mtpforge.checkpoint import stating
@@ -27,19 +27,16 @@ def block(
 
     decoded: modules that the source stores as vLLM decodes them while loading; method fp8 does not list them as dense.
     """
-    prefix = family.prefix(family.layer(config))
-    modules = family.modules(config, 1)
-    stored = {m.template: scheme.of(m.template).quantization for m in modules}
-    kinds = {q for q in stored.values() if not q.is_dense}
+    layer = layer_of(config, family, scheme)
+    kinds = set(layer.sets)
     if not kinds:
         return {}
     if target.method == "fp8":
-        modules = tuple(m for m in modules if m.template not in decoded)
-    packed = draft_class(family).packed
+        layer = replace(layer, modules=tuple(m for m in layer.modules if m.template not in decoded))
     for method in sorted(_METHODS, key=lambda name: name != target.method):
         can, state = _METHODS[method]
         if can(kinds):
-            return state(_Layer(prefix, modules, stored, packed)) | {"packed_modules_mapping": packed}
+            return state(layer) | {"packed_modules_mapping": layer.packed}
     raise MtpforgeError(
         "no quantization method stores all formats of the scheme in one checkpoint",
         where=f"scheme {scheme.name}",
@@ -48,8 +45,15 @@ def block(
     )
 
 
+def layer_of(config: Mapping[str, object], family: Family, scheme: Scheme) -> Layer:
+    """The nextn layer of a config as a scheme stores it."""
+    modules = family.modules(config, 1)
+    stored = {m.template: scheme.of(m.template).quantization for m in modules}
+    return Layer(family.prefix(family.layer(config)), modules, stored, draft_class(family).packed)
+
+
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """The modules of one layer (of the experts, expert 0) and how each is stored, by template."""
 
     prefix: str
@@ -92,17 +96,20 @@ def _escaped(name: str) -> str:
     return name.replace(".", "[.]").replace("*", "[0-9]+")
 
 
-def _compressed_tensors(layer: _Layer) -> dict[str, object]:
+def groups(layer: Layer, name: str) -> dict[str, dict[str, object]]:
+    """config_groups of compressed-tensors for a layer, one for each way that a weight is stored: `<name>_0` and on."""
+    sets = enumerate(layer.sets.items())
+    return {f"{name}_{i}": stating.group(q, [layer.pattern(members)]) for i, (q, members) in sets}
+
+
+def _compressed_tensors(layer: Layer) -> dict[str, object]:
     formats = {stating.compressed_format(q) for q in layer.sets}
     alone = layer.names(m for m in layer.dense if m.expert is None)
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{i}": stating.group(q, [layer.pattern(members)])
-            for i, (q, members) in enumerate(layer.sets.items())
-        },
+        "config_groups": groups(layer, "group"),
         "ignore": [
             "lm_head",
             f"{layer.prefix}head",
@@ -114,7 +121,7 @@ def _compressed_tensors(layer: _Layer) -> dict[str, object]:
     }
 
 
-def _fp8(layer: _Layer) -> dict[str, object]:
+def _fp8(layer: Layer) -> dict[str, object]:
     (q,) = layer.sets
     return {
         "quant_method": "fp8",
@@ -124,7 +131,7 @@ def _fp8(layer: _Layer) -> dict[str, object]:
     } | ({} if q.block is None else {"weight_block_size": list(q.block)})
 
 
-def _modelopt(layer: _Layer) -> dict[str, object]:
+def _modelopt(layer: Layer) -> dict[str, object]:
     stated: dict[str, object] = {
         "quant_method": "modelopt",
         "producer": {"name": "modelopt"},
@@ -142,7 +149,7 @@ def _modelopt(layer: _Layer) -> dict[str, object]:
 
 
 # quant_method -> whether it can state a set of quantizations, and how it does. The target's own method is tried first.
-_METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[_Layer], dict[str, object]]]]] = {
+_METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[Layer], dict[str, object]]]]] = {
     "compressed-tensors": (stating.is_compressed, _compressed_tensors),
     "fp8": (stating.is_fp8, _fp8),
     "modelopt": (stating.is_modelopt, _modelopt),

@@ -20,8 +20,9 @@ NEXTN: Final = "num_nextn_predict_layers"
 
 
 def overrides(target: Checkpoint) -> dict[str, object]:
-    """What `--hf-overrides` must say: vLLM counts MTP layers in the target's config, never in the draft's."""
-    return overrides_of(target.config)
+    """What `--hf-overrides` must say: vLLM counts MTP layers in the target's config, and builds drafts by its block."""
+    block = {"quantization_config": dict(target.quantization)} if target.is_restated else {}
+    return {**overrides_of(target.config), **block}
 
 
 def overrides_of(config: Mapping[str, object]) -> dict[str, object]:

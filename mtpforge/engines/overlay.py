@@ -1,0 +1,24 @@
+"""A target as an engine has to be told of it, so that a draft of another scheme than the target's own fits beside it.
+
+No file of the target changes: the command says it (`serving`), or a folder of links with another config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Engine
+from mtpforge.families import family_of
+from mtpforge.scheme import Scheme
+
+
+def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
+    """The target, restated where it has to be, and the wanted scheme in the formats of the target's method.
+
+    MtpforgeError where the engine cannot be told to build such a draft beside it.
+    """
+    family = family_of(target.config)
+    block = engine.restate(target, family, wanted)
+    told = target if block == target.quantization else target.restated(block)
+    return told, replace(engine.demands(told, None, family), name=wanted.name)

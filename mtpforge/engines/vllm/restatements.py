@@ -1,0 +1,190 @@
+"""How each quantization method could say something else of one layer and the same of all others: proposals, unproven.
+
+METHODS     quant_method -> Method: `proposals` of a block, and `spelled`, a quantization as the method stores it
+
+Whether a proposal says what it should is for `restating` to find out, by asking it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from mtpforge.checkpoint import stating
+from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.vllm import quantization_block
+from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards
+from mtpforge.engines.vllm.matrices import Asked
+from mtpforge.engines.vllm.name_matching import exact_or_regex, excluded
+from mtpforge.engines.vllm.quantization_block import Layer
+from mtpforge.engines.vllm.quantization_methods import decide
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats import label
+from mtpforge.tensors import Quantization
+
+Block: TypeAlias = Mapping[str, object]
+_OURS: Final = "mtp"  # config groups of the layer
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a block is to say: of the layer, `layer`; of the model before it, `main`, what it says now.
+
+    asked: the questions about the layer.
+    """
+
+    layer: Layer
+    asked: tuple[Asked, ...]
+    main: tuple[Asked, ...]
+
+    @property
+    def quantized(self) -> tuple[Asked, ...]:
+        """The questions about the layer whose answer must not be dense."""
+        return tuple(a for a in self.asked if not self.layer.stored[a.templates[0]].is_dense)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """proposals(block, wish): blocks that may say it, the shortest change first. spelled: a quantization, as stored."""
+
+    proposals: Callable[[Block, Wish], Iterator[Block]]
+    spelled: Callable[[Quantization], Quantization]
+
+
+def _compressed_tensors(block: Block, wish: Wish) -> Iterator[Block]:
+    """Another list of dense modules; then with groups of the layer's own before all others, as the first match wins."""
+    names = [name for asked in wish.quantized for name in (asked.name, *asked.parts)]
+    others = [name for asked in wish.main for name in (asked.name, *asked.parts)]
+    entries = _freed(parse(block).ignore, wish.layer.prefix, names, others)
+    entries += [wish.layer.pattern(wish.layer.dense)] if wish.layer.dense else []
+    for ignore in (as_expressions(entries), entries):
+        listed = {**block, "ignore": ignore}
+        yield listed
+        yield {**listed, **_grouped(block, wish.layer)}
+
+
+def _freed(entries: tuple[str, ...], prefix: str, names: list[str], others: list[str]) -> list[str]:
+    """Entries that say what they said, but nothing of the names below `prefix`."""
+    freed = []
+    for entry in entries:
+        if not entry.startswith("re:"):
+            freed += [] if entry.startswith(prefix) else [entry]
+        elif not any(exact_or_regex(name, entry) for name in names):
+            freed.append(entry)
+        elif any(exact_or_regex(name, entry) for name in others):
+            freed.append(f"re:(?!{prefix.replace('.', '[.]')})(?:{entry.removeprefix('re:')})")
+    return freed
+
+
+def _grouped(block: Block, layer: Layer) -> dict[str, object]:
+    """Groups with the layer's own first; each states its format, which those before had from the block."""
+    held, ours = block.get("config_groups"), quantization_block.groups(layer, _OURS)
+    form = block.get("format")
+    before = held if isinstance(held, dict) else {}
+    stated = {
+        name: {**group, "format": group.get("format") or form} if isinstance(group, dict) and form else group
+        for name, group in before.items()
+        if name not in ours
+    }
+    return {"format": "mixed-precision", "config_groups": {**ours, **stated}} if ours else {}
+
+
+def _fp8(block: Block, wish: Wish) -> Iterator[Block]:
+    """One quantization for all: the layer's modules are in the list or not."""
+    key = "ignored_layers" if block.get("ignored_layers") else "modules_to_not_convert"
+    kept = [entry for entry in parse(block).ignore if not entry.startswith(wish.layer.prefix)]
+    yield {**block, key: [*kept, *wish.layer.names(wish.layer.dense)]}
+
+
+def _modelopt(block: Block, wish: Wish) -> Iterator[Block]:
+    """The list of excluded modules changed; then one algorithm for each module by name."""
+    inner = block.get("quantization")
+    nested = inner if isinstance(inner, dict) else None
+    held = dict(nested if nested is not None else block)
+    key = "ignore" if nested is None and "ignore" in held else "exclude_modules"
+    listed = {**held, key: _included(parse(block).ignore, wish)}
+    named = {"quant_method": "modelopt"} if "quant_method" not in block else {}
+    for changed in (listed, _mixed(listed, block, wish)):
+        yield {**block, **named, "quantization": changed} if nested is not None else {**changed, **named}
+
+
+def _included(entries: tuple[str, ...], wish: Wish) -> list[str]:
+    """Entries that exclude of the model before the layer what they did, and of the layer what is to be dense."""
+    kept, spelled = [], []
+    for entry in entries:
+        if not any(excluded(asked, [entry], "") for asked in wish.quantized):
+            kept.append(entry)
+        else:
+            spelled += [asked.name for asked in wish.main if excluded(asked, [entry], "")]
+    dense = [name for name in wish.layer.names(wish.layer.dense) if name not in kept]
+    return [*as_wildcards([*kept, *spelled]), *dense]
+
+
+def _mixed(listed: Mapping[str, object], block: Block, wish: Wish) -> dict[str, object]:
+    before = parse(block)
+    named = listed.get("quantized_layers")
+    if isinstance(named, dict):
+        layers = {name: layer for name, layer in named.items() if not name.startswith(wish.layer.prefix)}
+    else:
+        layers = {}
+        for asked in wish.main:
+            stored, _ = decide(before, asked)
+            layers |= {} if stored.is_dense else dict.fromkeys(_parts(asked), _algorithm(stored))
+    for q, members in wish.layer.sets.items():
+        layers |= dict.fromkeys(wish.layer.names(members), _algorithm(q))
+    rest = {key: value for key, value in listed.items() if key not in ("config_groups", "quant_algo")}
+    return {**rest, "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
+
+def _algorithm(q: Quantization) -> dict[str, object]:
+    if not stating.is_modelopt({q}):
+        raise MtpforgeError(f"ModelOpt has no algorithm for {label(q)}")
+    return stating.algorithm(q)
+
+
+def _parts(asked: Asked) -> tuple[str, ...]:
+    return (asked.name,) if asked.experts else asked.parts
+
+
+def _quark(block: Block, wish: Wish) -> Iterator[Block]:
+    """The list of modules that are left dense, which knows `re:` too."""
+    names = [name for asked in wish.quantized for name in (asked.name, *asked.parts)]
+    others = [name for asked in wish.main for name in (asked.name, *asked.parts)]
+    entries = _freed(parse(block).ignore, wish.layer.prefix, names, others) + wish.layer.names(wish.layer.dense)
+    for exclude in (as_expressions(entries), entries):
+        yield {**block, "exclude": exclude}
+
+
+def _unquantized(_block: Block, wish: Wish) -> Iterator[Block]:
+    """A block whose groups name the layer alone."""
+    yield {
+        "quant_method": "compressed-tensors",
+        "format": "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": quantization_block.groups(wish.layer, _OURS),
+        "ignore": ["lm_head", wish.layer.pattern(wish.layer.dense)],
+        "kv_cache_scheme": None,
+    }
+
+
+def _as_compressed(q: Quantization) -> Quantization:
+    return replace(q, format={"modelopt_nvfp4": "nvfp4", "fp8_block": "fp8_scaled"}.get(q.format, q.format))
+
+
+def _as_modelopt(q: Quantization) -> Quantization:
+    return replace(q, format="modelopt_nvfp4" if q.format == "nvfp4" else q.format)
+
+
+def _as_fp8(q: Quantization) -> Quantization:
+    is_block = q.format == "fp8_scaled" and q.block is not None
+    return replace(q, format="fp8_block" if is_block else q.format)
+
+
+METHODS: Final[dict[str, Method]] = {
+    "": Method(_unquantized, _as_compressed),
+    "compressed-tensors": Method(_compressed_tensors, _as_compressed),
+    "fp8": Method(_fp8, _as_fp8),
+    "modelopt": Method(_modelopt, _as_modelopt),
+    "quark": Method(_quark, _as_compressed),
+}

@@ -1,0 +1,106 @@
+"""restate(): a target's quantization block, changed so that the MTP layer is built as wanted and all else as before.
+
+vLLM builds a draft by the target's block, and takes that block from the command line too: `--hf-overrides
+'{"quantization_config": {...}}'` (config/model.py, _apply_dict_overrides, 0.33.0), so no file of the target changes.
+Every proposal is asked about every matrix of the model; one that answers otherwise for any of them is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.quantization import QuantConfig, parse
+from mtpforge.engines.vllm.demands import scheme_under
+from mtpforge.engines.vllm.matrices import Asked, main_questions, questions
+from mtpforge.engines.vllm.quantization_block import layer_of
+from mtpforge.engines.vllm.quantization_methods import decide
+from mtpforge.engines.vllm.restatements import METHODS, Method, Wish
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.formats import label
+from mtpforge.scheme import Rule, Scheme
+
+
+def restate(target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, object]:
+    """The raw quantization block under which vLLM builds the layer as wanted, and the rest of the model as before.
+
+    Formats are taken as the target's method spells them: NVFP4 is NVFP4 in ModelOpt's tensors or compressed-tensors'.
+    MtpforgeError, with the presets that could be stated, where no block of that method says it.
+    """
+    with errors_of(target):
+        found, why = _found(target, family, wanted)
+    if found is not None:
+        return found
+    method = parse(target.quantization).method
+    able = ", ".join(_able(target, family))
+    raise MtpforgeError(
+        f"method `{shown(method) or 'none'}` of the target cannot state scheme {wanted.name} for the MTP layer alone",
+        where=target.label,
+        why=why,
+        fix=f"`--scheme` with one of: {able}" if able else "leave `--scheme` out: the target's own is taken",
+    )
+
+
+def _able(target: Checkpoint, family: Family) -> tuple[str, ...]:
+    """The presets that the target's method can state for the layer, or states already."""
+    return tuple(name for name in schemes.names() if _found(target, family, schemes.load(name))[0] is not None)
+
+
+def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[str, object] | None, str]:
+    """The block, or None and why there is none."""
+    config, before = target.config, parse(target.quantization)
+    method = METHODS.get(before.method)
+    if method is None:
+        return None, f"blocks of method `{shown(before.method)}` are not restated"
+    rules = _spelled(wanted, method)
+    main = main_questions(family, config)
+    try:
+        wish = Wish(layer_of(config, family, rules), questions(family, config), main)
+        why = ""
+        for proposal in chain([target.quantization], method.proposals(target.quantization, wish)):
+            why = _contradiction(proposal, config, family, rules) or _disturbed(before, parse(proposal), main)
+            if not why:
+                return proposal, ""
+    except (MtpforgeError, KeyError) as error:  # a format that the method has no word for
+        why = error.what if isinstance(error, MtpforgeError) else f"it has no word for format {error.args[0]}"
+    return None, why
+
+
+def _spelled(wanted: Scheme, method: Method) -> Scheme:
+    """The scheme in the method's own formats."""
+    rules = tuple(Rule(rule.pattern, method.spelled(rule.quantization), rule.reason) for rule in wanted.rules)
+    return Scheme(wanted.name, rules, wanted.description)
+
+
+def _contradiction(block: Mapping[str, object], config: Mapping[str, object], family: Family, wanted: Scheme) -> str:
+    """What the layer would be built as otherwise than wanted, "" where all of it is."""
+    try:
+        built = scheme_under(config, block, family)
+    except MtpforgeError as error:
+        return "; ".join(filter(None, (error.what, error.why)))
+    for rule in built.rules:
+        want = wanted.of(rule.pattern).quantization
+        if rule.quantization != want:
+            return f"`{rule.pattern}` would be {label(rule.quantization)} ({rule.reason}), not {label(want)}"
+    return ""
+
+
+def _disturbed(before: QuantConfig, after: QuantConfig, main: tuple[Asked, ...]) -> str:
+    """The first matrix of the model around the layer that the new block would change, "" for none."""
+    for asked in main:
+        was, would_be = _answer(before, asked), _answer(after, asked)
+        if was != would_be:
+            return f"`{asked.name}` would no longer be built as it is stored"
+    return ""
+
+
+def _answer(block: QuantConfig, asked: Asked) -> object:
+    """How a matrix is built, or what stops it: a target that no draft can be made for in full may still be restated."""
+    try:
+        return decide(block, asked)[0]
+    except MtpforgeError as error:
+        return error.what, error.why

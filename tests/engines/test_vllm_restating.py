@@ -1,0 +1,111 @@
+"""Targets restated so that a draft of another scheme fits beside them; what vLLM makes of it is tested with vLLM."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES, overlay
+from mtpforge.engines.vllm import restatements
+from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards, numbers
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+
+VLLM = ENGINES["vllm"]
+
+
+@given(st.sets(st.integers(0, 130), min_size=1))
+def test_numbers_match_themselves_and_no_others(wanted):
+    expression = re.compile("|".join(numbers(wanted)))
+    assert {n for n in range(300) if expression.fullmatch(str(n))} == wanted
+
+
+def test_names_of_many_layers_become_one_expression():
+    names = [f"model.layers.{i}.self_attn.o_proj" for i in range(78)]
+    assert as_expressions(["lm_head", *names]) == [
+        "lm_head",
+        "re:model[.]layers[.](?:[0-9]|[1-6][0-9]|7[0-7])[.](?:self_attn[.]o_proj)$",
+    ]
+    assert as_wildcards([f"{name}*" for name in names]) == [
+        f"model.layers.{layers}.self_attn.o_proj*" for layers in ("[0-9]", "[1-6][0-9]", "7[0-7]")
+    ]
+
+
+# target, preset, most bytes of the block
+STATED = (
+    ("target-nvfp4-nvidia", "nvfp4", 1300),
+    ("target-nvfp4-lukealonso", "bf16", 1400),
+    ("target-awq-int4-mtp-ignored", "int4-g32-asym", 1400),
+    ("target-awq-int4-mtp-ignored", "int8-channel", 1900),
+    ("target-awq-int4-ignore-to-77", "bf16", 1600),
+    ("target-w4a16-mtp-canada-quant", "nvfp4", 1700),
+    ("target-int4-int8mix-quanttrio", "int4-g128-sym", 3100),
+    ("target-bf16", "int4-g32-asym", 900),
+)
+
+
+@pytest.mark.parametrize(("name", "preset", "most"), STATED)
+def test_block_states_the_wanted_scheme_briefly(name, preset, most, release_config, target_of):
+    target, wanted = target_of(release_config(name)), schemes.load(preset)
+    family = family_of(target.config)
+    block = VLLM.restate(target, family, wanted)
+    assert len(json.dumps(block)) < most
+    told = target_of({**target.config, "quantization_config": block})
+    demanded = VLLM.demands(told, None, family)
+    assert schemes.name_of(demanded.rules) in (preset, "nvfp4-g16-static")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [("target-awq-int4-ignore-to-77", "int4-g32-asym"), ("target-mxfp4-amd", "bf16")]
+)
+def test_target_that_says_it_already_is_left_alone(name, preset, release_config, target_of):
+    target = target_of(release_config(name))
+    block = VLLM.restate(target, family_of(target.config), schemes.load(preset))
+    assert block is target.quantization
+
+
+# target, preset, what is said, what could be
+REFUSED = (
+    ("target-nvfp4-nvidia", "int4-g128-sym", "ModelOpt has no algorithm for INT4 g128", "bf16, nvfp4"),
+    ("target-fp8", "nvfp4", "would be FP8 block 128x128", "bf16, fp8-block128"),
+    ("target-w4afp8", "bf16", "blocks of method `w4afp8` are not restated", ""),
+)
+
+
+@pytest.mark.parametrize(("name", "preset", "why", "able"), REFUSED)
+def test_what_the_method_cannot_state_is_refused_with_what_it_can(name, preset, why, able, release_config, target_of):
+    target = target_of(release_config(name))
+    with pytest.raises(MtpforgeError) as refused:
+        VLLM.restate(target, family_of(target.config), schemes.load(preset))
+    assert why in refused.value.why
+    assert refused.value.fix.endswith(able or "the target's own is taken")
+
+
+def test_proposal_that_changes_another_matrix_is_none(release_config, target_of, monkeypatch):
+    """One that frees the attention of every layer, though only that of the last was asked for."""
+    target = target_of(release_config("target-w4a16-mtp-canada-quant"))
+    target.quantization["config_groups"]["group_0"]["weights"]["symmetric"] = True
+    freed = {**target.quantization, "ignore": ["lm_head", "re:.*embed_tokens.*"]}
+    method = replace(restatements.METHODS["compressed-tensors"], proposals=lambda _block, _wish: iter([freed]))
+    monkeypatch.setitem(restatements.METHODS, "compressed-tensors", method)
+    with pytest.raises(MtpforgeError) as refused:
+        VLLM.restate(target, family_of(target.config), schemes.load("int4-g128-sym"))
+    assert "`model.layers.0.self_attn.fused_qkv_a_proj` would no longer be built as it is stored" in refused.value.why
+
+
+def test_restated_folder_keeps_its_identity_and_its_files(tinyglm):
+    target = open_checkpoint(str(tinyglm("nvfp4")))
+    told, wanted = overlay.beside(target, VLLM, schemes.load("bf16"))
+    assert told.is_restated
+    assert not target.is_restated
+    assert (told.identity, told.names, told.location) == (target.identity, target.names, target.location)
+    assert told.config["quantization_config"] != target.config["quantization_config"]
+    assert wanted.name == "bf16"
+    assert target.quantization == target.config["quantization_config"]

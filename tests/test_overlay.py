@@ -1,0 +1,65 @@
+"""Drafts of another scheme than their target's: built, judged and served with what the engine has to be told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+import mtpforge
+from mtpforge.errors import MtpforgeError
+
+
+@pytest.fixture(scope="module")
+def draft(tinyglm, tmp_path_factory):
+    """NVFP4 experts beside a target that asks for INT4 everywhere."""
+    out = tmp_path_factory.mktemp("overlay") / "draft"
+    return mtpforge.build(tinyglm("awq-int4"), tinyglm("nvfp4"), out=out, scheme="nvfp4", check="off").path
+
+
+def block_of(argv):
+    overrides = json.loads(argv[argv.index("--hf-overrides") + 1])
+    return overrides["quantization_config"]
+
+
+def test_draft_fits_beside_the_target_as_the_command_states_it(draft, tinyglm):
+    report = mtpforge.verify(draft, tinyglm("awq-int4"), tinyglm("nvfp4"))
+    assert report.ok
+    assert "restated by the command" in report.summary
+
+
+def test_command_tells_the_engine(draft, tinyglm):
+    argv = mtpforge.serve_command(draft, tinyglm("awq-int4"))
+    groups = block_of(argv)["config_groups"]
+    assert [group["format"] for group in groups.values()] == ["nvfp4-pack-quantized", "pack-quantized"]
+
+
+def test_plan_says_that_the_target_does_not_ask_for_it(tinyglm):
+    said = []
+    mtpforge.plan(tinyglm("awq-int4"), tinyglm("nvfp4"), scheme="nvfp4", on_remark=lambda r: said.append(str(r)))
+    assert any("scheme  nvfp4, which the target as it stands does not ask for" in line for line in said)
+
+
+def test_scheme_of_the_targets_own_needs_no_telling(tinyglm, tmp_path):
+    made = mtpforge.build(
+        tinyglm("awq-int4"), tinyglm("nvfp4"), out=tmp_path / "draft", scheme="int4-g32-asym", check="off"
+    )
+    argv = mtpforge.serve_command(made.path, tinyglm("awq-int4"))
+    assert "--hf-overrides" not in argv
+
+
+def test_draft_that_was_not_made_for_an_overlay_is_judged_by_the_target_alone(draft, tinyglm, tmp_path):
+    foreign = tmp_path / "foreign"
+    shutil.copytree(draft, foreign)
+    (foreign / "mtpforge.json").unlink()
+    report = mtpforge.verify(foreign, tinyglm("awq-int4"))
+    assert not report.ok
+    with pytest.raises(MtpforgeError, match="cannot be served"):
+        mtpforge.serve_command(foreign, tinyglm("awq-int4"))
+
+
+def test_target_that_cannot_state_it_refuses_the_plan(tinyglm):
+    with pytest.raises(MtpforgeError) as refused:
+        mtpforge.plan(tinyglm("nvfp4"), tinyglm("bf16"), scheme="int4-g128-sym")
+    assert refused.value.fix == "`--scheme` with one of: bf16, nvfp4"
