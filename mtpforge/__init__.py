@@ -6,6 +6,7 @@
     extract(source, out=...)        the layer on its own
     prune_plan(target)              which experts would stay beside a smaller target
     verify(draft, target)           open a draft again and judge it
+    validate(draft, target)         the same, and the loader of an installed engine
     serve_command(draft, target)    what to type
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         plan,
         prune_plan,
         serve_command,
+        validate,
         verify,
     )
     from mtpforge.errors import MtpforgeError
@@ -61,6 +63,7 @@ __all__ = [
     "plan",
     "prune_plan",
     "serve_command",
+    "validate",
     "verify",
 ]
 

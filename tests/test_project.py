@@ -66,7 +66,7 @@ CALLS = {
     "plan",
     "prune_plan",
 }
-CALLS |= {"serve_command", "verify"}
+CALLS |= {"serve_command", "validate", "verify"}
 RESULTS = {"Checkpoint", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
 
 

@@ -14,6 +14,7 @@ import mtpforge
 from mtpforge import tables
 from mtpforge.drafting.calls import Options
 from mtpforge.drafting.request import Request
+from mtpforge.engines.vllm import installed
 from mtpforge.report import Check, Report, Trap
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "python.md"
@@ -102,3 +103,40 @@ def test_plan_is_short_in_a_prompt_and_a_table_when_printed(tinyglm):
     assert "\n" not in repr(plan)
     assert "  routed experts   48   NVFP4 g16 static   INT4 g32 asymmetric   encoded   config group_0" in str(plan)
     assert plan._repr_html_().count("<tr>") == len(str(plan).splitlines()) - 1
+
+
+@pytest.fixture(scope="module")
+def draft(tinyglm, tmp_path_factory):
+    out = tmp_path_factory.mktemp("draft") / "draft"
+    return mtpforge.build(tinyglm("awq-int4"), tinyglm("nvfp4"), out=out, check="off").path
+
+
+def test_validate_is_verify_and_the_loader_s_answer(draft, tinyglm, monkeypatch):
+    asked = []
+
+    def check(folder, _target, *, python, **_served):
+        asked.append((folder, python))
+        refused = "crooked" in python
+        fix = "{anew}" if refused else ""
+        return Report("validate", (Check("engine loads the draft", "failed" if refused else "passed", "", fix),))
+
+    monkeypatch.setattr(installed, "check", check)
+    target = tinyglm("awq-int4")
+    report = mtpforge.validate(draft, target, engine_python="python")
+    assert (report.ok, report.command) == (True, "validate")
+    names = [c.name for c in report.checks]
+    assert {"names", "numbers", "config"} < set(names)
+    assert "loader" not in names  # what verify leaves open is answered
+    crooked = mtpforge.validate(str(draft), mtpforge.open_checkpoint(target), engine_python=Path("crooked"))
+    assert not crooked.ok
+    assert f"--force -o {draft}`" in crooked.checks[-1].fix
+    assert asked == [(draft, "python"), (draft, "crooked")]
+
+
+def test_validate_without_an_engine_says_so_unless_the_draft_is_bad_anyway(draft, tinyglm, tmp_path, monkeypatch):
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    with pytest.raises(mtpforge.MtpforgeError) as caught:
+        mtpforge.validate(draft, tinyglm("awq-int4"))
+    assert (caught.value.what, caught.value.code) == ("no engine found to ask", 5)
+    report = mtpforge.validate(draft, tinyglm("nvfp4"))
+    assert (report.ok, report.command) == (False, "validate")

@@ -14,7 +14,7 @@ from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.cli.verify import draft_argument, folder_of
+from mtpforge.cli.verify import draft_argument
 from mtpforge.errors import MtpforgeError, shown
 
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
@@ -69,6 +69,7 @@ def command(  # noqa: D103 -- the help text above
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.drafting.serving import serving_command
+    from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
 
     served = open_checkpoint(target, offline=screen.offline)

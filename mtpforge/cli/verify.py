@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 import click
 
-from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.errors import MtpforgeError, shown
 
 draft_argument = click.argument("draft", type=options.CheckpointName(), metavar="DRAFT")
 
@@ -69,25 +64,3 @@ def command(  # noqa: D103 -- the help text above
         kept = options.kept("source", "engine", "tp", "ep")
         screen.next("mtpforge", "validate", draft, "--target", target, *kept)
     return Ending({"draft": draft, "report": report}, report.exit_code)
-
-
-def folder_of(draft: str) -> Path:
-    """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
-    path = Path(draft).expanduser()
-    if path.is_dir():
-        return path
-    name, _, revision = draft.partition("@")
-    if draft.startswith((".", "~", "/")) or name.count("/") != 1 or path.exists():
-        raise MtpforgeError(
-            f"`{shown(draft)}` is no folder",
-            where=shown(path.absolute()),
-            why="it is a file" if path.exists() else "there is no such folder",
-            fix="give the draft's folder, as `mtpforge build` printed it",
-        )
-    download = shlex.join(["hf", "download", name, *(["--revision", revision] if revision else [])])
-    raise MtpforgeError(
-        f"`{shown(draft)}` is no folder",
-        why="the engine needs the draft's files on this machine",
-        fix=f"`{shown(download)} --local-dir out/draft`, then name `out/draft`",
-        code=errors.MACHINE,
-    )

@@ -7,13 +7,14 @@ is decided on the way, `on_progress` how far long phases are. What a user can ca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mtpforge import errors, inspecting, verifying
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint import Named, open_checkpoint
-from mtpforge.drafting import deciding
+from mtpforge.drafting import deciding, validating
 from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
@@ -148,6 +149,37 @@ def verify(
         scheme=_scheme(scheme),
         on_progress=on_progress,
     )
+
+
+def validate(
+    draft: Named,
+    target: Named,
+    source: Named | None = None,
+    *,
+    engine: str = DEFAULT,
+    engine_python: str | Path | None = None,
+    tp: int = 1,
+    ep: bool = False,
+    offline: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """What `verify` finds, then what the installed engine's own loader says, or that of the interpreter named.
+
+    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already.
+    """
+    held, served = open_checkpoint(draft, offline=offline), open_checkpoint(target, offline=offline)
+    origin = None if source is None else open_checkpoint(source, offline=offline)
+    place, serving = held.label if held.revision else held.location, Serving(tp, ep)
+    found = validating.verified(place, served, origin, engine, serving, on_progress)
+    try:
+        python = None if engine_python is None else str(engine_python)
+        answer = validating.loaded(place, served, origin, engine, serving, python)
+    except MtpforgeError as error:
+        if error.code != errors.MACHINE or found.ok:
+            raise
+        return replace(found, command="validate")
+    facts = {**found.facts, "loader": answer.facts}
+    return Report("validate", found.checks + answer.checks, found.traps + answer.traps, facts, found.summary)
 
 
 def serve_command(

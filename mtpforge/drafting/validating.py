@@ -1,0 +1,61 @@
+"""validate: what verify finds of a draft, then what the engine's own loader says of it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from mtpforge import errors
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.report import OnProgress, Report
+from mtpforge.verifying import as_served, rebuild_advice, verify
+
+
+def verified(
+    draft: str,
+    target: Checkpoint,
+    source: Checkpoint | None,
+    engine: str,
+    serving: Serving,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """What verify finds, but for what it leaves to the engine: that is answered by `loaded`, or refused there."""
+    report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
+    return replace(report, checks=tuple(check for check in report.checks if check.name != "loader"))
+
+
+def loaded(
+    draft: str, target: Checkpoint, source: Checkpoint | None, engine: str, serving: Serving, python: str | None
+) -> Report:
+    """What the loader says, asked in the interpreter `python`, None for this one. Code 5 where there is no engine."""
+    folder, judge = folder_of(draft), ENGINES[engine]
+    report = judge.ask(folder, as_served(open_checkpoint(folder), target, judge), serving, python)
+    anew = rebuild_advice(draft, target, source, engine, serving)
+    return replace(report, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in report.checks))
+
+
+def folder_of(draft: str) -> Path:
+    """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
+    path = Path(draft).expanduser()
+    if path.is_dir():
+        return path
+    name, _, revision = draft.partition("@")
+    if draft.startswith((".", "~", "/")) or name.count("/") != 1 or path.exists():
+        raise MtpforgeError(
+            f"`{shown(draft)}` is no folder",
+            where=shown(path.absolute()),
+            why="it is a file" if path.exists() else "there is no such folder",
+            fix="give the draft's folder, as `mtpforge build` printed it",
+        )
+    download = shlex.join(["hf", "download", name, *(["--revision", revision] if revision else [])])
+    raise MtpforgeError(
+        f"`{shown(draft)}` is no folder",
+        why="the engine needs the draft's files on this machine",
+        fix=f"`{shown(download)} --local-dir out/draft`, then name `out/draft`",
+        code=errors.MACHINE,
+    )
