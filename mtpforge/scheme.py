@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 from mtpforge import errors, formats, scheme_lines
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.tensors import Quantization
+from mtpforge.tensors import DTYPES, Quantization
 
 _SUFFIX: Final = ".toml"
 _DEFAULTS: Final[dict[str, object]] = {f.name: f.default for f in fields(Quantization) if f.name != "format"}
@@ -188,7 +188,16 @@ class _Reader:
         quantization = Quantization(**given)  # type: ignore[arg-type]  # each was checked by `refuse_type`
         if refused := formats.refusal(quantization):
             self.refuse_value(quantization, *refused, row, index)
+        if quantization.is_dense:
+            quantization = self.of_dtype(quantization, row, index)
         return Rule(str(pattern), quantization, str(row.get("reason", f"scheme {Path(self.where).stem}")))
+
+    def of_dtype(self, dense: Quantization, row: Mapping[str, object], index: int) -> Quantization:
+        """With the bits of its dtype, which nobody has to state; raise where they are stated otherwise."""
+        bits = DTYPES[dense.dtype].bits
+        if row.get("bits", bits) != bits:
+            self.refuse(f"`bits` is {row['bits']}", f"{dense.dtype} has {bits}", "leave `bits` out", "bits", index)
+        return replace(dense, bits=bits)
 
     def refuse_type(self, key: str, value: object, index: int) -> None:
         """Raise unless a value is of the type that its key wants."""
@@ -199,10 +208,10 @@ class _Reader:
             and 0 < min(value) <= max(value) <= _LARGEST
         )
         wanted, fits = {
-            "bits": ("a whole number", is_number),
-            "group_size": ("a whole number", is_number),
+            "bits": ("a positive whole number", is_number),
+            "group_size": ("a positive whole number", is_number),
             "symmetric": ("true or false", isinstance(value, bool)),
-            "block": ("two whole numbers", is_pair),
+            "block": ("two positive whole numbers", is_pair),
         }.get(key, ("a text in quotes", isinstance(value, str)))
         if not fits:
             example = {"bits": 4, "symmetric": True, **_USUAL}.get(key, "...")

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.drafting import deciding, making, refusals
-from mtpforge.drafting.places import default_out
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.errors import MtpforgeError
+from mtpforge.places import default_out
 from mtpforge.writing import folder, journal
 from mtpforge.writing.claim import hidden_folder
 

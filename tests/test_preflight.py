@@ -87,6 +87,20 @@ def test_force_replaces_no_link(sides, extract, tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
+def test_link_that_leads_nowhere_and_an_empty_folder_are_called_so(sides, tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    (tmp_path / "empty").mkdir()
+    said = {}
+    for name in ("link", "empty"):
+        with pytest.raises(MtpforgeError) as refused:
+            preflight(plan(**sides), sides, tmp_path / name)
+        said[name] = (refused.value.what, refused.value.why)
+    place = "the draft would take the place of the link itself"
+    assert said["link"] == ("the output is a link", f"it leads to `gone`, where nothing is; {place}")
+    assert said["empty"] == ("the output exists already", "it is an empty folder, whose place the draft would take")
+    preflight(plan(**sides), sides, tmp_path / "empty", force=True)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_folder_that_is_no_draft_is_refused_without_a_detour_over_force(sides, tmp_path, force):
     (tmp_path / "there").mkdir()

@@ -7,7 +7,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import families
 from mtpforge.formats import FORMATS
 from mtpforge.scheme import Rule, Scheme
-from mtpforge.tensors import BF16, Quantization
+from mtpforge.tensors import BF16, Quantization, Spec
 
 GOOD = """\
 description = "mine"
@@ -112,8 +112,8 @@ KEYS = ", ".join(scheme.KEYS)
     [
         (GOOD, '"dense"', '"densee"', 5, "`densee` is no format of a draft", WORDS, '`format = "dense"`'),
         (GOOD, 'format = "dense"\n', "", 3, "a rule has no format", WORDS, '`format = "dense"`'),
-        (GOOD, "= 4", "= 0", 11, "`bits` is 0", "it must be a whole number", "e.g. `bits = 4`"),
-        (GOOD, "= 4", "= true", 11, "`bits` is true", "it must be a whole number", "e.g. `bits = 4`"),
+        (GOOD, "= 4", "= 0", 11, "`bits` is 0", "it must be a positive whole number", "e.g. `bits = 4`"),
+        (GOOD, "= 4", "= true", 11, "`bits` is true", "it must be a positive whole number", "e.g. `bits = 4`"),
         (GOOD, "= 4", "= 99", 11, "`bits` is 99", "pack_quantized: it must be ", "`bits = 4`"),
         (GOOD, "bits = 4\n", "", 10, "a rule has no `bits`", "pack_quantized: it must be ", "`bits = 4`"),
         (GOOD, "bits = 4", "bitz = 4", 11, "`bitz` is no key of a rule", f"known: {KEYS}", "write `bits`"),
@@ -126,6 +126,25 @@ KEYS = ", ".join(scheme.KEYS)
         (GOOD, "= false", "= 1979-05-27", 14, '`symmetric` is "1979-05-27"', "it must be true", "e.g. `symm"),
         (GOOD, 'scale_dtype = "BF16"\n', "", 10, "a rule has no `scale_dtype`", "pack_", '`scale_dtype = "BF16"`'),
         (GOOD, 'scale_dtype = "BF16"', 'scale_dtype = "U8"', 15, '`scale_dtype` is "U8"', "pack_", "`scale_dtype = "),
+        (
+            GOOD,
+            "bits = 4",
+            "block = [0, 128]\nbits = 4",
+            11,
+            "`block` is [0, 128]",
+            "it must be two positive",
+            "e.g. `bl",
+        ),
+        (
+            GOOD,
+            "bits = 4",
+            "bits = 9",
+            11,
+            "`bits` is 9",
+            "pack_quantized: it must be 2, 3, 4, 5, 6, 7 or 8",
+            "`bits = 4`",
+        ),
+        (GOOD, '"BF16"\n\n', '"F32"\nbits = 16\n\n', 7, "`bits` is 16", "F32 has 32", "leave `bits` out"),
         (GOOD, "bits = 4", "block = [128,\n 128]\nbits = 4", 11, "`block` is [128, 128]", "pack_", "leave `block` out"),
         (GOOD, 'pattern = "*"\n', "", 8, "a rule has no pattern", "it says which ", '`pattern = "*"`'),
         (GOOD, 'pattern = "*"', "pattern = 3", 9, "`pattern` is 3", "it must be a text", "e.g. `pattern = "),
@@ -184,3 +203,13 @@ def test_rules_that_say_what_a_preset_says_take_its_name():
     assert scheme.name_of([*rules, Rule("self_attn.indexer.wq_b", BF16, "")]) == "int8-channel"
     odd = Quantization("pack_quantized", 3, strategy="group", group_size=64, symmetric=False)
     assert scheme.name_of([*rules, Rule("mlp.gate", odd, "")]) == "int3-g64-asym-and-int8-channel"
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("BF16", 16), ("F16", 16), ("F32", 32)])
+def test_dense_weights_have_the_bits_of_their_dtype(dtype, bits):
+    """As weights that are recognised do: a rule that says the same compares equal."""
+    text = f'[[rules]]\npattern = "*"\nformat = "dense"\ndtype = "{dtype}"\n'
+    stated = [scheme.loads(text + more, name="mine", where="mine.toml").rules[0] for more in ("", f"bits = {bits}\n")]
+    stored = FORMATS["dense"].recognise({"weight": Spec(dtype, (4, 8))}, (4, 8), {})
+    assert [rule.quantization for rule in stated] == [stored, stored]
+    assert stored.bits == bits

@@ -17,6 +17,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "schemes.md"
 TEXT = PAGE.read_text()
 
 
+def _ordered(values):
+    ordered = sorted(values) if all(type(value) is int for value in values) else values
+    return [str(value).lower() if isinstance(value, bool) else str(value) for value in ordered]
+
+
 def table():
     """One row a format that can be written, one column a key, from the records."""
     keys = ("bits", "dtype", "strategy", "group_size", "symmetric", "scale_dtype", "input_scale")
@@ -27,7 +32,7 @@ def table():
         takes = dict(form.takes)
         if "group" in takes.get("strategy", ()):
             takes.setdefault("group_size", ("any",))
-        cells = [", ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in takes.get(k, ())) for k in keys]
+        cells = [", ".join(_ordered(takes.get(key, ()))) for key in keys]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ OneOf      a value out of a table that is loaded when a value is given, with a s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, NoReturn
 
@@ -52,9 +52,10 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse them; a value that is given twice is an error, since only the last would count."""
         if not ctx.resilient_parsing:
-            _, extra, order = self.make_parser(ctx).parse_args(list(args))
+            given, extra, order = self.make_parser(ctx).parse_args(list(args))
             if extra:
                 self._refuse_extra(extra[0])
+            self._refuse_empty(given)
             for param in order:
                 if isinstance(param, Option) and not (param.multiple or param.is_flag) and order.count(param) > 1:
                     raise MtpforgeError(
@@ -71,6 +72,18 @@ class Command(click.Command):
             fix=f"did you mean `{named} {shown(shlex.quote(word))}`?" if named else f"`mtpforge {self.name} --help`",
             code=errors.USAGE,
         )
+
+    def _refuse_empty(self, given: Mapping[str, object]) -> None:
+        """What a variable of the shell leaves that was never set: `-o "$out"` would mean the current folder."""
+        for param in self.params:
+            if given.get(str(param.name)) in ("", [""]):
+                name = param.opts[-1] if isinstance(param, Option) else param.human_readable_name
+                raise MtpforgeError(
+                    f"`{name}` is empty",
+                    why="nothing is called so; a variable of the shell that is not set leaves this",
+                    fix="give it a value, or leave it out" if not param.required else "give it a value",
+                    code=errors.USAGE,
+                )
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it; `-q` and `-v` together are an error."""

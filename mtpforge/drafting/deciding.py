@@ -12,12 +12,12 @@ from mtpforge import scheme as schemes
 from mtpforge.checkpoint import Named, open_base_model, open_checkpoint, open_scales
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, refusals, remarks
-from mtpforge.drafting.places import default_out
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES, overlay
 from mtpforge.engines.engine import own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.places import default_out
 from mtpforge.planning import Plan, agreed_scheme, plan
 from mtpforge.scheme import Scheme
 from mtpforge.source_choice import choose_source

@@ -94,7 +94,10 @@ def whole(quantization: Quantization) -> tuple[int, int]:
 
 
 def _one_of(values: tuple[object, ...]) -> str:
-    known = [str(v).lower() if isinstance(v, bool) else str(v) for v in values if v not in {"", None}]
+    given = [v for v in values if v not in {"", None}]
+    numbers = [v for v in given if type(v) is int]
+    ordered = sorted(numbers) if len(numbers) == len(given) else given
+    known = [str(v).lower() if isinstance(v, bool) else str(v) for v in ordered]
     if not known:
         return "this format has none"
     return f"it must be {', '.join(known[:-1])} or {known[-1]}" if known[1:] else f"it must be {known[0]}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,8 +67,14 @@ def write(
 def refuse_existing(path: Path, *, force: bool = False) -> None:
     """Refuse a destination that must not be replaced, or that no file can have."""
     if path.is_dir() or path.is_symlink() or (path.exists() and not path.is_file()):
+        is_folder = path.is_dir() and not path.is_symlink()
+        inside = shlex.quote(str(path / "inputs.safetensors"))
         raise MtpforgeError(
-            "the output is no plain file", where=shown(path), fix="name another with `--out`", code=errors.MACHINE
+            "the output is no plain file",
+            where=shown(path),
+            why="it is a folder" if is_folder else "it is a link" if path.is_symlink() else "it is a device or a pipe",
+            fix=f"name a file in it: `--out {shown(inside)}`" if is_folder else "name another with `--out`",
+            code=errors.MACHINE,
         )
     if not force and os.path.lexists(path):
         fix = "`--force` replaces it; `--out` names another"

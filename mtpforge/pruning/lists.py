@@ -20,7 +20,10 @@ def read(path: Path) -> tuple[int, ...]:
         body = json.loads(raw) if len(raw) <= _MAX_BYTES else None
     except OSError as error:
         raise MtpforgeError(
-            f"`{shown(path)}` cannot be read", where="option `--keep-experts`", why=error.strerror or str(error)
+            f"`{shown(path)}` cannot be read",
+            where="option `--keep-experts`",
+            why=error.strerror or str(error),
+            fix=f"name {_FIX}; or a checkpoint that was pruned before",
         ) from error
     except (ValueError, RecursionError) as error:
         raise MtpforgeError(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint, is_one
 from mtpforge.checkpoint.folder import open_folder
-from mtpforge.engines import named
+from mtpforge.engines import engine_of, named
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.manifest import Manifest
+from mtpforge.places import default_out
 from mtpforge.sourcing import has_layer
 
 _AGAIN: Final = "build the draft again: `{}`"
@@ -40,10 +43,22 @@ def advice(
     words += [*named(engine), *_ranks(serving or Serving())]
     if is_its and not draft.revision:
         words += ["--force", "-o", draft.label]
+    else:
+        words += _elsewhere(target, engine)
     if told is None or is_its or not told.target:
         return _AGAIN.format(shlex.join(words))
     made_for = told.target.rpartition(_HASH)[0] or told.target
     return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
+
+
+def _elsewhere(target: Checkpoint, engine: str) -> list[str]:
+    """`-o` with a place that is free, where the one that build would take is not."""
+    with suppress(MtpforgeError):
+        usual = default_out(target, engine_of(engine).demands(target, None, family_of(target.config)).name)
+        if os.path.lexists(usual):
+            places = (usual.with_name(f"{usual.name}-{number}") for number in count(2))
+            return ["-o", str(next(place for place in places if not os.path.lexists(place)))]
+    return []
 
 
 def _ranks(serving: Serving) -> list[str]:

@@ -240,10 +240,11 @@ def refuse_existing(out: Path, *, force: bool, why: str = "") -> None:
             code=errors.MACHINE,
         )
     if not force:
+        is_empty = not any(out.iterdir())
         raise MtpforgeError(
             "the output exists already",
             where=shown(out),
-            why=why,
+            why=why or ("it is an empty folder, whose place the draft would take" if is_empty else ""),
             fix="`--force` replaces it, `--out` chooses another",
             code=errors.MACHINE,
         )

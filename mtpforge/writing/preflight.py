@@ -54,10 +54,11 @@ def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
             if place := _place(checkpoint):
                 _refuse_overlap(out, real, _ROLES.get(origin, origin), place.resolve())
         if out.is_symlink():
+            leads = f"it leads to `{shown(out.readlink())}`" + ("" if out.exists() else ", where nothing is")
             raise MtpforgeError(
                 "the output is a link",
                 where=shown(out),
-                why=f"it leads to `{shown(out.readlink())}`; the draft would take the place of the link itself",
+                why=f"{leads}; the draft would take the place of the link itself",
                 fix="name the folder that it leads to, or another output, with `--out`",
                 code=errors.MACHINE,
             )

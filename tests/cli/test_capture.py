@@ -73,6 +73,16 @@ def test_forcing_replaces_no_file_but_ours(run, in_folder, typed, content):
     assert (in_folder / "a").read_bytes() == content
 
 
+def test_output_that_no_file_can_have_is_called_what_it_is(run, in_folder, typed):
+    (in_folder / "a folder").mkdir()
+    (in_folder / "link").symlink_to("gone")
+    ran = run(*typed, "-o", "a folder")
+    assert ran.code == 5
+    assert ran.err.startswith("error: the output is no plain file\nwhere: a folder\ncause: it is a folder\n")
+    assert ran.err.endswith(" hint: name a file in it: `--out 'a folder/inputs.safetensors'`\n")
+    assert "\ncause: it is a link\n" in run(*typed, "-o", "link").err
+
+
 @pytest.mark.parametrize("force", [(), ("--force",)])
 @pytest.mark.parametrize("name", ["model.safetensors", "new.safetensors"])
 def test_nothing_is_written_among_the_files_of_the_target(run, in_folder, typed, tinyglm, force, name):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 
+import click
 import pytest
 
 import mtpforge
 from mtpforge import errors
-from mtpforge.cli import doctor, main
+from mtpforge.cli import COMMANDS, doctor, group, main
 from mtpforge.errors import MtpforgeError
 
 
@@ -66,11 +68,29 @@ def test_impossible_number_is_the_command_line_s_fault(run, number):
     assert ran.err.startswith("error: invalid value for '--tp'")
 
 
-@pytest.mark.parametrize("size", ["much", "0", "-1GB", "2 PiB", ""])
+@pytest.mark.parametrize("size", ["much", "0", "-1GB", "2 PiB"])
 def test_impossible_size_is_the_command_line_s_fault(run, size):
     ran = run("build", "--target", "x", "--memory", size)
     assert ran.code == 2
     assert f"`{size}` is no size" in ran.err
+
+
+def _takers() -> list[tuple[str, str]]:
+    """Every command and option that takes a value, and every argument."""
+    return [
+        (entry, param.opts[0] if isinstance(param, click.Option) else "")
+        for entry in COMMANDS
+        for param in group().get_command(click.Context(group()), entry.name).params
+        if not getattr(param, "is_flag", False) and param.nargs == 1
+    ]
+
+
+@pytest.mark.parametrize(("entry", "option"), _takers())
+def test_empty_value_is_what_an_unset_variable_leaves(run, in_folder, entry, option):
+    ran = run(entry.name, *((option, "") if option else ("",)))
+    assert ran.code == 2
+    assert re.match(r"error: `[^`]+` is empty\ncause: nothing is called so; a variable of the shell", ran.err), ran.err
+    assert not list(in_folder.iterdir())
 
 
 def test_quiet_and_verbose_exclude_each_other(run):

@@ -109,6 +109,18 @@ def test_a_foreign_draft_stays_where_it_is(run, follow, draft, tinyglm):
     assert run("verify", "out/fp8-MTP-fp8-block128", *map(str, sides)).code == 0
 
 
+def test_a_foreign_draft_that_lies_where_build_would_write_stays_too(run, follow, draft, tinyglm, in_folder):
+    sides = ("--target", tinyglm("fp8"), "--source", tinyglm("bf16"))
+    (draft / "mtpforge.json").unlink()
+    usual = Path("out") / "fp8-MTP-fp8-block128"
+    usual.parent.mkdir()
+    draft.rename(usual)
+    (command,) = follow("verify", usual, *sides)
+    assert command == shlex.join(["mtpforge", "build", *map(str, sides), "-o", f"{usual}-2"])
+    assert run("verify", f"{usual}-2", *map(str, sides)).code == 0
+    assert not (usual / "mtpforge.json").exists()
+
+
 def test_serve_beside_another_target_names_the_build_for_it(run, follow, draft, tinyglm):
     before, target = digests(draft), str(tinyglm("nvfp4"))
     commands = follow("serve", draft, "--target", target, "--print")

@@ -181,8 +181,9 @@ def test_list_file_is_read_in_any_order(tmp_path, text):
 def test_list_file_that_is_none_is_refused(tmp_path, text, what):
     if text is not None:
         (tmp_path / "keep.json").write_text(text)
-    with pytest.raises(MtpforgeError, match=what):
+    with pytest.raises(MtpforgeError, match=what) as refused:
         lists.read(tmp_path / "keep.json")
+    assert "a JSON list of numbers, `[0, 3, 4]`" in refused.value.fix or refused.value.fix == "name every expert once"
 
 
 def measuring(calls):
