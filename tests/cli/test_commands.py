@@ -75,7 +75,9 @@ def test_dry_run_ends_like_the_build_where_the_output_exists(run, in_folder, pai
     ran = run("build", *pair, "-o", "there", "--dry-run")
     assert ran.code == 5
     assert ran.err.endswith(
-        "error: the output exists already\nwhere: there\n hint: `--force` replaces it, `--out` chooses another\n"
+        "error: the output exists already\nwhere: there\n"
+        "cause: it is an empty folder, whose place the draft would take\n"
+        " hint: `--force` replaces it, `--out` chooses another\n"
     )
 
 

@@ -78,16 +78,16 @@ def test_impossible_size_is_the_command_line_s_fault(run, size):
 def _takers() -> list[tuple[str, str]]:
     """Every command and option that takes a value, and every argument."""
     return [
-        (entry, param.opts[0] if isinstance(param, click.Option) else "")
+        (entry.name, param.opts[0] if isinstance(param, click.Option) else "")
         for entry in COMMANDS
         for param in group().get_command(click.Context(group()), entry.name).params
         if not getattr(param, "is_flag", False) and param.nargs == 1
     ]
 
 
-@pytest.mark.parametrize(("entry", "option"), _takers())
-def test_empty_value_is_what_an_unset_variable_leaves(run, in_folder, entry, option):
-    ran = run(entry.name, *((option, "") if option else ("",)))
+@pytest.mark.parametrize(("name", "option"), _takers())
+def test_empty_value_is_what_an_unset_variable_leaves(run, in_folder, name, option):
+    ran = run(name, *((option, "") if option else ("",)))
     assert ran.code == 2
     assert re.match(r"error: `[^`]+` is empty\ncause: nothing is called so; a variable of the shell", ran.err), ran.err
     assert not list(in_folder.iterdir())
