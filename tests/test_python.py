@@ -140,3 +140,10 @@ def test_validate_without_an_engine_says_so_unless_the_draft_is_bad_anyway(draft
     assert (caught.value.what, caught.value.code) == ("no engine found to ask", 5)
     report = mtpforge.validate(draft, tinyglm("nvfp4"))
     assert (report.ok, report.command) == (False, "validate")
+
+
+def test_the_readme_names_every_function():
+    text = (PAGE.parents[2] / "README.md").read_text()
+    said = text[text.index("From Python") : text.index("[docs/reference/python.md]")]
+    functions = {name for name in mtpforge.__all__ if name.islower() and not name.startswith("_")}
+    assert {name.removeprefix("mtpforge.") for name in re.findall(r"`([\w.]+)`", said)} == functions

@@ -206,6 +206,6 @@ def unsupported(where: str, why: str) -> MtpforgeError:
         "the quantization asked for cannot be written",
         where=Where("config.json", inside=f"quantization_config, {shown(where)}"),
         why=why,
-        fix="`mtpforge extract --source S -o DIR` writes the layer as BF16; list its modules as not quantized in the "
+        fix="`mtpforge extract --source S -o DIR` writes the layer in BF16; list its modules as not quantized in the "
         "target's config to use it",
     )

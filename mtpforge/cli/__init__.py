@@ -35,7 +35,7 @@ class Entry:
 COMMANDS: Final = (
     Entry("inspect", "Make a draft", "what a checkpoint holds, and what a draft for it must be"),
     Entry("build", "Make a draft", "make a draft that fits the target; `--dry-run` is the plan"),
-    Entry("extract", "Make a draft", "the layer as plain BF16"),
+    Entry("extract", "Make a draft", "the layer on its own, in BF16 or by a scheme"),
     Entry("schemes", "Make a draft", "list, explain, or derive a scheme"),
     Entry("prune-plan", "Make a draft", "which experts would stay beside a smaller target, by which scores"),
     Entry("capture", "Make a draft", "calibration inputs: what a target hands to its MTP layer for a text"),

@@ -1,4 +1,4 @@
-"""`mtpforge extract`: the layer as plain BF16, or by a preset, without a target."""
+"""`mtpforge extract`: the layer in BF16, or by a preset, without a target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(
     "extract",
     cls=Command,
-    help="Write the MTP layer of a checkpoint on its own, as plain BF16 unless a scheme is named.",
+    help="Write the MTP layer of a checkpoint on its own, in BF16 unless a scheme is named.",
     examples=(
         "mtpforge extract --source zai-org/GLM-5.2-FP8 --out out/layer",
         "mtpforge extract --source ./GLM-5.2-NVFP4 --out out/layer --dry-run",

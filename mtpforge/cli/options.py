@@ -154,6 +154,7 @@ def _methods() -> Iterable[str]:
 experts = _option(
     "--experts",
     type=Count(),
+    metavar=Count.name,
     default="match",
     show_default=True,
     heading="Experts",

@@ -94,7 +94,7 @@ def extract(
     on_progress: OnProgress | None = None,
     **options: Unpack[Options],
 ) -> Draft:
-    """The MTP layer of a checkpoint on its own, as plain BF16 unless a scheme is named."""
+    """The MTP layer of a checkpoint on its own, in BF16 unless a scheme is named."""
     given: Options = {"scheme": "bf16", **options}
     return _made(Request(target=None, source=source, out=out, **given), on_remark, on_progress)
 

@@ -132,7 +132,9 @@ def exit_codes_page() -> str:
     rows = "\n".join(f"| {code} | {meaning} |" for code, meaning in errors.EXIT_CODES.items())
     return (
         f"# Exit codes\n\n{GENERATED}\n| code | meaning |\n|---|---|\n{rows}\n\n"
-        "Codes are only ever added: treat an unknown one that is not 0 as a failure.\n"
+        "Codes are only ever added: treat an unknown one that is not 0 as a failure.\n\n"
+        "From Python the number is `code` of the `MtpforgeError`. 0 is one too: `build` and `plan` raise it where the\n"
+        "target's own layer loads, so that there is nothing to return; `standalone=True` builds all the same.\n"
     )
 
 

@@ -104,3 +104,12 @@ def test_help_needs_neither_torch_nor_rich():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_that_are_typed_as_they_stand_are_lower_case(run, name):
+    """`--experts match|keep|N`: a capital stands for a value of one's own, in every choice of a help text."""
+    choices = re.findall(r"^ +-.*? ([\w:\[\]]+(?:\|[\w:\[\]]+)+)", run(name, "--help").out, re.MULTILINE)
+    words = [word for choice in choices for word in re.split(r"[|\[\]:]+", choice) if word]
+    assert [word for word in words if not (word.islower() or word in ("N", "NAME", "FILE", "CKPT"))] == []
+    assert choices or name not in ("build", "extract", "prune-plan")

@@ -89,7 +89,7 @@ def draft_class(family: Family) -> DraftClass:
         raise MtpforgeError(
             f"nothing is known of vLLM's draft class for {family.name}",
             why="its rules are one file of mtpforge/engines/vllm/classes, and none names this model_type",
-            fix="`mtpforge extract --source S -o DIR` writes the plain layer",
+            fix="`mtpforge extract --source S -o DIR` writes the layer in BF16",
         )
     return found
 

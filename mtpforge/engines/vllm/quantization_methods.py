@@ -42,7 +42,7 @@ def decide(block: QuantConfig, asked: Asked) -> Decision:
             f"drafts for targets of method `{shown(block.method)}` cannot be made yet",
             where=Where("config.json", inside="quantization_config.quant_method"),
             why=f"known: {', '.join(sorted(name for name in METHODS if name))}",
-            fix="`mtpforge extract --source S -o DIR` writes the plain layer",
+            fix="`mtpforge extract --source S -o DIR` writes the layer in BF16",
         )
     raise refused(
         f"vLLM knows no quantization method `{shown(block.method)}`", "quant_method", "`Unknown quantization method`"

@@ -22,5 +22,5 @@ def unmade(what: str, key: str) -> MtpforgeError:
     return MtpforgeError(
         f"drafts with {what} cannot be made yet",
         where=Where("config.json", inside=f"{_BLOCK}.{key}"),
-        fix="`mtpforge extract --source S -o DIR` writes the plain layer",
+        fix="`mtpforge extract --source S -o DIR` writes the layer in BF16",
     )
