@@ -10,9 +10,9 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.rope import rope_seen
 from mtpforge.engines.vllm import quantization_block
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
-from mtpforge.engines.vllm.rope import rope_seen
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
 from mtpforge.families.sizes import misstated, whole_number

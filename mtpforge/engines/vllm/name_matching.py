@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
 
-from mtpforge.engines.vllm import expressions
+from mtpforge.engines import expressions
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.errors import MtpforgeError, Where, shown
 

@@ -8,13 +8,13 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.rope import rope_seen
 from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
 from mtpforge.engines.vllm.expert_counts import cure, stale_counts
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.quantization_methods import KNOWN
-from mtpforge.engines.vllm.rope import rope_seen
 from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family

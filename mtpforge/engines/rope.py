@@ -1,4 +1,4 @@
-"""The rope of a config, whichever keys state it, as vLLM 0.33.0 and transformers 5.20 read them."""
+"""The rope of a config, whichever keys state it, as transformers 5.20 reads them for every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regular expressions out of a stranger's config, as vLLM follows them: with the `regex` package, from the start.
+"""Regular expressions out of a stranger's config, from the start of a name, as vLLM follows them: with `regex`.
 
 `regex` knows what `re` does not (`[[:digit:]]`), and takes a time limit: some expressions try 2^n ways on n
 letters. Source: vllm model_executor/layers/quantization/utils/config_utils.py, quark/utils.py (0.33.0).

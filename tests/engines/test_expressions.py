@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpforge.engines.vllm import expressions
-from mtpforge.engines.vllm.expressions import matches
+from mtpforge.engines import expressions
+from mtpforge.engines.expressions import matches
 
 NAME = "model.layers.78.mlp.experts.0.gate_proj"
 LEAVES = st.sampled_from(
