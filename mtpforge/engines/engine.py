@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mtpforge.report import Report, Trap
 from mtpforge.tensors import Spec
@@ -64,6 +64,7 @@ class Engine:
     ask(draft, target, serving, python): what the engine's own loader says, by an interpreter, None for this one.
     most_experts: why a draft may not hold more experts than the target's `{n}`.
     without_layer: what the engine does, asked for MTP, beside a target that has no layer, where no draft is named.
+    decides: by whose config the engine builds a draft.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
     """
 
@@ -87,4 +88,5 @@ class Engine:
     ask: Callable[[Path, Checkpoint, Serving, str | None], Report]
     most_experts: str
     without_layer: str
+    decides: Literal["target", "draft"] = "target"
     tied_formats: frozenset[str] = frozenset()

@@ -16,8 +16,11 @@ from mtpforge.scheme import Scheme
 def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
     """The target, restated where it has to be, and the wanted scheme in the formats of the target's method.
 
-    MtpforgeError where the engine cannot be told to build such a draft beside it.
+    MtpforgeError where the engine cannot be told to build such a draft beside it. Where a draft's own config decides,
+    nothing has to be told.
     """
+    if engine.decides == "draft":
+        return target, wanted
     family = family_of(target.config)
     block = engine.restate(target, family, wanted)
     told = target if block == target.quantization else target.restated(block)

@@ -23,7 +23,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         served: Checkpoint, source_config: Mapping[str, object], family: Family, scheme: Scheme, n_experts: int
     ) -> dict[str, object]:
         config: dict[str, object] = {}
-        for engine in known:
+        for engine in reversed(known):  # where two differ, the default one has the last word
             config |= engine.draft_config(served, source_config, family, scheme, n_experts)
         return config
 

@@ -73,7 +73,7 @@ def verify(
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
         return Report(_COMMAND, (*looked.headers, *rest), summary=f"does not fit: {looked.why}")
-    beside, around, asking = looked.beside, looked.around, _asking(served, scheme)
+    beside, around, asking = looked.beside, looked.around, _asking(engine_of(engine), served, scheme)
     try:
         read = _read(looked.judged, layer, on_progress)
     except MtpforgeError as error:
@@ -86,10 +86,12 @@ def verify(
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
 
 
-def _asking(target: Checkpoint, scheme: Scheme | None) -> str:
+def _asking(judge: Engine, target: Checkpoint, scheme: Scheme | None) -> str:
     """Who wants the scheme that a draft is held to."""
     if scheme is not None:
         return "the scheme asks"
+    if judge.decides == "draft":
+        return "its own config asks"
     return "the target, restated by the command that `serve` prints, asks" if target.is_restated else "the target asks"
 
 

@@ -10,9 +10,12 @@ from drafts import unpruned
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
+from mtpforge.engines.standalone import standalone
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
 from mtpforge.report import Check, Report, Trap
+from mtpforge.scheme import load
 from mtpforge.verifying import verify
 
 
@@ -90,8 +93,8 @@ def test_each_next_step_is_about_the_same_engine_and_ranks(run, in_folder, tinyg
     asked = ["--engine", "other", "--tp", "2"]
     target, source = str(tinyglm("awq-int4")), str(tinyglm("nvfp4"))
     build = next_command(run("inspect", target, *asked))
-    assert build == ["build", "--target", target, *asked]
-    validate = next_command(run(*build, "--source", source, "-o", "draft"))
+    assert build == ["build", "--target", target, "--source", source, *asked]
+    validate = next_command(run(*build, "-o", "draft"))
     assert validate == ["validate", "draft", "--target", target, *asked]
     verified = next_command(run("verify", "draft", "--target", target, "--source", source, *asked))
     assert verified == [*validate[:4], "--source", source, *asked]
@@ -125,3 +128,38 @@ def test_a_layer_that_does_not_load_leads_to_a_build_for_the_engine(run, in_fold
         run("serve", "target", "--target", "target", "--engine", "other", "--print"),
     ):
         assert "`mtpforge build --target target --engine other`" in ran.err, ran
+
+
+def test_who_asks_for_the_scheme_is_the_engine_s_business(run, demo, tinyglm, other):
+    other(decides="draft")
+    words = ["verify", str(demo / "out" / "demo"), "--target"]
+    ours = run(*words, str(tinyglm("awq-int4")), "--engine", "other").out.splitlines()[0]
+    assert ours.startswith("fits: this draft is int4-g32-asym, as its own config asks")
+    assert run(*words, str(tinyglm("awq-int4"))).out.startswith("fits: this draft is int4-g32-asym, as the target asks")
+
+
+def test_a_plain_layer_has_the_fields_of_every_engine_and_the_default_one_s_values(tinyglm):
+    def draft_config(*given):
+        return VLLM.draft_config(*given) | {"dtype": "float64", "more": 1}
+
+    source = open_checkpoint(str(tinyglm("bf16")))
+    given = source, source.config, family_of(source.config), load("bf16"), 16
+    both = standalone((VLLM, replace(VLLM, draft_config=draft_config))).draft_config(*given)
+    assert both == VLLM.draft_config(*given) | {"more": 1}
+    assert both["dtype"] == "bfloat16"
+
+
+def test_nothing_is_told_of_the_target_where_the_draft_decides(run, in_folder, tinyglm, other, monkeypatch):
+    """Its own block says the scheme that was asked for: the target stays as it is, and so does the command."""
+    monkeypatch.setenv("MTPFORGE_BUILD_CHECK", "off")
+
+    def demands(target, draft_config, family):
+        return VLLM.stated(draft_config, family) if draft_config else load("bf16")
+
+    other(decides="draft", demands=demands)
+    pair = ["--target", str(tinyglm("bf16")), "--source", str(tinyglm("bf16"))]
+    ran = run("build", *pair, "--engine", "other", "--scheme", "int4-g32-asym", "-o", "draft", "--json")
+    assert (ran.code, ran.document["manifest"]["restated"]) == (0, False)
+    assert "int4-g32-asym, as its own config asks" in ran.document["report"]["summary"]
+    assert "--hf-overrides" not in ran.document["serve"]
+    assert run("verify", "draft", "--target", str(tinyglm("bf16")), "--engine", "other").code == 0
