@@ -113,6 +113,16 @@ def test_request_says_how_the_draft_will_be_served(interpreter, tmp_path):
     assert request["overrides"] == {"num_nextn_predict_layers": 1}
 
 
+def test_request_carries_what_the_table_says_of_the_targets_draft_class(interpreter, tmp_path):
+    kept = tmp_path / "kept.json"
+    python = interpreter(f'cp "$3" {kept}; ' + answering(REPORT, tmp_path))
+    installed.check(tmp_path, {"model_type": "glm_moe_dsa"}, python=python)
+    request = json.loads(kept.read_text())
+    assert request["compared"]["q_lora_rank"] is None
+    assert request["compared"]["scoring_func"] == "softmax"
+    assert request["built"] == {"router_dtype": ["moe_router_dtype", "float32"]}
+
+
 def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.delenv("PYTHONPATH", raising=False)

@@ -154,16 +154,19 @@ def test_expert_numbers_are_written_as_ranges(numbers, text):
     assert spans(numbers) == text
 
 
+COMPARED = {"hidden_size": None, "n_group": 1}  # as the table of a draft class says it
+
+
 def pretrained(**changed):
-    same = dict.fromkeys(configs.COMPARED, 1)
+    same = dict.fromkeys((*COMPARED, "rope_parameters"), 1)
     same |= {"max_position_embeddings": 8, "num_nextn_predict_layers": 1, "n_routed_experts": 4}
     return SimpleNamespace(**(same | changed))
 
 
-@pytest.mark.parametrize("name", configs.COMPARED)
+@pytest.mark.parametrize("name", [*COMPARED, "rope_parameters"])
 def test_every_compared_field_that_differs_is_an_error(name):
     findings = Findings()
-    configs.compare(pretrained(), pretrained(**{name: 2}), findings, same_config=True)
+    configs.compare(pretrained(), pretrained(**{name: 2}), COMPARED, findings, same_config=True)
     assert findings.errors == [
         f"config {name}: draft has 2, target 1; vLLM builds the layer with the draft's and does not compare"
     ]
@@ -171,34 +174,46 @@ def test_every_compared_field_that_differs_is_an_error(name):
 
 def test_foreign_config_is_only_noted_where_asked_for():
     findings = Findings()
-    configs.compare(pretrained(), pretrained(n_group=2), findings, same_config=False)
+    configs.compare(pretrained(), pretrained(n_group=2), COMPARED, findings, same_config=False)
     assert findings.errors == []
     assert len(findings.notes) == 1
 
 
 def test_target_without_the_nextn_field_is_told_the_override():
     findings = Findings()
-    configs.compare(pretrained(num_nextn_predict_layers=None), pretrained(), findings, same_config=True)
+    configs.compare(pretrained(num_nextn_predict_layers=None), pretrained(), COMPARED, findings, same_config=True)
     assert len(findings.errors) == 1
     assert "--hf-overrides '{\"num_nextn_predict_layers\": 1}'" in findings.errors[0]
 
 
 def test_same_configs_have_nothing_to_say():
     findings = Findings()
-    configs.compare(pretrained(), pretrained(), findings, same_config=True)
+    configs.compare(pretrained(), pretrained(), COMPARED, findings, same_config=True)
     assert (findings.errors, findings.notes) == ([], [])
 
 
-def test_router_in_the_model_dtype_is_an_error_for_glm_only():
+def test_absent_field_that_the_class_has_a_default_for_differs_from_another_value_only():
+    findings = Findings()
+    without = pretrained()
+    del without.n_group
+    configs.compare(without, pretrained(n_group=1), COMPARED, findings, same_config=True)
+    assert findings.errors == []
+    configs.compare(without, pretrained(n_group=2), COMPARED, findings, same_config=True)
+    assert [error.partition(";")[0] for error in findings.errors] == ["config n_group: draft has 2, target 1"]
+
+
+def test_router_in_the_model_dtype_is_an_error_where_the_class_wants_another():
     model = torch.nn.Module()
     model.mlp = torch.nn.Module()
     model.mlp.router_dtype = None
     doubts: list[str] = []
-    configs.check_router(model, "deepseek_v3", doubts)
+    configs.check_built(model, {}, doubts)
     assert doubts == []
-    configs.check_router(model, "glm_moe_dsa", doubts)
-    assert len(doubts) == 1
-    assert '"moe_router_dtype": "float32"' in doubts[0]
+    built = {"router_dtype": ("moe_router_dtype", "float32")}
+    configs.check_built(model, built, doubts)
+    assert doubts == [
+        'mlp: router_dtype is None, it must be float32: the draft\'s config.json lacks "moe_router_dtype": "float32"'
+    ]
     model.mlp.router_dtype = torch.float32
-    configs.check_router(model, "glm_moe_dsa", doubts)
+    configs.check_built(model, built, doubts)
     assert len(doubts) == 1

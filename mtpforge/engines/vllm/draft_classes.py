@@ -12,8 +12,9 @@ head_counts         config keys of what is dealt out over ranks: query heads, th
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
 [fields]            of the draft's config.json: required (whole numbers for which no default would do; of these
 counts_from_zero may be 0), defaults (what the engine takes for an absent one; "" for nothing),
-fixed (what it must be, whatever the target says: value, and trap and why for a target that
-carries the layer and says otherwise)
+fixed (what it must be, whatever the target says: value; trap and why for a target that
+carries the layer and says otherwise; attribute of vLLM's module in which the built model shows
+it, "" for none)
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ _FOLDER: Final = "classes"
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A field that must have one value: id and words of the trap for a target that carries the layer without it."""
+    """A field that must have one value: id and words of the trap for a target that carries the layer without it.
+
+    attribute: of vLLM's module, where the built model shows the value; "" for none.
+    """
 
     value: object
     trap: str
     why: str
+    attribute: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from mtpforge import errors
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm import loader
+from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
 from mtpforge.engines.vllm.loader.request import Request
 from mtpforge.engines.vllm.serving import overrides
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import family_of
 from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef
 
@@ -100,8 +102,10 @@ def check(
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mtpforge-validate-") as folder:
         home = Path(folder)
+        served = _as_folder(target, home / "target")
+        known = _class_of(served)
         request = Request(
-            target=str(_as_folder(target, home / "target")),
+            target=str(served),
             draft=str(draft.absolute()),
             meta=meta,
             tensor_parallel=tensor_parallel,
@@ -109,6 +113,10 @@ def check(
             overrides=dict(overrides or {}),
             capability=capability,
             same_config=same_config,
+            compared={} if known is None else dict.fromkeys(known.required) | dict(known.defaults),
+            built={}
+            if known is None
+            else {f.attribute: (name, f.value) for name, f in known.fixed.items() if f.attribute},
         )
         findings = _ask(interpreter, request, home, timeout_seconds)
     return _report(findings, time.monotonic() - start)
@@ -155,6 +163,14 @@ def _as_folder(target: Path | Mapping[str, object] | Checkpoint, home: Path) -> 
     refs = target.locate(target.names).values() if target.has_headers and method in _READ_BY_HEADER else ()
     _lay_out(home, target.config, target.quantization, refs)
     return home
+
+
+def _class_of(target: Path) -> DraftClass | None:
+    """The draft class of a target's family; None where there is none: what is wrong with it, the engine says."""
+    try:
+        return draft_class(family_of(json.loads((target / "config.json").read_text())))
+    except (MtpforgeError, OSError, ValueError):
+        return None
 
 
 def _lay_out(

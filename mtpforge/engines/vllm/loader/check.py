@@ -118,7 +118,7 @@ def _configure(request: Request, findings: Findings) -> Engine:
         )
     findings.facts["own quantization"] = draft.quantization
     findings.facts["quantization"] = vllm.quant_config.get_name() if vllm.quant_config is not None else None
-    configs.compare(target.hf_config, draft.hf_config, findings, same_config=request.same_config)
+    configs.compare(target.hf_config, draft.hf_config, request.compared, findings, same_config=request.same_config)
     return Engine(vllm, target, draft, speculative, parallel)
 
 
@@ -165,7 +165,7 @@ def _load_rank(
     if rank == 0:
         findings.facts["class"] = f"{type(model).__module__}.{type(model).__name__}"
         doubts = findings.errors if request.same_config else findings.notes
-        configs.check_router(model, engine.target.hf_config.model_type, doubts)
+        configs.check_built(model, request.built, doubts)
     watch = Watch(model)
     _load(model, engine.draft, overridden, watch, at)
     watch.settle()

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from .verdict import Findings
 
-# What shapes the MTP layer's arithmetic.
-COMPARED = (
-    "hidden_size",
-    "moe_intermediate_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-    "rms_norm_eps",
-    "hidden_act",
-    "n_shared_experts",
-    "num_experts_per_tok",
-    "n_group",
-    "topk_group",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "scoring_func",
-    "topk_method",
-    "first_k_dense_replace",
-    "moe_layer_freq",
-    "index_topk",
-    "index_head_dim",
-    "index_n_heads",
-    "indexer_rope_interleave",
-    "rope_parameters",
-    "vocab_size",
-    "num_hidden_layers",
-)
+ROPE = "rope_parameters"  # whichever keys of config.json state it
 
 
-def compare(target: object, draft: object, findings: Findings, *, same_config: bool) -> None:
-    """Note every difference between two PreTrainedConfigs as an error, or as a note where `same_config` is off."""
+def compare(
+    target: object, draft: object, compared: Mapping[str, object], findings: Findings, *, same_config: bool
+) -> None:
+    """Note every difference between two PreTrainedConfigs as an error, or as a note where `same_config` is off.
+
+    compared: field that the draft's class reads -> what it takes for an absent one.
+    """
     doubts = findings.errors if same_config else findings.notes
 
     def pair(name: str, default: object = None) -> tuple[object, object]:
         return getattr(target, name, default), getattr(draft, name, default)
 
-    for name in COMPARED:
-        ours, theirs = pair(name)
+    for name, default in {**compared, ROPE: None}.items():
+        ours, theirs = pair(name, default)
         if ours != theirs:
             doubts.append(
                 f"config {name}: draft has {_plain(theirs)!r}, target {_plain(ours)!r}; vLLM builds the layer with the "
@@ -69,20 +47,18 @@ def compare(target: object, draft: object, findings: Findings, *, same_config: b
     ours, theirs = pair("n_routed_experts")
     if ours != theirs:
         findings.notes.append(f"config n_routed_experts: draft {theirs}, target {ours}")
-    ours, theirs = pair("index_share_for_mtp_iteration", default=False)
-    if ours != theirs:
-        doubts.append(f"config index_share_for_mtp_iteration: draft {theirs!r}, target {ours!r}; the draft's is used")
 
 
-def check_router(model: torch.nn.Module, model_type: str, doubts: list[str]) -> None:
-    """A router that does not run in float32 although GLM-5.2's does (vllm/model_executor/models/deepseek_v2.py)."""
+def check_built(model: torch.nn.Module, built: Mapping[str, tuple[str, object]], doubts: list[str]) -> None:
+    """Note what the built model shows otherwise than it must be. built: attribute of a module -> field, value."""
     for name, module in model.named_modules():
-        dtype = getattr(module, "router_dtype", "absent")
-        if dtype != "absent" and model_type == "glm_moe_dsa" and str(dtype) != "torch.float32":
-            doubts.append(
-                f"{name}: router runs in {dtype or 'the model dtype'}, the target's in float32: the draft's "
-                'config.json lacks "moe_router_dtype": "float32"'
-            )
+        for attribute, (field, value) in built.items():
+            shown = str(getattr(module, attribute, value)).removeprefix("torch.")
+            if shown != value:
+                doubts.append(
+                    f"{name}: {attribute} is {shown}, it must be {value}: the draft's config.json lacks "
+                    f"{json.dumps(field)}: {json.dumps(value)}"
+                )
 
 
 def _plain(value: object) -> object:

@@ -65,7 +65,9 @@ def judge_rank(rank: Rank, findings: Findings) -> None:
         findings.errors.append(f"{source} {list(got)} was spread over {name} block {list(want)}{at}")
     for name, read in watch.reads.items():
         if first and name.endswith("e_score_correction_bias") and read.dtype != "float32":
-            findings.notes.append(f"{name} is stored as {read.dtype}: GLM-5.2 ships it in float32, precision is lost")
+            findings.notes.append(
+                f"{name} is stored as {read.dtype}: published layers keep it in float32, precision is lost"
+            )
     # Vocabulary padding is filled with zeros: not from the draft, and nothing to say.
     for text in [text for text in watch.orphans if not _SHARED.search(text)][:_SHOWN]:
         findings.notes.append(f"{text}: written, but not from a tensor of the draft{at}")
