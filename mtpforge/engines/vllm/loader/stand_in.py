@@ -155,7 +155,7 @@ def _stand_in_for_operators() -> None:
             def missing(*_: object, **__: object) -> None:
                 raise RuntimeError(f"compiled operator {self.name}::{name} was called; there is no GPU here")
 
-            missing.default = missing  # type: ignore[attr-defined]
+            missing.default = missing.out = missing  # type: ignore[attr-defined]
             return missing
 
     operators._OpNamespace.__getattr__ = look_up  # type: ignore[method-assign]  # noqa: SLF001
