@@ -36,7 +36,7 @@ def family_of(config: Mapping[str, object]) -> Family:
         f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`",
         where=Where("config.json", inside="`model_type`"),
         why=f"known: {known}",
-        fix="name a checkpoint of GLM-5.x",
+        fix="name a checkpoint of one of them",
     )
 
 
@@ -53,4 +53,5 @@ def _family(text: str) -> Family:
         plain_rows=tuple(PlainRow(**{**row, "shape": tuple(row["shape"])}) for row in table["plain"]),
         dropped=tuple(Dropped(**{**row, "shape": tuple(row.get("shape", ()))}) for row in table["dropped"]),
         main_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table.get("main", ())),
+        is_runnable=table.get("runnable", False),
     )

@@ -75,13 +75,14 @@ class ModuleRow:
 
 @dataclass(frozen=True, slots=True)
 class PlainRow:
-    """A `[[plain]]` table of a family file."""
+    """A `[[plain]]` table of a family file. when: config key that says whether the tensor is there, "" for always."""
 
     name: str
     kind: str
     shape: tuple[str, ...]
     dtype: str
     per_expert: bool = False
+    when: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,10 @@ class Family:
     """How one family of models names and shapes its nextn layer.
 
     model_types: values of `model_type` in config.json. architecture: class name for `architectures`. base_models: hub
-    ids of the published base, in the order to try. nextn: config expression of the layer's index. expert_keys: config
-    keys that count routed experts, the one that decides first; the others are twins that some writers add. main_rows:
-    matrices of the layers before the nextn layer that it has none of. Every method takes a whole config.json, nested or
-    not.
+    ids of the published bases. nextn: config expression of the layer's index. expert_keys: config keys that count
+    routed experts, the one that decides first; the others are twins that some writers add. main_rows: matrices of the
+    layers before the nextn layer that it has none of. is_runnable: whether `nextn` has it laid out for transformers'
+    modules. Every method takes a whole config.json, nested or not.
     """
 
     name: str
@@ -105,6 +106,20 @@ class Family:
     plain_rows: tuple[PlainRow, ...]
     dropped: tuple[Dropped, ...]
     main_rows: tuple[ModuleRow, ...] = ()
+    is_runnable: bool = False
+
+    @property
+    def base_model(self) -> str:
+        """The published base; "" where there are several: which one a target is of, no shape tells."""
+        return self.base_models[0] if len(self.base_models) == 1 else ""
+
+    @property
+    def example(self) -> str:
+        """A source to name, for hints."""
+        if self.base_model:
+            return f"e.g. `--source {self.base_model}`"
+        first, *others = self.base_models
+        return f"e.g. `--source {first}`, or {', '.join(others)}: the one that the target was made from"
 
     def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The part of a config that describes the language model: `text_config` where the top is of another type."""
@@ -151,14 +166,16 @@ class Family:
     def plain(self, config: Mapping[str, object], n_experts: int) -> tuple[Plain, ...]:
         """Every tensor of the layer that is no matrix."""
         known = self._sizes(config, n_experts)
-        return tuple(Plain(r.name, r.kind, _shape(r.shape, known), r.dtype, r.per_expert) for r in self.plain_rows)
+        there = (row for row in self.plain_rows if not row.when or sizes.flag(known, row.when))
+        return tuple(Plain(r.name, r.kind, _shape(r.shape, known), r.dtype, r.per_expert) for r in there)
 
     def dimensions(self, config: Mapping[str, object]) -> dict[str, object]:
-        """Config key -> value of every size of the layer, and of what it shares with the model around it."""
+        """Config key -> value of every size and switch of the layer, and of what it shares with the model around it."""
         text = self.text(config)
         rows = (self.module_rows, self.plain_rows, self.dropped)
         shapes = (row.shape for table in rows for row in table)
         known = dict.fromkeys(key for shape in shapes for expression in shape for key in sizes.keys(expression))
+        known |= dict.fromkeys(row.when for row in self.plain_rows if row.when)
         return {key: text[key] for key in known if key in text}
 
     def _sizes(self, config: Mapping[str, object], n_experts: int) -> dict[str, object]:

@@ -31,6 +31,19 @@ def keys(expression: str) -> tuple[str, ...]:
     return tuple(node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name))
 
 
+def flag(config: Mapping[str, object], key: str) -> bool:
+    """True or false under a key; its absence, or anything else, is an error."""
+    value = config.get(key)
+    if not isinstance(value, bool):
+        raise MtpforgeError(
+            f"`{key}` is {shown(repr(value))}, not true or false" if key in config else f"the config has no `{key}`",
+            where=Where("config.json", inside=f"`{key}`"),
+            why="tensors of the MTP layer depend on it",
+            fix=f"state `{key}` in config.json, as the published base model does",
+        )
+    return value
+
+
 def whole_number(config: Mapping[str, object], key: str) -> int:
     """A positive whole number of the config; its absence, or anything else under that key, is an error."""
     if key not in config:

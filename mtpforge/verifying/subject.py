@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mtpforge import errors, manifest
@@ -98,7 +98,8 @@ def subject(
     refs = draft.locate(sorted(draft.names))
     n_experts = _n_experts(family, draft, target, prefix, refs)
     modules = family.modules(target.config, n_experts)
-    decoded, held = engine.decoded_on_load(family), _by_module(refs, prefix)
+    plain = family.plain(target.config, n_experts)
+    decoded, held = engine.decoded_on_load(family), _by_module(refs, prefix, {prefix + row.name for row in plain})
     weights = tuple(_weight(decoded, scheme, draft, module, held.get(module.name, {})) for module in modules)
     stored = {module.name: _stored(draft, module, held.get(module.name, {})) for module in modules}
     wanted = expected(scheme, family, target.config, layer, n_experts)
@@ -107,7 +108,6 @@ def subject(
             own = f"{prefix}{weight.module.name}."
             wanted = {name: spec for name, spec in wanted.items() if not name.startswith(own)}
             wanted |= {own + suffix: spec for suffix, spec in weight.specs.items()}
-    plain = family.plain(target.config, n_experts)
     n_target = served_experts(family, target) if is_served else n_experts
     beside = target.config if is_served else family.with_experts(target.config, n_experts)
     return Subject(
@@ -150,10 +150,12 @@ def _n_experts(
     return max(numbers) + 1 if numbers else config_experts(family, draft.config) or family.n_experts(target.config)
 
 
-def _by_module(refs: Mapping[str, TensorRef], prefix: str) -> dict[str, dict[str, Spec]]:
-    """Module -> suffix -> Spec of what the draft holds of the layer."""
+def _by_module(refs: Mapping[str, TensorRef], prefix: str, plain: Collection[str]) -> dict[str, dict[str, Spec]]:
+    """Module -> suffix -> Spec of what the draft holds of the layer's matrices; plain: names that belong to none."""
     held: dict[str, dict[str, Spec]] = {}
     for name, ref in refs.items():
+        if name in plain:
+            continue
         module, _, suffix = name.removeprefix(prefix).rpartition(".")
         held.setdefault(module, {})[suffix] = ref.spec
     return held
