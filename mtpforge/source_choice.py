@@ -1,7 +1,8 @@
 """choose_source(): which checkpoint the layer comes from when the user names none.
 
 In this order: the target itself where it holds the layer at no lower precision than its scheme asks for; the base
-model of its card, and that one's; the published base of the family. The first that holds the layer is taken.
+model of its card, and that one's; the published base of the family, where it has only one. The first that holds the
+layer is taken.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def choose_source(
     target: Checkpoint, family: Family, engine: Engine, open_checkpoint: Callable[[str], Checkpoint]
 ) -> Choice:
     """The source for a target's draft. Raises MtpforgeError when no candidate holds the layer."""
-    bases = tuple(name for name in family.base_models if name != target.label.split("@")[0])
+    bases = tuple(name for name in _bases(family) if name != target.label.split("@")[0])
     if has_layer(target, family):
         scheme = engine.demands(target, None, family)
         layer = stored_layer(target, family)
@@ -63,13 +64,21 @@ def _from_bases(target: Checkpoint, family: Family, open_checkpoint: Callable[[s
             tried.append((name, error.what))
             last = error
     code = last.code if tried and all(remark != "holds no MTP layer" for _, remark in tried) else errors.INPUT
-    named = "name one: `--source ORG/NAME` or a folder"
+    named = "name one: `--source ORG/NAME` or a folder" if family.base_model else f"name it, {family.example}"
     raise MtpforgeError(
         f"no source for the MTP layer of {target.label} was found",
-        why="; ".join(f"{name}: {remark}" for name, remark in tried),
+        why="; ".join((*(f"{name}: {remark}" for name, remark in tried), *_many(family))),
         fix=f"{last.fix}; or name a folder that holds it: `--source FOLDER`" if code == errors.REMOTE else named,
         code=code,
     )
+
+
+def _many(family: Family) -> Iterator[str]:
+    """Why no published base was tried."""
+    if not family.base_model:
+        n = len(family.base_models)
+        unasked = f"none of the {n} published models of {family.name} is taken unasked"
+        yield f"{unasked}: some share one shape, and the layer of another drafts badly"
 
 
 def _candidates(
@@ -94,9 +103,19 @@ def _candidates(
                 except MtpforgeError as error:
                     tried.append((name, error.what))
         level = deeper
-    for name in family.base_models:
+    for name in _bases(family):
         if name not in seen:
             yield name, "published base of the family"
+
+
+def has_candidate(target: Checkpoint, family: Family) -> bool:
+    """Whether there is anything to choose from without `--source`; nothing but the target is opened."""
+    return bool(has_layer(target, family) or target.base_models() or family.base_model)
+
+
+def _bases(family: Family) -> tuple[str, ...]:
+    """The published base of a family, none where there are several: only the card or the user knows which is meant."""
+    return (family.base_model,) if family.base_model else ()
 
 
 def _too_coarse(layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:

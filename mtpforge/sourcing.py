@@ -90,7 +90,7 @@ def refuse_other_model(family: Family, source: Checkpoint, target: Checkpoint) -
         what,
         where="config.json",
         why=why,
-        fix=f"name a source of the target's model: `--source ORG/NAME`, e.g. `--source {family.base_models[0]}`",
+        fix=f"name a source of the target's model: `--source ORG/NAME`, {family.example}",
     )
 
 
@@ -170,7 +170,7 @@ def _dropped(family: Family, name: str) -> str:
 def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError:
     """Why there is no layer: dropped on save, outside the index, or under another name."""
     prefix = family.prefix(layer)
-    hint = f"name a source that holds it, e.g. `--source {family.base_models[0]}`"
+    hint = f"name a source that holds it, {family.example}"
     what = f"{checkpoint.label} holds no MTP layer"
     where = f"no tensor name starts with `{prefix}`"
     if not checkpoint.names:

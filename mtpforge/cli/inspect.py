@@ -40,6 +40,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.engines.engine import Serving
     from mtpforge.families import family_of
     from mtpforge.inspecting import inspect
+    from mtpforge.source_choice import has_candidate
     from mtpforge.traps import only_layer
 
     opened = open_checkpoint(checkpoint, offline=screen.offline)
@@ -56,6 +57,8 @@ def command(  # noqa: D103 -- the help text above
         screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint, *kept)
     elif report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
         source = demo.source_beside(Path(opened.location))
+        if not source and not has_candidate(opened, family_of(opened.config)):
+            source = ("--source", "ORG/NAME")
         screen.next("mtpforge", "build", "--target", checkpoint, *source, *kept)
     return Ending({"report": report}, errors.ANSWER_NO if failed else errors.DONE)
 
