@@ -82,6 +82,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     inputs = _inputs(request)
     if request.target is None:
         source = _opened("source", request.source, request, watching)
+        refusals.of_family(request, source)
         return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
@@ -173,8 +174,9 @@ def _out(request: Request, sides: _Sides) -> Path:
 
 
 def _target(request: Request, watching: Watching) -> Checkpoint:
-    """The target, opened. MtpforgeError where its config.json cannot be right."""
+    """The target, opened. MtpforgeError where its config.json cannot be right, or its layer not be run as asked."""
     target = _opened("target", request.target, request, watching)
+    refusals.of_family(request, target)
     ENGINES[request.engine].refuse_misstated(target, target.config, family_of(target.config))
     return target
 

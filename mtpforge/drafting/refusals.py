@@ -9,6 +9,7 @@ from mtpforge import errors
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.planning import RESERVED_BYTES
+from mtpforge.pruning import METHODS
 from mtpforge.units import memory_size
 from mtpforge.writing import preflight
 from mtpforge.writing.folder import refuse_existing
@@ -28,6 +29,15 @@ def of_machine(request: Request) -> None:
         from mtpforge.building import device as devices
 
         devices.choose(request.device, ())
+
+
+def of_family(request: Request, checkpoint: Checkpoint) -> None:
+    """MtpforgeError where the layer would have to be run, and its family's cannot be."""
+    scored = request.prune_by in METHODS and METHODS[request.prune_by].needs == "inputs"
+    if request.inputs is not None or request.fits_codes or scored:
+        from mtpforge.nextn.configuring import refuse_unrunnable
+
+        refuse_unrunnable(checkpoint)
 
 
 def of_output(out: Path, request: Request) -> None:

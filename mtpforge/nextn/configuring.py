@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, Where, shown
-from mtpforge.families import Family
+from mtpforge.families import Family, families, family_of
 from mtpforge.families.routing import routing
 
 if TYPE_CHECKING:
@@ -110,6 +110,19 @@ def deciding(
     return known
 
 
+def refuse_unrunnable(checkpoint: Checkpoint) -> None:
+    """MtpforgeError for a family whose layers are not laid out for transformers' modules."""
+    family = family_of(checkpoint.config)
+    if not family.is_runnable:
+        known = ", ".join(known.name for known in families() if known.is_runnable)
+        raise MtpforgeError(
+            f"layers of {family.name} cannot be run here",
+            where=place_in(checkpoint, "config.json"),
+            why=f"inputs, scores and gptq need transformers' modules, which are laid out for {known} only",
+            fix="build without: `--prune-by bias` chooses experts, `--scales mse` finds scales, neither runs a layer",
+        )
+
+
 def of_one_layer(family: Family, checkpoint: Checkpoint, n_experts: int) -> GlmMoeDsaConfig:
     """Transformers' configuration of a model whose only layer is the nextn layer, with an indexer of its own.
 
@@ -118,6 +131,7 @@ def of_one_layer(family: Family, checkpoint: Checkpoint, n_experts: int) -> GlmM
     from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as glm
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
+    refuse_unrunnable(checkpoint)
     known = deciding(checkpoint, family.text(checkpoint.config), n_experts)
     with making(checkpoint, "the layer"):
         config = GlmMoeDsaConfig(

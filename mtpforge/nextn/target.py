@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.nextn import configuring
@@ -40,7 +40,6 @@ _FIXED: Final[Mapping[str, object]] = {"moe_layer_freq": 1}
 # Tensors of a layer that no result of float32 arithmetic depends on. An indexer is stored in layers that use the choice
 # of an earlier one too.
 _UNUSED: Final = ("*.rotary_emb.inv_freq", "*.k_scale", "*.v_scale", "self_attn.indexer.*")
-_FAMILY: Final = "glm_moe_dsa"
 _PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
 _OF_LAYER: Final = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 
@@ -103,20 +102,13 @@ def open_target(checkpoint: Checkpoint) -> Target:
 
 
 def _family(checkpoint: Checkpoint) -> Family:
+    configuring.refuse_unrunnable(checkpoint)
     if checkpoint.revision:
         raise MtpforgeError(
             f"`{shown(checkpoint.label)}` is on the hub, capture needs every weight on this machine",
             where="option `--target`",
             why="all layers are computed, and what is fetched for that is the whole checkpoint",
             fix=f"`hf download {shown(checkpoint.label.split('@')[0])} --local-dir DIR`, then `--target DIR`",
-        )
-    family = family_of(checkpoint.config)
-    if family.name != _FAMILY:
-        raise MtpforgeError(
-            f"no modules are known that compute a {family.name} model",
-            where=Where("config.json", inside=f"`model_type` {shown(checkpoint.config.get('model_type'))}"),
-            why=f"transformers' modules are used, and only {_FAMILY} is laid out for them",
-            fix="capture with a running vLLM: docs/calibration.md",
         )
     if not checkpoint.has_headers:
         raise MtpforgeError(
@@ -125,7 +117,7 @@ def _family(checkpoint: Checkpoint) -> Family:
             why="all layers are computed",
             fix="name the folder that holds its *.safetensors",
         )
-    return family
+    return family_of(checkpoint.config)
 
 
 def _refuse_old_transformers() -> None:
