@@ -14,7 +14,8 @@ head_counts         config keys of what is dealt out over ranks: query heads, th
 counts_from_zero may be 0), defaults (what the engine takes for an absent one; "" for nothing),
 fixed (what it must be, whatever the target says: value; trap and why for a target that
 carries the layer and says otherwise; attribute of vLLM's module in which the built model shows
-it, "" for none)
+it, "" for none), computed (what the class does whatever the config says: a draft leaves the
+field out, and one that says otherwise is of another model)
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class DraftClass:
     counts_from_zero: tuple[str, ...]
     defaults: Mapping[str, object]
     fixed: Mapping[str, Fixed]
+    computed: Mapping[str, object]
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -122,4 +124,5 @@ def _read(text: str) -> DraftClass:
         counts_from_zero=tuple(fields.get("counts_from_zero", ())),
         defaults=fields["defaults"],
         fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
+        computed=fields.get("computed", {}),
     )

@@ -41,13 +41,13 @@ def draft_config(
 ) -> dict[str, object]:
     """config.json of a draft: the target's fields, vLLM's default where the target has none.
 
-    The expert count is stated once, `num_nextn_predict_layers` is 1, what the class wants fixed is fixed, the block
-    states `scheme` for the layer by name and is absent for a dense draft. A field that the target has to state and does
-    not is an error.
+    The expert count is stated once, `num_nextn_predict_layers` is 1, what the class wants fixed is fixed, what it
+    computes whatever is said is left out. The block states `scheme` for the layer by name and is absent for a dense
+    draft. A field that the target has to state and does not is an error.
     """
     refuse_misstated(target, source_config, family)
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
-    left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins)
+    left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins, known.computed)
     config = {key: value for key, value in text.items() if key not in left_out}
     if config.get(_LENGTH) is None and other.get(_LENGTH) is not None:
         config[_LENGTH] = other[_LENGTH]

@@ -61,6 +61,7 @@ def draft_traps(
         *_identity(draft_config, draft, family),
         *_differing(target, draft, known),
         *(_wrong(field, draft.get(field), value, silent=True) for field, value in fixed),
+        *_of_another_class(draft, draft_config.get("quantization_config"), family, known),
         *_experts(target, draft, family.expert_keys[0], known),
         *_nextn_of_draft(draft),
         *_stated(draft_config, family, scheme),
@@ -178,6 +179,29 @@ def _differing(target: Mapping[str, object], draft: Mapping[str, object], known:
             f"`max_position_embeddings` is {shown(ours)}, the target's {shown(theirs)}; vLLM raises a smaller one",
             where=f"{_DRAFT}, max_position_embeddings",
         )
+
+
+def _of_another_class(draft: Mapping[str, object], block: object, family: Family, known: DraftClass) -> Iterator[Trap]:
+    """What is not true of the class that vLLM runs the draft with: taken over from another model's draft."""
+    for field, value in known.computed.items():
+        if draft.get(field) not in (None, value):
+            yield _wrong(field, draft[field], value, silent=True)
+    stated = block.get(_MAPPING) if isinstance(block, Mapping) else None
+    held = {row.template.rpartition(".")[2] for row in family.module_rows}
+    for name, parts in stated.items() if isinstance(stated, Mapping) else ():
+        if parts != known.packed.get(name) and (
+            name in known.packed or not isinstance(parts, list) or {*map(str, parts)} - held
+        ):
+            must = f"it must be {json.dumps(known.packed[name])}" if name in known.packed else "the layer has no such"
+            yield Trap(
+                "foreign-mapping",
+                "error",
+                f"the draft's `{_MAPPING}` says `{shown(name)}` is {shown(json.dumps(parts, default=str))}, {must};"
+                " vLLM would not notice, forks and SGLang read it",
+                f"delete `{_MAPPING}` from the draft's config.json, or {_REBUILD}",
+                where=f"{_DRAFT}, quantization_config.{_MAPPING}",
+                silent=True,
+            )
 
 
 def _is_null(config: Mapping[str, object], field: str) -> bool:
