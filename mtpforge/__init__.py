@@ -1,4 +1,4 @@
-"""mtpforge: builds the MTP draft layer of GLM-5.2 in exactly the scheme that a quantized target asks for.
+"""mtpforge: builds the MTP draft layer of GLM models in exactly the scheme that a quantized target asks for.
 
     inspect(checkpoint)             what a checkpoint holds, and what a draft for it must be
     plan(target, source=None)       decide everything about a draft, from headers and configs

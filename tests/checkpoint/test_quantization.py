@@ -38,6 +38,8 @@ RELEASES = {
     "target-bf16": ("", 0, []),
     "target-fp8": ("fp8", 541, [Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32",
                                              input_scale="dynamic")]),
+    "target-glm-4.5": ("", 0, []),
+    "target-glm-4.5-air": ("", 0, []),
     "target-int4-int8mix-quanttrio": ("compressed-tensors", 8, [INT4_128, INT8_128, INT8]),
     "target-int8mix-nvfp4-festr2": ("compressed-tensors", 8, [NVFP4, INT8_128, INT8]),
     "target-mxfp4-amd": ("quark", 1544, []),
