@@ -100,7 +100,7 @@ def group() -> Commands:
     """The command `mtpforge`, with every sub-command behind it."""
     return Commands(
         "mtpforge",
-        help="Build, prove and serve the MTP draft layer of GLM models, in the scheme that a quantized target asks for.",
+        help="Build, prove and serve MTP draft layers of GLM models, in the scheme that a quantized target asks for.",
         params=[
             Option(
                 ["-V", "--version"],

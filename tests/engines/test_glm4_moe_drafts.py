@@ -103,9 +103,9 @@ def test_vllm_takes_it_on_more_ranks_than_there_are_key_heads(built):
 @in_vllm
 def test_loader_compares_what_this_class_reads(built, tmp_path):
     draft, served, _ = built(None)
-    other = reconfigured(draft, tmp_path / "other", lambda config: config.update(partial_rotary_factor=1.0))
-    (error,) = installed.check(other, served, python=PYTHON).facts["errors"]
-    assert error.startswith("config rope_parameters: draft has ")
+    other = reconfigured(draft, tmp_path / "other", lambda config: config.update(attention_bias=False))
+    errors = installed.check(other, served, python=PYTHON).facts["errors"]
+    assert errors[0].startswith("config attention_bias: draft has False, target True;")
 
 
 def test_a_quantized_layer_is_read_again_with_its_biases(built, tmp_path):
@@ -135,6 +135,10 @@ FOREIGN = {
         lambda config: config.update(use_qk_norm=False),
         "the draft's `use_qk_norm` is false, it must be true; vLLM would not notice",
     ),
+    "a head that turns whole": (
+        lambda config: config["rope_parameters"].update(partial_rotary_factor=1.0),
+        '"partial_rotary_factor": 1.0}, it must be',
+    ),
     "fewer key heads": (
         lambda config: config.update(num_key_value_heads=4),
         "the draft's `num_key_value_heads` is 4, it must be 2; vLLM would not notice",
@@ -149,6 +153,19 @@ def test_config_of_another_model_fails_verify(built, tmp_path, change, words):
     found = failed(report)
     assert found.keys() == {"config"}
     assert words in found["config"]
+
+
+def test_rotary_share_of_a_head_counts_wherever_it_stands(built, tmp_path):
+    draft, served, stored = built(glm4_moe.int4())
+
+    def at_the_top(config, share):
+        config["rope_parameters"].pop("partial_rotary_factor")
+        config["partial_rotary_factor"] = share
+
+    same = reconfigured(draft, tmp_path / "same", lambda config: at_the_top(config, 0.5))
+    assert verify(same, served, stored).ok
+    other = reconfigured(draft, tmp_path / "other", lambda config: at_the_top(config, 1.0))
+    assert failed(verify(other, served, stored)).keys() == {"config"}
 
 
 def test_what_the_class_computes_may_be_said_rightly(built, tmp_path):

@@ -15,7 +15,8 @@ counts_from_zero may be 0), defaults (what the engine takes for an absent one; "
 fixed (what it must be, whatever the target says: value; trap and why for a target that
 carries the layer and says otherwise; attribute of vLLM's module in which the built model shows
 it, "" for none), computed (what the class does whatever the config says: a draft leaves the
-field out, and one that says otherwise is of another model)
+field out, and one that says otherwise is of another model), rope (keys of rope_parameters
+that may stand beside it, and what is taken for an absent one)
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class DraftClass:
     defaults: Mapping[str, object]
     fixed: Mapping[str, Fixed]
     computed: Mapping[str, object]
+    rope: Mapping[str, object]
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -125,4 +127,5 @@ def _read(text: str) -> DraftClass:
         defaults=fields["defaults"],
         fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
         computed=fields.get("computed", {}),
+        rope=fields.get("rope", {}),
     )

@@ -83,7 +83,7 @@ def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], fa
             if text.get(field) is None:
                 raise _unstated(field, other.get(field), "vLLM builds the MTP layer from it")
         _refuse_other_kinds(text, known)
-        if rope_seen(text)["rope_theta"] is None:
+        if rope_seen(text, known.rope)["rope_theta"] is None:
             raise _unstated("rope_parameters", other.get("rope_parameters"), "vLLM would turn positions by a default")
         for field, default in known.defaults.items():
             stated = other.get(field)
@@ -98,8 +98,10 @@ def _refuse_other_kinds(text: Mapping[str, object], known: DraftClass) -> None:
     stated = {key for key in known.expert_count if text.get(key) is not None}
     for key in sorted({*known.required, *stated} - zero):
         whole_number(text, key)
-    seen = {**text, "rope_theta": rope_seen(text)["rope_theta"]}
-    for key, default in {**known.defaults, "rope_theta": 1.0}.items():
+    turning = {**known.rope, "rope_theta": 1.0}
+    rope = rope_seen(text, known.rope)
+    seen = {**text, **{key: rope[key] for key in turning}}
+    for key, default in {**known.defaults, **turning}.items():
         is_kind, kind = _KINDS[type(default)]
         if seen.get(key) is not None and not is_kind(seen[key]):
             raise misstated(key, seen[key], kind)

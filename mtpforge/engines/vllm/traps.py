@@ -169,8 +169,8 @@ def _differing(target: Mapping[str, object], draft: Mapping[str, object], known:
             yield _wrong(field, draft.get(field), theirs, silent=field in known.defaults or ours is not None)
         elif ours is None and field in known.required:
             yield _wrong(field, None, "the published base model's value", silent=False)
-    if rope_seen(draft) != rope_seen(target):
-        yield _wrong("rope_parameters", rope_seen(draft), rope_seen(target), silent=True)
+    if rope_seen(draft, known.rope) != rope_seen(target, known.rope):
+        yield _wrong("rope_parameters", rope_seen(draft, known.rope), rope_seen(target, known.rope), silent=True)
     ours, theirs = draft.get("max_position_embeddings"), target.get("max_position_embeddings")
     if ours != theirs:
         yield Trap(
