@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
 from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.drafting.remarks import Remark, of_checkpoint
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import family_of
 from mtpforge.nextn import inputs, recording, texts
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.units import count, memory_size
@@ -20,6 +22,9 @@ from mtpforge.units import count, memory_size
 if TYPE_CHECKING:
     from mtpforge.nextn.capturing import Entering
     from mtpforge.nextn.target import Target
+
+
+_LONGEST: Final = "max_position_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,10 @@ def capture(asked: Capture, watching: Watching) -> Captured:
     place = asked.out or Path("out") / f"{Path(checkpoint.location).name}-inputs.safetensors"
     _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=asked.force)
+    with errors_of(checkpoint):
+        stated = family_of(checkpoint.config).text(checkpoint.config).get(_LONGEST)
+    if type(stated) is int:
+        _refuse_long(asked.length, stated)
     from mtpforge.nextn import capturing
     from mtpforge.nextn.target import open_target
 
@@ -113,6 +122,18 @@ def _refuse_both(asked: Capture) -> None:
         )
 
 
+def _refuse_long(length: int | None, most: int) -> None:
+    """A window that the target's positions do not reach."""
+    if length and length > most:
+        raise MtpforgeError(
+            f"a window of {length:,} tokens is longer than the target takes",
+            where="option `--length`",
+            why=f"`{_LONGEST}` of its config.json is {most:,}",
+            fix=f"`--length {min(texts.USUAL_LENGTH, most)}`",
+            code=errors.USAGE,
+        )
+
+
 def _entering(model: Target, asked: Capture) -> list[Entering]:
     from mtpforge.nextn import capturing, extracted
 
@@ -120,14 +141,7 @@ def _entering(model: Target, asked: Capture) -> list[Entering]:
         return extracted.windows_of(asked.from_vllm, model, asked.tokens)
     assert asked.text is not None  # noqa: S101 -- _refuse_both
     most, length = model.config.max_position_embeddings, asked.length
-    if length and length > most:
-        raise MtpforgeError(
-            f"a window of {length:,} tokens is longer than the target takes",
-            where="option `--length`",
-            why=f"`max_position_embeddings` of its config.json is {most:,}",
-            fix=f"`--length {min(texts.USUAL_LENGTH, most)}`",
-            code=errors.USAGE,
-        )
+    _refuse_long(length, most)  # transformers has a default
     found = texts.windows(
         asked.text, model.folder, length or min(texts.USUAL_LENGTH, most), asked.tokens, model.config.vocab_size
     )

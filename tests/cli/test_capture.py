@@ -123,6 +123,7 @@ def test_what_cannot_be_used_is_refused_before_torch_is_loaded(in_folder, typed)
         "for name in ('blank', 'utf-16', 'cut', 'nowhere'):\n"
         "    main([name if word == 'text.txt' else word for word in words])\n"
         "main([*words, '-o', 'out'])\n"
+        "main([word if word != '50' else '5000' for word in words])\n"
         "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -133,6 +134,7 @@ def test_what_cannot_be_used_is_refused_before_torch_is_loaded(in_folder, typed)
         "error: the text is not UTF-8",
         "error: the text cannot be read",
         "error: the output exists already",
+        "error: a window of 5,000 tokens is longer than the target takes",
     ]
 
 
