@@ -1,7 +1,8 @@
-"""Where a draft goes that nobody gave a place."""
+"""Where a draft goes, or a file of calibration inputs, that nobody gave a place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint, is_one
 from mtpforge.checkpoint.folder import open_folder
 from mtpforge.errors import MtpforgeError
+from mtpforge.nextn import recording
 from mtpforge.writing.folder import unfinished_target
 
 _DIGITS: Final = 7  # of a folder's hash
@@ -20,10 +22,19 @@ def default_out(target: Checkpoint, scheme: str) -> Path:
     Then `out/<org>-<target>-...` for a hub repository, `out/<target>-<hash>-...` for a folder. A target keeps the place
     at which it has a draft.
     """
-    plain, apart = (Path("out") / f"{name}-MTP-{scheme}" for name in _names(target))
-    if any(is_one(made_for, target.identity) for made_for in _made_for(apart)):
-        return apart
-    return plain if all(is_one(made_for, target.identity) for made_for in _made_for(plain)) else apart
+    return _own(target, f"-MTP-{scheme}", _made_for)
+
+
+def default_inputs(target: Checkpoint) -> Path:
+    """`out/<target>-inputs.safetensors`, unless another target's lie there: then with its hash, as above."""
+    return _own(target, "-inputs.safetensors", lambda place: [recording.target_of(place)])
+
+
+def _own(target: Checkpoint, ending: str, made_for: Callable[[Path], list[str]]) -> Path:
+    """The usual place, or that of no other target. made_for: identities of the targets that have a place, or ""."""
+    plain, apart = (Path("out") / f"{name}{ending}" for name in _names(target))
+    ours = {place: [is_one(told, target.identity) for told in made_for(place) if told] for place in (plain, apart)}
+    return plain if all(ours[plain]) and not any(ours[apart]) else apart
 
 
 def _names(target: Checkpoint) -> tuple[str, str]:
@@ -41,4 +52,4 @@ def _made_for(place: Path) -> list[str]:
         told = manifest.find(open_folder(place))
     except MtpforgeError:
         told = None
-    return [identity for identity in (told.target if told else "", unfinished_target(place)) if identity]
+    return [told.target if told else "", unfinished_target(place)]

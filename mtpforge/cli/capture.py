@@ -52,7 +52,10 @@ from mtpforge.units import file_size
     heading="Input",
     help="Tokens in all, at most.",
 )
-@options.out(help="File to write.  [default: out/TARGET-inputs.safetensors]")
+@options.out(
+    help="File to write.  [default: out/<target>-inputs.safetensors; where another target's lie there"
+    " out/<target>-<hash>-...]"
+)
 @options.force()
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above

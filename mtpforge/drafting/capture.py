@@ -17,6 +17,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.nextn import inputs, recording, texts
 from mtpforge.nextn.inputs import Inputs
+from mtpforge.places import default_inputs
 from mtpforge.units import count, memory_size
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def capture(asked: Capture, watching: Watching) -> Captured:
     if isinstance(asked.target, str):
         _refuse_remote(asked.target)
     checkpoint = open_checkpoint(asked.target, offline=asked.offline)
-    place = asked.out or Path("out") / f"{Path(checkpoint.location).name}-inputs.safetensors"
+    place = asked.out or default_inputs(checkpoint)
     _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=asked.force)
     with errors_of(checkpoint):

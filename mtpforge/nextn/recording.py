@@ -79,7 +79,7 @@ def refuse_existing(path: Path, *, force: bool = False) -> None:
     if not force and os.path.lexists(path):
         fix = "`--force` replaces it; `--out` names another"
         raise MtpforgeError("the output exists already", where=shown(path), fix=fix, code=errors.MACHINE)
-    if path.exists() and not _is_ours(path):
+    if path.exists() and _metadata(path).get("format") != FORMAT:
         raise MtpforgeError(
             "the output exists and holds no calibration inputs",
             where=shown(path),
@@ -89,16 +89,21 @@ def refuse_existing(path: Path, *, force: bool = False) -> None:
         )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file begins as `_header` has it."""
+def target_of(path: Path) -> str:
+    """Identity of the target that the inputs of a file were captured from; "" where there are none, or none says."""
+    return str(_metadata(path).get("target", "")) if path.is_file() else ""
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    """What a file that begins as `_header` has it says of itself, {} for any other."""
     with path.open("rb") as file:
         start = file.read(_HEADER_BYTES)
     try:
         entries = json.loads(start[8:])
     except (ValueError, RecursionError):
-        return False
+        return {}
     metadata = entries.get("__metadata__") if isinstance(entries, dict) else None
-    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def refuse_small_disk(path: Path, n_bytes: int) -> None:

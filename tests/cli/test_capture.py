@@ -13,6 +13,8 @@ import torch
 from golden_text import GOLDEN, compare, tidy
 from safetensors.torch import load_file, save_file
 
+from mtpforge.checkpoint import open_checkpoint
+
 
 @pytest.fixture
 def typed(tinyglm, in_folder):
@@ -43,6 +45,17 @@ def test_document_says_what_the_file_holds(run, in_folder, typed):
 
 def test_quiet_prints_the_path(run, typed):
     assert run(*typed, "-q").out == "out/awq-int4-inputs.safetensors\n"
+
+
+def test_targets_of_one_name_get_files_of_their_own(run, in_folder, typed, tinyglm):
+    words = [*typed, "-q"]
+    usual = run(*words).out
+    words[2] = str(shutil.copytree(tinyglm("awq-int4"), in_folder / "b" / "awq-int4"))
+    config = in_folder / "b" / "awq-int4" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    content = open_checkpoint(words[2]).identity.partition("#")[2]
+    assert run(*words).out == f"out/awq-int4-{content[:7]}-inputs.safetensors\n" != usual
+    assert [run(*words).code, run(*typed).code] == [5, 5]  # each has its own
 
 
 def test_same_capture_gives_the_same_bytes(run, in_folder, typed):
