@@ -20,8 +20,8 @@ from mtpforge.families import family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, refuse_other_model, stored_layer
-from mtpforge.verifying import names, rebuilding, settings, summing_up
-from mtpforge.verifying.subject import Subject, subject
+from mtpforge.verifying import config_checks, names, rebuilding, summing_up
+from mtpforge.verifying.expectations import Subject, subject
 
 if TYPE_CHECKING:
     from mtpforge.verifying.values import Values
@@ -80,7 +80,7 @@ def verify(
         cut = Check("numbers", "failed", _said(error), error.fix)
         checks = (*looked.headers, cut, *beside, *around, *rest)
         return Report(_COMMAND, checks, looked.traps, summary=summing_up.sentence(looked.judged, checks, asking))
-    written = settings.fingerprints(looked.judged, read.sha256)
+    written = config_checks.fingerprints(looked.judged, read.sha256)
     checks = (*looked.headers, *read.checks, *beside, written, *around, *rest)
     summary = summing_up.sentence(looked.judged, checks, asking)
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
@@ -174,12 +174,12 @@ def _look(
         unread = Check("files", "failed", _said(error), error.fix)
         return _Looked(None, (unread,), why="its files do not tell what it holds")
     headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
-    config, traps = settings.config(judged)
+    config, traps = config_checks.config(judged)
     if serving is None:
-        return _Looked(judged, headers, (config, settings.block(judged)))
-    around, more = settings.surroundings(judged, serving, served_as or held.location)
+        return _Looked(judged, headers, (config, config_checks.block(judged)))
+    around, more = config_checks.surroundings(judged, serving, served_as or held.location)
     found = tuple(dict.fromkeys((*traps, *more)))
-    return _Looked(judged, headers, (config, settings.block(judged)), tuple(around), found)
+    return _Looked(judged, headers, (config, config_checks.block(judged)), tuple(around), found)
 
 
 def _read(judged: Subject, layer: tuple[Checkpoint, StoredLayer] | None, on_progress: OnProgress | None) -> Values:

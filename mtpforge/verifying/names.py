@@ -11,7 +11,7 @@ from mtpforge.errors import shown
 from mtpforge.families.counting import expert_numbers
 from mtpforge.report import Check
 from mtpforge.tensors import Spec
-from mtpforge.verifying.subject import Subject
+from mtpforge.verifying.expectations import Subject
 
 _SHOWN: Final = 3
 

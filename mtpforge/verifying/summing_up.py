@@ -9,7 +9,7 @@ from mtpforge.formats import label
 from mtpforge.report import Check
 from mtpforge.scheme import Rule
 from mtpforge.tensors import Quantization
-from mtpforge.verifying.subject import Subject
+from mtpforge.verifying.expectations import Subject
 
 
 def sentence(subject: Subject, checks: Iterable[Check], asking: str) -> str:

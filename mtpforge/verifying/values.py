@@ -20,11 +20,11 @@ from mtpforge.formats import FORMATS
 from mtpforge.methods import RTN, Method
 from mtpforge.report import Check, OnProgress, Progress
 from mtpforge.sourcing import StoredLayer, StoredModule
-from mtpforge.verifying import diagnosing, examining, kept
-from mtpforge.verifying.examining import Examined
+from mtpforge.verifying import diagnosing, kept_experts, weight_checks
+from mtpforge.verifying.expectations import Subject, Weight
 from mtpforge.verifying.names import some
-from mtpforge.verifying.subject import Subject, Weight
 from mtpforge.verifying.tensor_hashes import HashedRead
+from mtpforge.verifying.weight_checks import Examined
 from mtpforge.weights import Buffers, Reader, StoredWeight
 from mtpforge.weights.compiling import kernels_for
 
@@ -77,7 +77,7 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
     router: tuple[Check, ...] = ()
     origin = None
     if source is not None:
-        numbers, check = kept.kept_experts(subject, *source)
+        numbers, check = kept_experts.kept_experts(subject, *source)
         origin, router = Source(*source, numbers), (check,)
         origin.fetch((weight.module for weight in subject.weights), on_progress)
     fitting = [w for w in subject.weights if subject.fits(w)]
@@ -110,7 +110,7 @@ def _weights(
         theirs = _counterpart(weight, origin, memory.source)
         name = weight.module.name
         method = claimed if claimed.serves(FORMATS[weight.quantization.format], weight.module.kind) else RTN
-        result = examining.weight(
+        result = weight_checks.weight(
             name, draft, theirs, anew=name in anew, method=method, kernels=kernels(), by_group=subject.told is None
         )
         return result, read.sha256
@@ -190,7 +190,7 @@ def _plain(subject: Subject, origin: Source | None, hashes: dict[str, str]) -> I
             reference = Reader(origin.checkpoint.read).tensor(origin.layer.plain[plain.name])
             if plain.per_expert:
                 reference = reference[list(origin.kept)] if len(origin.kept) == held.shape[0] else None
-        yield examining.plain(plain.name, held, reference)
+        yield weight_checks.plain(plain.name, held, reference)
 
 
 def _numbers(found: list[Examined], subject: Subject) -> Check:

@@ -8,8 +8,8 @@ from torch import Tensor
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.report import Check
 from mtpforge.sourcing import StoredLayer
+from mtpforge.verifying.expectations import Subject
 from mtpforge.verifying.names import some
-from mtpforge.verifying.subject import Subject
 from mtpforge.weights import Reader
 
 

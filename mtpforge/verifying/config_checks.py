@@ -11,8 +11,8 @@ from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Trap, Verdict
 from mtpforge.traps import only_layer
+from mtpforge.verifying.expectations import Subject
 from mtpforge.verifying.names import some
-from mtpforge.verifying.subject import Subject
 
 
 def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
