@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.rope import rope_seen
+from mtpforge.engines.fields import NOT_OF_A_DRAFT, Fields, refuse
 from mtpforge.engines.vllm import quantization_block
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
-from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
-from mtpforge.families.sizes import misstated, whole_number
 from mtpforge.scheme import Scheme
 
-# Of the target as a whole, or of the run that saved it: a draft does not repeat them.
-_NOT_OF_A_DRAFT: Final = frozenset(
-    (
-        "quantization_config",
-        "compression_config",
-        "mtp_quantization_config",
-        "quantization",
-        "auto_map",
-        "torch_dtype",
-        "name_or_path",
-        "_name_or_path",
-        "text_config",
-        "vision_config",
-    )
-)
 _LENGTH: Final = "max_position_embeddings"  # vLLM raises a smaller one
 
 
@@ -47,7 +29,7 @@ def draft_config(
     """
     refuse_misstated(target, source_config, family)
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
-    left_out = _NOT_OF_A_DRAFT.union(known.expert_count_twins, known.computed)
+    left_out = NOT_OF_A_DRAFT.union(known.expert_count_twins, known.computed)
     config = {key: value for key, value in text.items() if key not in left_out}
     if config.get(_LENGTH) is None and other.get(_LENGTH) is not None:
         config[_LENGTH] = other[_LENGTH]
@@ -77,57 +59,10 @@ def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], fa
     And for one that holds something else than its kind. vLLM builds the draft from its own copy of the key and never
     compares the two: the target's says what is served.
     """
-    text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
+    known = draft_class(family)
+    wanted = Fields(known.required, known.defaults, known.expert_count, known.counts_from_zero, known.rope)
     with errors_of(target):
-        for field in known.required:
-            if text.get(field) is None:
-                raise _unstated(field, other.get(field), "vLLM builds the MTP layer from it")
-        _refuse_other_kinds(text, known)
-        if rope_seen(text, known.rope)["rope_theta"] is None:
-            raise _unstated("rope_parameters", other.get("rope_parameters"), "vLLM would turn positions by a default")
-        for field, default in known.defaults.items():
-            stated = other.get(field)
-            if text.get(field) is None and stated is not None and stated != default:
-                taken = f"vLLM would take {json.dumps(default)}, the source's config says {shown(json.dumps(stated))}"
-                raise _unstated(field, stated, taken)
-
-
-def _refuse_other_kinds(text: Mapping[str, object], known: DraftClass) -> None:
-    """Required fields and counts of experts are whole numbers, every other is what its default is."""
-    zero = {key for key in known.counts_from_zero if type(text[key]) is int and text[key] == 0}
-    stated = {key for key in known.expert_count if text.get(key) is not None}
-    for key in sorted({*known.required, *stated} - zero):
-        whole_number(text, key)
-    turning = {**known.rope, "rope_theta": 1.0}
-    rope = rope_seen(text, known.rope)
-    seen = {**text, **{key: rope[key] for key in turning}}
-    for key, default in {**known.defaults, **turning}.items():
-        is_kind, kind = _KINDS[type(default)]
-        if seen.get(key) is not None and not is_kind(seen[key]):
-            raise misstated(key, seen[key], kind)
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-# What a field may hold, by the type of its default.
-_KINDS: Final[Mapping[type, tuple[Callable[[object], bool], str]]] = {
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    str: (lambda value: isinstance(value, str), "a string"),
-    float: (_is_positive, "a positive number"),
-    int: (lambda value: type(value) is int and value > 0, "a positive whole number"),
-}
-
-
-def _unstated(field: str, known: object, why: str) -> MtpforgeError:
-    whole = f'`"{field}": {shown(json.dumps(known))}`' if known is not None else f"`{field}`"
-    return MtpforgeError(
-        f"the config has no `{field}`",
-        where=Where("config.json", inside=f"`{field}`"),
-        why=why,
-        fix=f"add {whole} to config.json, as the {'source' if known is not None else 'published base model'} states it",
-    )
+        refuse("vLLM", family.text(target.config), family.text(source_config), wanted)
 
 
 def _architectures(text: Mapping[str, object], family: Family) -> list[object]:
