@@ -25,7 +25,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         config: dict[str, object] = {}
         for engine in reversed(known):  # where two differ, the default one has the last word
             config |= engine.draft_config(served, source_config, family, scheme, n_experts)
-        return config
+        return dict(sorted(config.items()))
 
     return Engine(
         name="the family",

@@ -146,6 +146,7 @@ def test_a_plain_layer_has_the_fields_of_every_engine_and_the_default_one_s_valu
     given = source, source.config, family_of(source.config), load("bf16"), 16
     both = standalone((VLLM, replace(VLLM, draft_config=draft_config))).draft_config(*given)
     assert both == VLLM.draft_config(*given) | {"more": 1}
+    assert list(both) == sorted(both)
     assert both["dtype"] == "bfloat16"
 
 
