@@ -42,6 +42,7 @@ class Engine:
         module template, `reason` says what decided. draft_config is the draft's config.json with the quantization block
         in force, None for a draft that is still to be made: where the draft's own block decides, the answer is then the
         scheme to make it in unless another is asked for. Raises MtpforgeError for a pair that the engine refuses.
+    runs(family): whether the engine's draft class for a family is known.
     refuse_misstated(target, source_config, family): MtpforgeError for a key that the target's config.json lacks and
         that a draft beside it could only guess, or that holds something else than a number where one must be.
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json; refuses the same.
@@ -72,6 +73,7 @@ class Engine:
     versions: str
     package: str
     demands: Callable[[Checkpoint, Mapping[str, object] | None, Family], Scheme]
+    runs: Callable[[Family], bool]
     refuse_misstated: Callable[[Checkpoint, Mapping[str, object], Family], None]
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]

@@ -23,7 +23,9 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         served: Checkpoint, source_config: Mapping[str, object], family: Family, scheme: Scheme, n_experts: int
     ) -> dict[str, object]:
         config: dict[str, object] = {}
-        for engine in reversed(known):  # where two differ, the default one has the last word
+        for engine in (
+            engine for engine in reversed(known) if engine.runs(family)
+        ):  # where two differ, the default one has the last word
             config |= engine.draft_config(served, source_config, family, scheme, n_experts)
         return dict(sorted(config.items()))
 
@@ -32,6 +34,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         versions="",
         package="",
         demands=_unserved,
+        runs=lambda _: True,
         refuse_misstated=lambda *_: None,
         restate=_unserved,
         stated=_unserved,

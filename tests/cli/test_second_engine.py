@@ -148,6 +148,8 @@ def test_a_plain_layer_has_the_fields_of_every_engine_and_the_default_one_s_valu
     assert both == VLLM.draft_config(*given) | {"more": 1}
     assert list(both) == sorted(both)
     assert both["dtype"] == "bfloat16"
+    other = replace(VLLM, draft_config=draft_config, runs=lambda _: False)
+    assert standalone((VLLM, other)).draft_config(*given) == VLLM.draft_config(*given)
 
 
 def test_nothing_is_told_of_the_target_where_the_draft_decides(run, in_folder, tinyglm, other, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Final
 
 from mtpforge.engines.engine import Engine
 from mtpforge.engines.vllm.demands import demands, stated
-from mtpforge.engines.vllm.draft_classes import decoded_on_load
+from mtpforge.engines.vllm.draft_classes import decoded_on_load, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.restating import restate
@@ -19,6 +19,7 @@ VLLM: Final = Engine(
     versions="0.24 to 0.33",
     package="vllm",
     demands=demands,
+    runs=runs,
     refuse_misstated=refuse_misstated,
     restate=restate,
     stated=stated,

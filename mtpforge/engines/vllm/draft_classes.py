@@ -93,7 +93,7 @@ def draft_classes() -> tuple[DraftClass, ...]:
 
 def draft_class(family: Family) -> DraftClass:
     """The class that vLLM runs a family's draft with; MtpforgeError where it has none."""
-    found = next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
+    found = _found(family)
     if found is None:
         raise MtpforgeError(
             f"nothing is known of vLLM's draft class for {family.name}",
@@ -101,6 +101,15 @@ def draft_class(family: Family) -> DraftClass:
             fix="`mtpforge extract --source S -o DIR` writes the layer in BF16",
         )
     return found
+
+
+def runs(family: Family) -> bool:
+    """Whether the class that vLLM runs a family's draft with is known."""
+    return _found(family) is not None
+
+
+def _found(family: Family) -> DraftClass | None:
+    return next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
 
 
 def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:
