@@ -6,13 +6,14 @@ from typing import Final
 
 from mtpforge import errors
 from mtpforge.engines.engine import Engine, Serving
+from mtpforge.engines.sglang import SGLANG
 from mtpforge.engines.standalone import standalone
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError, shown
 
 __all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "engine_of", "named"]
 
-ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM}
+ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM, "sglang": SGLANG}
 DEFAULT: Final = next(iter(ENGINES))
 _ALONE: Final = standalone(ENGINES.values())
 

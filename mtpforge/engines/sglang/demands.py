@@ -1,0 +1,84 @@
+"""The scheme that SGLang would build a draft with: the draft's own block decides, never the target's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
+from mtpforge.engines.sglang.matrices import DECODER, Asked, questions
+from mtpforge.engines.sglang.quantization_methods import Decision, decide
+from mtpforge.errors import MtpforgeError, Where
+from mtpforge.families import Family
+from mtpforge.formats import label
+from mtpforge.scheme import Rule, Scheme
+from mtpforge.tensors import BF16, Quantization
+
+
+def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
+    """One rule per module template.
+
+    Of a draft's config: what SGLang builds by its block. Without one: the target's own scheme for the layer, dense
+    where SGLang could not load a draft made so. Raises MtpforgeError for a draft that SGLang refuses.
+    """
+    if draft_config is None:
+        with errors_of(target):
+            return _scheme(family, target.config, _wanted(target, family))
+    return scheme_of(draft_config, family)
+
+
+def scheme_of(config: Mapping[str, object], family: Family) -> Scheme:
+    """What SGLang builds for a draft's config, with the quantization block in force."""
+    block = config.get("quantization_config")
+    stated, known = parse(block if isinstance(block, Mapping) else {}), draft_class(family)
+    decided = {}
+    for asked in questions(family, config, DECODER):
+        quantization, reason = decide(stated, asked)
+        for template in asked.templates:
+            if why := known.refusal(template, quantization):
+                raise MtpforgeError(
+                    f"SGLang cannot load `{template}` as {label(quantization)}",
+                    where=Where("config.json", inside="quantization_config"),
+                    why=why,
+                    fix="leave it out of the scheme: `--scheme FILE`, or `--scheme bf16`",
+                )
+            decided[template] = quantization, f"the draft's {reason}"
+    return _scheme(family, config, decided)
+
+
+def _wanted(target: Checkpoint, family: Family) -> dict[str, Decision]:
+    """Template -> the target's scheme for its own MTP layer, dense with the reason where that would not load."""
+    block, known = parse(target.quantization), draft_class(family)
+    prefix = family.prefix(family.layer(target.config))
+    wanted: dict[str, Decision] = {}
+    for asked in questions(family, target.config, prefix):
+        try:
+            quantization, reason = decide(block, asked)
+        except MtpforgeError as error:
+            wanted |= dict.fromkeys(asked.templates, (BF16, f"dense: {error.what}"))
+            continue
+        why = _first_refusal(known, asked, quantization)
+        for template in asked.templates:
+            wanted[template] = (
+                (BF16, f"dense, not {label(quantization)} as the target: {why}")
+                if why
+                else (
+                    quantization,
+                    f"as the target: {reason}",
+                )
+            )
+    return wanted
+
+
+def _first_refusal(known: DraftClass, asked: Asked, quantization: Quantization) -> str:
+    return next(filter(None, (known.refusal(template, quantization) for template in asked.templates)), "")
+
+
+def _scheme(family: Family, config: Mapping[str, object], decided: Mapping[str, Decision]) -> Scheme:
+    dense = draft_class(family).dense
+    templates = dict.fromkeys(module.template for module in family.modules(config, 1))
+    rules = tuple(Rule(t, BF16, dense[t]) if t in dense else Rule(t, *decided[t]) for t in templates)
+    return Scheme(schemes.name_of(rules), rules)

@@ -1,0 +1,117 @@
+"""What SGLang knows of one class of MTP drafts: one file of `classes/` each, found by the model_type of the family.
+
+model_types         the families that SGLang runs with this class
+expert_count_twins  config keys that would win over the expert count; a draft carries none
+head_counts         config keys of what is dealt out over ranks
+[dense]             module -> why SGLang never asks whether it is quantized
+[decoded_on_load]   module that is built dense -> formats that are decoded while loading
+[fused]             matrix that SGLang runs -> last names of its parts on disk
+[[loads]]           modules (fnmatch), formats that they load in, and why not in others; the first that fits counts
+[split]             last part of a module's name -> the axis that is cut over ranks
+[fields]            of the draft's config.json: required, counts that may be 0, what SGLang takes for an absent one
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Final, Literal
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family
+from mtpforge.tensors import Quantization
+
+_FOLDER: Final = "classes"
+_NOT_TRIED: Final = "tensor"  # one FP8 scale a tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """A `[[loads]]` table. symmetric: whether zero points are refused."""
+
+    modules: tuple[str, ...]
+    formats: frozenset[str]
+    why: str
+    symmetric: bool = False
+
+    def takes(self, quantization: Quantization) -> bool:
+        """Whether a module of these loads so."""
+        tried = quantization.format in self.formats and quantization.strategy != _NOT_TRIED
+        return tried and (quantization.symmetric or not self.symmetric)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftClass:
+    """One file of `classes/`; the module's docstring says what each field holds."""
+
+    model_types: tuple[str, ...]
+    expert_count_twins: tuple[str, ...]
+    head_counts: tuple[str, ...]
+    dense: Mapping[str, str]
+    decoded_on_load: Mapping[str, frozenset[str]]
+    fused: Mapping[str, list[str]]
+    loads: tuple[Loads, ...]
+    split: Mapping[str, Literal["out", "in"]]
+    required: tuple[str, ...]
+    counts_from_zero: tuple[str, ...]
+    defaults: Mapping[str, object]
+
+    def refusal(self, template: str, quantization: Quantization) -> str:
+        """Why a module does not load so, "" where it does."""
+        row = next(row for row in self.loads if any(fnmatchcase(template, pattern) for pattern in row.modules))
+        return "" if row.takes(quantization) else row.why
+
+
+@cache
+def draft_classes() -> tuple[DraftClass, ...]:
+    """Every class, by file name."""
+    found = (file for file in (files(__package__) / _FOLDER).iterdir() if file.name.endswith(".toml"))
+    return tuple(_read(file.read_text(encoding="utf-8")) for file in sorted(found, key=lambda f: f.name))
+
+
+def draft_class(family: Family) -> DraftClass:
+    """The class that SGLang runs a family's draft with; MtpforgeError where none is known."""
+    found = _found(family)
+    if found is None:
+        raise MtpforgeError(
+            f"nothing is known of SGLang's draft class for {family.name}",
+            why="its rules are one file of mtpforge/engines/sglang/classes, and none names this model_type",
+            fix="`mtpforge extract --source S -o DIR` writes the plain layer",
+        )
+    return found
+
+
+def runs(family: Family) -> bool:
+    """Whether the class that SGLang runs a family's draft with is known."""
+    return _found(family) is not None
+
+
+def _found(family: Family) -> DraftClass | None:
+    return next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
+
+
+def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:
+    """Module template -> formats that SGLang decodes by itself while loading."""
+    return draft_class(family).decoded_on_load
+
+
+def _read(text: str) -> DraftClass:
+    table = tomllib.loads(text)
+    loads = ({**row, "modules": tuple(row["modules"]), "formats": frozenset(row["formats"])} for row in table["loads"])
+    return DraftClass(
+        model_types=tuple(table["model_types"]),
+        expert_count_twins=tuple(table["expert_count_twins"]),
+        head_counts=tuple(table["head_counts"]),
+        dense=table["dense"],
+        decoded_on_load={module: frozenset(formats) for module, formats in table["decoded_on_load"].items()},
+        fused=table["fused"],
+        loads=tuple(Loads(**row) for row in loads),
+        split=table["split"],
+        required=tuple(table["fields"]["required"]),
+        counts_from_zero=tuple(table["fields"]["counts_from_zero"]),
+        defaults=table["fields"]["defaults"],
+    )

@@ -1,0 +1,103 @@
+"""A scheme as the quantization_config that SGLang builds a draft by.
+
+Names are asked about under `model.decoder.`; the expressions fit `model.layers.N.` too, for engines that ask so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mtpforge.checkpoint import stating
+from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family, Module
+from mtpforge.formats import label
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import Quantization
+
+_EXPERTS = "mlp.experts"
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The modules of one layer that SGLang asks about (of the experts, expert 0) and how each is stored."""
+
+    number: int
+    modules: tuple[Module, ...]
+    stored: Mapping[str, Quantization]
+    fused: Mapping[str, list[str]]
+
+    @property
+    def dense(self) -> list[Module]:
+        return [m for m in self.modules if self.stored[m.template].is_dense]
+
+    def pattern(self, modules: Iterable[Module]) -> str:
+        """One anchored expression for modules and their fused names."""
+        ends: dict[str, list[str]] = {}
+        for module in modules:
+            stem, _, last = module.template.rpartition(".")
+            fused = [name for name, parts in self.fused.items() if module.fused and last in parts]
+            ends.setdefault(stem, []).extend([*fused, last])
+        local = "|".join(f"{_escaped(stem)}[.](?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items())
+        return f"re:model[.](?:decoder|layers[.]{self.number})[.](?:{local})$"
+
+
+def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[str, object]:
+    """The quantization_config of a draft, {} for a dense one. MtpforgeError for a scheme that no method states."""
+    known = draft_class(family)
+    modules = tuple(m for m in family.modules(config, 1) if m.template not in known.dense)
+    stored = {m.template: scheme.of(m.template).quantization for m in modules}
+    kinds = {q for q in stored.values() if not q.is_dense}
+    layer = _Layer(family.layer(config), modules, stored, known.fused)
+    if not kinds:
+        return {}
+    if stating.is_compressed(kinds):
+        return _compressed_tensors(layer)
+    if stating.is_fp8(kinds):
+        return _fp8(layer, next(iter(kinds)))
+    raise MtpforgeError(
+        "no quantization method of SGLang states all formats of the scheme in one checkpoint",
+        where=f"scheme {scheme.name}",
+        why=", ".join(sorted(f"{label(q)} ({q.format})" for q in kinds)),
+        fix="`mtpforge schemes` lists the presets",
+    )
+
+
+def _compressed_tensors(layer: _Layer) -> dict[str, object]:
+    """The experts' group is for the class, which SGLang looks for to keep shared experts apart; others go by name.
+
+    The format of the whole is the experts': where they are packed, nothing else loads (get_moe_scheme, 0.5.23).
+    """
+    sets: dict[Quantization, list[Module]] = {}
+    for module in sorted(layer.modules, key=lambda m: m.expert is None):  # the experts first
+        if not layer.stored[module.template].is_dense:
+            sets.setdefault(layer.stored[module.template], []).append(module)
+    first, *others = sets
+    dense = layer.dense
+    return {
+        "quant_method": "compressed-tensors",
+        "format": stating.compressed_format(first),
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": stating.group(first, ["Linear"]),
+            **{f"group_{n}": stating.group(q, [layer.pattern(sets[q])]) for n, q in enumerate(others, 1)},
+        },
+        "ignore": ["lm_head", *([layer.pattern(dense)] if dense else [])],
+        "kv_cache_scheme": None,
+    }
+
+
+def _fp8(layer: _Layer, q: Quantization) -> dict[str, object]:
+    names = (m.template if m.expert is None else _EXPERTS for m in layer.dense)
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": q.input_scale,
+        "modules_to_not_convert": ["lm_head", *dict.fromkeys(names)],
+        "weight_block_size": list(q.block or ()),
+    }
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", "[.]").replace("*", "[0-9]+")

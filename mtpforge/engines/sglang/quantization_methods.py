@@ -1,0 +1,143 @@
+"""What each quantization method says about one matrix: dense, or a quantization, and which entry decided.
+
+METHODS     quant_method -> function of (parsed block, question)
+Source: sglang srt/layers/quantization: compressed_tensors/compressed_tensors.py, fp8.py; srt/models/deepseek_nextn.py
+(0.5.23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from mtpforge.checkpoint.quantization import Group, QuantConfig, fp8_quantization, quantization_of
+from mtpforge.engines.sglang.matrices import Asked
+from mtpforge.engines.sglang.name_matching import ignored, quoted, skipped, targeted
+from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.tensors import BF16, Quantization
+
+Decision: TypeAlias = tuple[Quantization, str]
+_CLASS: Final = "Linear"  # counts for the experts too
+_A_CLASS: Final = "ReplicatedLinear"  # stands for the classes of linears, whose names all end so
+_WEIGHT_ONLY: Final = "pack-quantized"
+
+
+def decide(block: QuantConfig, asked: Asked) -> Decision:
+    """How SGLang would build a matrix under a quantization block. MtpforgeError for one that it does not build."""
+    method = METHODS.get(block.method)
+    if method is None:
+        raise MtpforgeError(
+            f"nothing is known of drafts of method `{shown(block.method)}`",
+            where=Where("config.json", inside="quantization_config.quant_method"),
+            why=f"known: {', '.join(sorted(filter(None, METHODS)))}",
+            fix="`--scheme bf16`: a dense draft loads beside any target",
+        )
+    return method(block, asked)
+
+
+def _unquantized(_block: QuantConfig, _asked: Asked) -> Decision:
+    return BF16, "no quantization_config"
+
+
+def _compressed_tensors(block: QuantConfig, asked: Asked) -> Decision:
+    """CompressedTensorsConfig.get_scheme_dict and get_moe_scheme: the ignore list first, then targets."""
+    names = asked.names if asked.experts or len(asked.shards) == 1 else _asked_by(asked)
+    entries = [ignored(name, block.ignore) for name in names]
+    if any(entries):
+        return _agreed(asked, "ignore", names, entries)
+    targets = {target: group for group in block.groups for target in group.targets}
+    found = [_target(asked, name, tuple(targets)) for name in asked.names]
+    if None in found:
+        raise refused(
+            f"no config group targets `{asked.names[found.index(None)]}`",
+            "config_groups",
+            "`Unable to find matching target`",
+        )
+    groups = [targets[entry] for entry in found if entry is not None]
+    if any(replace(group, name="", targets=()) != replace(groups[0], name="", targets=()) for group in groups):
+        raise refused(
+            "the projections of the experts have different schemes",
+            "config_groups",
+            "`All MoE projections need to have same quantization scheme`",
+        )
+    return _stored(block, asked, groups[0]), f'config {shown(groups[0].name)} matches "{quoted(found[0] or "")}"'
+
+
+def _asked_by(asked: Asked) -> tuple[str, ...]:
+    """Names by which the ignore list is asked: the attention's fused matrix by its parts, gate and up as one."""
+    return asked.shards if asked.names[0].rpartition(".")[2] == "fused_qkv_a_proj_with_mqa" else asked.names
+
+
+def _target(asked: Asked, name: str, targets: tuple[str, ...]) -> str | None:
+    """find_matched_target: by name, by class, at last by every part."""
+    if entry := targeted(name, targets):
+        return entry
+    if asked.experts:
+        return _CLASS if _CLASS in targets else None
+    of_class = (
+        t for t in targets if (targeted(_A_CLASS, (t,)) if t.startswith("re:") else t.lower() in _CLASS.lower())
+    )
+    if entry := next(of_class, None):
+        return entry
+    parts = [targeted(shard, targets) for shard in asked.shards]
+    return parts[0] if all(parts) else None
+
+
+def _stored(block: QuantConfig, asked: Asked, group: Group) -> Quantization:
+    stored_as = group.format or block.format
+    if asked.experts and stored_as == _WEIGHT_ONLY and block.format != _WEIGHT_ONLY:
+        raise refused("the experts are packed, the block as a whole is not", "format", f"it must be {_WEIGHT_ONLY}")
+    # Activations beside packed weights store nothing.
+    inputs = None if stored_as == _WEIGHT_ONLY else group.input_activations
+    return quantization_of(replace(group, input_activations=inputs), stored_as)
+
+
+def _fp8(block: QuantConfig, asked: Asked) -> Decision:
+    """Fp8Config.get_quant_method and is_layer_skipped: fused matrices by their parts."""
+    names = ("".join(asked.names[0].partition(".experts")[:2]),) if asked.experts else asked.shards
+    entries = [skipped(name, block.ignore) for name in names]
+    if any(entries):
+        return _agreed(asked, "modules_to_not_convert", names, entries)
+    if block.block is None:
+        raise refused("FP8 with one scale a tensor was not tried with SGLang's loader", "weight_block_size", "unknown")
+    return fp8_quantization(block), f"method fp8, blocks of {'x'.join(map(str, block.block))}"
+
+
+def _modelopt(block: QuantConfig, _asked: Asked) -> Decision:
+    """DeepseekModelNextN drops a block of ModelOpt's NVFP4: the whole layer is built dense."""
+    if "NVFP4" not in block.quant_algo:
+        raise refused(
+            f"ModelOpt's {shown(block.quant_algo)} was not tried with SGLang's loader", "quant_algo", "unknown"
+        )
+    return BF16, f"SGLang drops ModelOpt's {block.quant_algo} for an MTP layer"
+
+
+def _agreed(asked: Asked, key: str, names: tuple[str, ...], entries: list[str | None]) -> Decision:
+    """Dense by entries that list every name; some but not all is an error."""
+    if None in entries:
+        outside = names[entries.index(None)]
+        raise refused(
+            f"only a part of `{asked.names[0]}` is listed as unquantized, not `{outside}`",
+            key,
+            "SGLang runs its parts as one matrix (`Found different quantization schemes`)",
+        )
+    return BF16, f"{key} entry `{quoted(entries[0] or '')}`"
+
+
+def refused(what: str, key: str, why: str) -> MtpforgeError:
+    """SGLang would not start with a draft of this block."""
+    return MtpforgeError(
+        what,
+        where=Where("config.json", inside=f"quantization_config.{key}"),
+        why=f"SGLang would not load the draft: {why}",
+        fix="build a draft whose block SGLang reads: `mtpforge build --target CKPT --engine sglang`",
+    )
+
+
+METHODS: Final[dict[str, Callable[[QuantConfig, Asked], Decision]]] = {
+    "": _unquantized,
+    "compressed-tensors": _compressed_tensors,
+    "fp8": _fp8,
+    "modelopt": _modelopt,
+}

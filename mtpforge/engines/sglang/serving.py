@@ -1,0 +1,122 @@
+"""The command line: `sglang serve`, the shared-expert trap, and what a layer cut over ranks takes.
+
+Source: sglang srt/arg_groups/speculative_hook.py, models/{deepseek_v2,deepseek_nextn}.py (0.5.23).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.engine import Serving
+from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.families import Family
+from mtpforge.formats import label, whole
+from mtpforge.report import Trap
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import Quantization, Spec
+
+_UNFUSED: Final = "--disable-shared-experts-fusion"
+_SHARED, _ROUTED = "mlp.shared_experts.", "mlp.experts.*."
+
+
+def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme) -> list[str]:
+    """The command, as a list, that serves a target with a draft; the draft's path is made absolute.
+
+    A draft at the target's own location is the target's own layer: SGLang takes it where no draft is named.
+    """
+    command = ["sglang", "serve", "--model-path", target.location]
+    if target.revision:
+        command += ["--revision", target.revision]
+    command += ["--speculative-algorithm", "NEXTN"]
+    if draft_path != target.location:
+        command += ["--speculative-draft-model-path", str(Path(draft_path).absolute())]
+    elif target.revision:
+        command += ["--speculative-draft-model-revision", target.revision]
+    steps = serving.speculative_tokens
+    command += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
+    command += ["--speculative-num-draft-tokens", str(steps + 1)]  # one of them is the target's own
+    if _must_stay_apart(scheme):
+        command.append(_UNFUSED)
+    if serving.overrides:
+        command += ["--json-model-override-args", json.dumps(serving.overrides)]
+    if serving.tensor_parallel > 1:
+        command += ["--tp-size", str(serving.tensor_parallel)]
+    if serving.expert_parallel:
+        command += ["--ep-size", str(serving.tensor_parallel)]
+    if serving.port is not None:
+        command += ["--port", str(serving.port)]
+    return command
+
+
+def _must_stay_apart(scheme: Scheme) -> bool:
+    """Whether shared experts are stored otherwise than the routed ones.
+
+    SGLang makes expert N + 1 of them where the class, the device and the block allow; stored otherwise they match
+    nothing, and the server drafts from what memory held.
+    """
+    return any(
+        scheme.of(_SHARED + last).quantization != scheme.of(_ROUTED + last).quantization
+        for last in ("gate_proj", "up_proj", "down_proj")
+    )
+
+
+def path_traps(_path: str) -> tuple[Trap, ...]:
+    """Nothing in a path means anything to SGLang."""
+    return ()
+
+
+def serving_traps(family: Family, config: Mapping[str, object], scheme: Scheme, serving: Serving) -> tuple[Trap, ...]:
+    """Counts below one, and heads, rows or columns that ranks would cut where nothing may be cut."""
+    if serving.tensor_parallel < 1:
+        return (Trap("tensor-parallel-size", "error", "the tensor parallel size must be 1 or more", "`--tp 1`"),)
+    if serving.speculative_tokens < 1:
+        return (Trap("speculative-tokens", "error", "at least one token must be drafted", "`-k 1`"),)
+    found = tuple(_cuts(family, config, scheme, serving.tensor_parallel, whole_experts=serving.expert_parallel))
+    if not found:
+        return ()
+    fit = (
+        n
+        for n in range(serving.tensor_parallel - 1, 0, -1)
+        if not tuple(_cuts(family, config, scheme, n, whole_experts=serving.expert_parallel))
+    )
+    fix = f"`--tp {next(fit, 1)}`"
+    return tuple(Trap("not-divisible", "error", message, fix) for message in found)
+
+
+def _cuts(
+    family: Family, config: Mapping[str, object], scheme: Scheme, ranks: int, *, whole_experts: bool
+) -> Iterator[str]:
+    known, text = draft_class(family), family.text(config)
+    for key in known.head_counts if ranks > 1 else ():
+        heads = text.get(key)
+        if isinstance(heads, int) and heads % ranks:
+            yield f"{heads} attention heads cannot be split over {ranks} ranks"
+    for module in family.modules(config, 1) if ranks > 1 else ():
+        axis = known.split.get(module.template.rpartition(".")[2])
+        if axis is None or (whole_experts and module.expert is not None):
+            continue
+        quantization = scheme.of(module.template).quantization
+        size = module.shape[0 if axis == "out" else 1]
+        if size % (ranks * _unit(quantization, axis)):
+            counted = f"{size} {'rows' if axis == 'out' else 'columns'}"
+            yield f"`{module.template}`: {counted} over {ranks} ranks cut a scale or a word of {label(quantization)}"
+
+
+def _unit(q: Quantization, axis: str) -> int:
+    """Rows or columns that one rank must hold a multiple of."""
+    if q.block is not None:
+        return q.block[0 if axis == "out" else 1]
+    return q.group_size if axis == "in" and q.group_size else whole(q)[0 if axis == "out" else 1]
+
+
+def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
+    """Bytes of weights that a draft adds on one rank; its KV cache and the shared embedding and head not counted."""
+    ranks, split = max(serving.tensor_parallel, 1), draft_class(family).split
+    return sum(
+        -(-spec.n_bytes // ranks) if not split.keys().isdisjoint(name.split(".")) else spec.n_bytes
+        for name, spec in specs.items()
+    )
