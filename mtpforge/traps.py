@@ -6,6 +6,7 @@ What concerns the target, the draft's config or the command line alone is the en
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -61,7 +62,7 @@ def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine
             row.id,
             row.severity,
             row.message.format(where=where, found=what),
-            row.fix.format(where=where, found=what),
+            row.fix.format(where=shlex.quote(where), found=what),
             where=where,
             silent=row.silent,
             draft_cures=row.draft_cures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -123,7 +124,8 @@ def agreed_scheme(
                 f"scheme {asked.name} contradicts the target at `{module.template}`",
                 why=f"{engine.name} will build it as {label(want.quantization)} ({want.reason}), the scheme says"
                 f" {label(offered.quantization)}: the draft would not load",
-                fix=f"leave `--scheme` out: the target's own scheme is taken; `mtpforge schemes --from {target.label}`",
+                fix="leave `--scheme` out: the target's own scheme is taken;"
+                f" `mtpforge schemes --from {shlex.quote(target.label)}`",
             )
     return replace(demanded, name=asked.name)
 

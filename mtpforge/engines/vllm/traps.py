@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -43,7 +44,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
                 "warning",
                 "`mtp_quantization_config` is read by patched builds only: vLLM quantizes the layer as the rest of the"
                 " config says, and the target's own layer ends in a KeyError",
-                f"serve with a draft: `mtpforge build --target {target.label}`",
+                f"serve with a draft: `mtpforge build --target {shlex.quote(target.label)}`",
                 where=f"{_TARGET}, mtp_quantization_config",
                 draft_cures=True,
             )
@@ -130,7 +131,7 @@ def _not_fixed(target: Checkpoint, text: Mapping[str, object], known: DraftClass
                 fixed.trap,
                 "warning",
                 f"the target carries an MTP layer, but its config has no `{field}`: {fixed.why}",
-                f"serve with a draft of the same bytes: `mtpforge build --target {target.label}`",
+                f"serve with a draft of the same bytes: `mtpforge build --target {shlex.quote(target.label)}`",
                 where=f"{_TARGET}, {field}",
                 silent=True,
                 draft_cures=True,
