@@ -17,6 +17,7 @@ from mtpforge.engines.vllm import restatements
 from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards, numbers
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.scheme import Scheme
 
 VLLM = ENGINES["vllm"]
 
@@ -109,3 +110,30 @@ def test_restated_folder_keeps_its_identity_and_its_files(tinyglm):
     assert told.config["quantization_config"] != target.config["quantization_config"]
     assert wanted.name == "bf16"
     assert target.quantization == target.config["quantization_config"]
+
+
+def weights_only():
+    """The preset nvfp4 without input scales: ModelOpt states it beside NVFP4 by mixed precision alone."""
+    preset = schemes.load("nvfp4")
+    rules = [replace(rule, quantization=replace(rule.quantization, input_scale="none")) for rule in preset.rules[:1]]
+    return Scheme("nvfp4-w4a16", (*rules, *preset.rules[1:]))
+
+
+def test_mixed_precision_is_no_answer_where_the_target_stores_scales_of_the_kv_cache(release_config, target_of):
+    """vLLM would pass them over without a word, and run every attention with a scale of 1."""
+    config = release_config("target-nvfp4-nvidia")
+    assert config["quantization_config"]["kv_cache_scheme"]
+    with pytest.raises(MtpforgeError) as refused:
+        VLLM.restate(target_of(config), family_of(config), weights_only())
+    assert "under ModelOpt's mixed precision vLLM reads no scales of the KV cache" in refused.value.why
+
+
+def test_target_of_mixed_precision_already_may_store_scales_of_the_kv_cache(release_config, target_of):
+    config = release_config("target-nvfp4-nvidia")
+    without = {**config, "quantization_config": {**config["quantization_config"], "kv_cache_scheme": None}}
+    mixed = VLLM.restate(target_of(without), family_of(config), weights_only())
+    assert mixed["quant_algo"] == "MIXED_PRECISION"
+    mixed = {**mixed, "kv_cache_scheme": config["quantization_config"]["kv_cache_scheme"]}
+    target = target_of({**config, "quantization_config": mixed})
+    block = VLLM.restate(target, family_of(config), schemes.load("nvfp4"))
+    assert block["quantized_layers"]["model.layers.78.mlp.experts"]["quant_algo"] == "NVFP4"

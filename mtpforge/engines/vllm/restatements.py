@@ -25,6 +25,7 @@ from mtpforge.tensors import Quantization
 
 Block: TypeAlias = Mapping[str, object]
 _OURS: Final = "mtp"  # config groups of the layer
+_MIXED: Final = "MIXED_PRECISION"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def _modelopt(block: Block, wish: Wish) -> Iterator[Block]:
     key = "ignore" if nested is None and "ignore" in held else "exclude_modules"
     listed = {**held, key: _included(parse(block).ignore, wish)}
     named = {"quant_method": "modelopt"} if "quant_method" not in block else {}
-    for changed in (listed, _mixed(listed, block, wish)):
+    for change in (lambda: listed, lambda: _mixed(listed, block, wish)):
+        changed = change()
         yield {**block, **named, "quantization": changed} if nested is not None else {**changed, **named}
 
 
@@ -133,8 +135,13 @@ def _mixed(listed: Mapping[str, object], block: Block, wish: Wish) -> dict[str, 
             layers |= {} if stored.is_dense else dict.fromkeys(_parts(asked), _algorithm(stored))
     for q, members in wish.layer.sets.items():
         layers |= dict.fromkeys(wish.layer.names(members), _algorithm(q))
+    if before.quant_algo != _MIXED and (listed.get("kv_cache_scheme") or listed.get("kv_cache_quant_algo")):
+        # vllm quantization/modelopt.py:1849 (0.33.0) asks for `Attention`; all other algorithms for MLA's as well
+        raise MtpforgeError(
+            "under ModelOpt's mixed precision vLLM reads no scales of the KV cache, and the target has them"
+        )
     rest = {key: value for key, value in listed.items() if key not in ("config_groups", "quant_algo")}
-    return {**rest, "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    return {**rest, "quant_algo": _MIXED, "quantized_layers": layers}
 
 
 def _algorithm(q: Quantization) -> dict[str, object]:
