@@ -5,6 +5,9 @@ A function of KINDS takes a random.Random and gives the block of config.json (No
 
 from __future__ import annotations
 
+import json
+import struct
+
 P = "model.layers.78."
 LINEARS = [
     f"{P}{name}"
@@ -252,3 +255,17 @@ NAMED = {
 
 
 KINDS = (compressed_tensors,) * 6 + (modelopt,) * 4 + (fp8,) * 2 + (others,)
+
+
+def write(folder, config, specs):
+    """A checkpoint of a config and headers alone."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    header, end = {}, 0
+    for name, spec in specs.items():
+        offsets = [end, end := end + spec.n_bytes]
+        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": offsets}
+    raw = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + end)

@@ -13,7 +13,6 @@ import enum
 import json
 import os
 import random
-import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,7 @@ stand_in.prepare(90, "cpu")
 
 import vllm.model_executor.layers.fused_moe.experts.fused_humming_moe  # noqa: E402
 import vllm.utils.humming  # noqa: E402
-from target_blocks import KINDS, NAMED  # noqa: E402
+from target_blocks import KINDS, NAMED, write  # noqa: E402
 from vllm.model_executor.layers.quantization.utils.humming import priority  # noqa: E402
 from vllm.model_executor.model_loader.utils import configure_quant_config, get_model_architecture  # noqa: E402
 
@@ -52,20 +51,6 @@ def ours(target, family):
     except MtpforgeError as error:
         said = f"{error.what} ({error.why})"
         return None, ("vLLM refuses: " if "vLLM" in said else "not made yet: ") + said
-
-
-def write(folder, config, specs):
-    """A checkpoint of a config and headers alone."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    header, end = {}, 0
-    for name, spec in specs.items():
-        offsets = [end, end := end + spec.n_bytes]
-        header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": offsets}
-    raw = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        file.truncate(8 + len(raw) + end)
 
 
 def theirs(target, draft):
