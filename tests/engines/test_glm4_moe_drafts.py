@@ -31,6 +31,7 @@ BLOCKS = {
     "all INT4": (glm4_moe.int4(), EXPERTS + LINEARS, 3),
     "experts INT4": (glm4_moe.int4("re:.*self_attn.*", "re:.*shared_experts.*"), EXPERTS, 3),
     "attention left out by parts": (glm4_moe.int4(*(f"{P}self_attn.{p}_proj" for p in "qkvo")), EXPERTS + 3, 3),
+    "q, k and v INT4 alone": (glm4_moe.int4("re:.*o_proj", "re:.*mlp.*"), 3, 3),
     "all FP8 by channel": (glm4_moe.channels("float"), EXPERTS + LINEARS, 2),
     "all INT8 by channel": (glm4_moe.channels("int"), EXPERTS + LINEARS, 2),
     "all FP8 in blocks": (glm4_moe.fp8_blocks(), EXPERTS + LINEARS, 2),
@@ -59,6 +60,7 @@ def test_draft_passes_verify_and_states_no_fact_of_another_class(built, block, n
     draft, served, stored = built(block)
     report = verify(draft, served, stored)
     assert report.ok, failed(report)
+    assert [check.verdict for check in report.checks if check.name == "quantization block"] == ["passed"]
     config = json.loads((draft / "config.json").read_text())
     mapping = config.get("quantization_config", {}).get("packed_modules_mapping")
     fused = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -186,3 +188,10 @@ def test_more_ranks_than_heads_can_be_repeated_on_are_refused(source, tmp_path):
     scheme = engine.demands(beside, None, family)
     (trap,) = engine.serving_traps(family, beside.config | {"num_key_value_heads": 3}, scheme, Serving(8))
     assert trap.message == "3 key and value heads cannot be repeated over 8 ranks"
+
+
+def test_source_whose_switches_are_another_models_is_refused_by_key(source, tmp_path):
+    other = open_checkpoint(str(glm4_moe.write(tmp_path / "other", use_qk_norm=False)))
+    served = open_checkpoint(str(glm4_moe.target(tmp_path / "target", source, None)))
+    with pytest.raises(MtpforgeError, match=r"(?m)not the same model: `use_qk_norm` False against True$"):
+        plan(other, served)
