@@ -91,7 +91,7 @@ def _layer(checkpoint: Checkpoint, family: Family, engine: Engine) -> tuple[Stor
     except MtpforgeError as error:
         verdict: Verdict = "failed" if has_layer(checkpoint, family) else "not checked"
         said = [f"{error.what}: {error.why}" if error.why else error.what]
-        said += [f"without a draft {engine.without_layer}"] if checkpoint.names and verdict != "failed" else []
+        said += [f"without a draft {engine.without_layer(family)}"] if checkpoint.names and verdict != "failed" else []
         return None, Check("MTP layer", verdict, "; ".join(said), error.fix)
     tensors = sum(len(m.parts) for m in layer.modules.values()) + len(layer.plain) + len(layer.dropped)
     alone = ", and nothing else: a draft or a source, no target" if traps.only_layer(checkpoint, family) else ""

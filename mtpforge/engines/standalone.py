@@ -50,7 +50,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         is_installed=lambda: False,
         ask=_unasked,
         most_experts="",
-        without_layer="",
+        without_layer=lambda _: "",
     )
 
 

@@ -9,6 +9,7 @@ import glm4_moe
 import pytest
 from nextn.calibration import captured, write
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
@@ -136,3 +137,10 @@ def test_what_the_refusal_names_instead_works(run, in_folder, source, target, wa
     ran = run("build", "--target", target, "--source", source, "-o", "draft", *way)
     assert ran.code == 0, ran.err
     assert (in_folder / "draft" / "mtpforge.json").exists()
+
+
+def test_inspect_says_what_this_class_does_without_its_layer(run, source, tmp_path):
+    bare = glm4_moe.target(tmp_path / "bare", source, glm4_moe.int4())
+    held = load_file(source / "model.safetensors")
+    save_file({n: t for n, t in held.items() if not n.startswith("model.layers.2.")}, bare / "model.safetensors")
+    assert "else it drafts from weights never loaded" in run("inspect", bare).out

@@ -3,6 +3,7 @@
 model_types         the families that vLLM runs with this class
 expert_count        config keys of the expert count, the one that wins first
 expert_count_twins  keys that repeat it; a draft carries none
+without_layer       what vLLM does, asked for MTP, where neither target nor draft has the layer
 head_counts         config keys of what is dealt out over ranks: query heads, then key and value heads
 [dense]             module -> why vLLM never asks whether it is quantized
 [decoded_on_load]   module that is built dense -> formats that are decoded while loading
@@ -55,6 +56,7 @@ class DraftClass:
     model_types: tuple[str, ...]
     expert_count: tuple[str, ...]
     expert_count_twins: tuple[str, ...]
+    without_layer: str
     head_counts: tuple[str, ...]
     dense: Mapping[str, str]
     decoded_on_load: Mapping[str, frozenset[str]]
@@ -124,6 +126,7 @@ def _read(text: str) -> DraftClass:
         model_types=tuple(table["model_types"]),
         expert_count=tuple(table["expert_count"]),
         expert_count_twins=tuple(table["expert_count_twins"]),
+        without_layer=table["without_layer"],
         head_counts=tuple(table["head_counts"]),
         dense=table["dense"],
         decoded_on_load={module: frozenset(formats) for module, formats in table.get("decoded_on_load", {}).items()},
