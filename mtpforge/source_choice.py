@@ -1,22 +1,24 @@
 """choose_source(): which checkpoint the layer comes from when the user names none.
 
 In this order: the target itself where it holds the layer at no lower precision than its scheme asks for; the base
-model of its card, and that one's; the published base of the family, where it has only one. The first that holds the
-layer is taken.
+model of its card, and that one's; the published base model of the version that the target, or one of these, says it is
+of. The first that holds the layer is taken, and none that says it is of another version. Where no version is stated, or
+more than one, nobody is taken for the right one: the user is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-from mtpforge import errors, traps
+from mtpforge import errors, traps, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, has_layer, mismatches, stored_layer
+from mtpforge.versions import Statement, stated
 
 _CARD_DEPTH = 3  # a card's base model may itself be a quantized release that names its base
 
@@ -38,56 +40,59 @@ def choose_source(
     target: Checkpoint, family: Family, engine: Engine, open_checkpoint: Callable[[str], Checkpoint]
 ) -> Choice:
     """The source for a target's draft. Raises MtpforgeError when no candidate holds the layer."""
-    bases = tuple(name for name in _bases(family) if name != target.label.split("@")[0])
     if has_layer(target, family):
         scheme = engine.demands(target, None, family)
         layer = stored_layer(target, family)
         if not _too_coarse(layer, family, engine, scheme):
-            others = tuple((name, "published base of the family") for name in bases)
+            others = tuple(_published(target, family, stated(target, family)).items())
             if drafts_for_itself(target, layer, family, engine):
                 return Choice(target, "the target's own layer loads as it is", others, self_sufficient=True)
             return Choice(target, "the target carries the layer itself, at the precision that it asks for", others)
     return _from_bases(target, family, open_checkpoint)
 
 
+def has_candidate(target: Checkpoint, family: Family) -> bool:
+    """Whether there is anything to choose from without `--source`; nothing but the target is opened."""
+    if has_layer(target, family):
+        return True
+    said = stated(target, family)
+    return len(versions.versions(said)) <= 1 and bool(target.base_models() or versions.bases(family, said))
+
+
+@dataclass(slots=True)
+class _Search:
+    """What candidates were found to be. said: all that states the target's version; unfit: why it is not the source."""
+
+    said: list[Statement]
+    failed: dict[str, MtpforgeError] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """Why each that was looked at is not the source."""
+        return {name: error.what for name, error in self.failed.items()} | self.unfit
+
+
 def _from_bases(target: Checkpoint, family: Family, open_checkpoint: Callable[[str], Checkpoint]) -> Choice:
-    tried: list[tuple[str, str]] = []
-    candidates = dict(_candidates(target, family, open_checkpoint, tried))
+    search = _Search(list(stated(target, family)))
+    of_cards = dict(_lineage(target, family, open_checkpoint, search))
+    if len(versions.versions(search.said)) > 1:
+        raise _nothing_found(target, family, search)
+    published = _published(target, family, search.said)
+    candidates = of_cards | {name: reason for name, reason in published.items() if name not in of_cards}
     for name, reason in candidates.items():
-        try:
-            source = open_checkpoint(name)
-            if has_layer(source, family):
-                others = [(n, r) for n, r in candidates.items() if n != name and n not in dict(tried)]
-                return Choice(source, reason, (*others, *tried))
-            tried.append((name, "holds no MTP layer"))
-        except MtpforgeError as error:
-            tried.append((name, error.what))
-            last = error
-    code = last.code if tried and all(remark != "holds no MTP layer" for _, remark in tried) else errors.INPUT
-    named = "name one: `--source ORG/NAME` or a folder" if family.base_model else f"name it, {family.example}"
-    raise MtpforgeError(
-        f"no source for the MTP layer of {target.label} was found",
-        why="; ".join((*(f"{name}: {remark}" for name, remark in tried), *_many(family))),
-        fix=f"{last.fix}; or name a folder that holds it: `--source FOLDER`" if code == errors.REMOTE else named,
-        code=code,
-    )
+        source = _usable(name, family, open_checkpoint, search)
+        if source is not None:
+            others = [(n, r) for n, r in candidates.items() if n != name and n not in search.remarks]
+            return Choice(source, reason, (*others, *search.remarks.items()))
+    raise _nothing_found(target, family, search)
 
 
-def _many(family: Family) -> Iterator[str]:
-    """Why no published base was tried."""
-    if not family.base_model:
-        n = len(family.base_models)
-        unasked = f"none of the {n} published models of {family.name} is taken unasked"
-        yield f"{unasked}: some share one shape, and the layer of another drafts badly"
-
-
-def _candidates(
-    target: Checkpoint,
-    family: Family,
-    open_checkpoint: Callable[[str], Checkpoint],
-    tried: list[tuple[str, str]],
+def _lineage(
+    target: Checkpoint, family: Family, open_checkpoint: Callable[[str], Checkpoint], search: _Search
 ) -> Iterator[tuple[str, str]]:
-    """(name, reason) in order: the cards' base models, breadth first, then the family's published bases."""
+    """(name, reason) of the cards' base models, breadth first; what they state is of the target's version too."""
+    published = {name for names in family.base_models.values() for name in names}
     seen = {target.label.split("@")[0]}
     level = list(target.base_models())
     for depth in range(_CARD_DEPTH):
@@ -97,25 +102,67 @@ def _candidates(
                 continue
             seen.add(name)
             yield name, "base model of the target's card" if depth == 0 else "base model of the base model's card"
-            if depth + 1 < _CARD_DEPTH and name not in family.base_models:
+            if depth + 1 < _CARD_DEPTH and name not in published:
                 try:
-                    deeper += open_checkpoint(name).base_models()
+                    opened = open_checkpoint(name)
+                    deeper += opened.base_models()
+                    search.said += stated(opened, family, f"{name}'s")
                 except MtpforgeError as error:
-                    tried.append((name, error.what))
+                    search.failed[name] = error
         level = deeper
-    for name in _bases(family):
-        if name not in seen:
-            yield name, "published base of the family"
 
 
-def has_candidate(target: Checkpoint, family: Family) -> bool:
-    """Whether there is anything to choose from without `--source`; nothing but the target is opened."""
-    return bool(has_layer(target, family) or target.base_models() or family.base_model)
+def _published(target: Checkpoint, family: Family, said: Iterable[Statement]) -> dict[str, str]:
+    """Name -> reason of the published base models of the one version that is stated."""
+    reason = f"published base of {versions.told(family, said)}"
+    return {name: reason for name in versions.bases(family, said) if name != target.label.split("@")[0]}
 
 
-def _bases(family: Family) -> tuple[str, ...]:
-    """The published base of a family, none where there are several: only the card or the user knows which is meant."""
-    return (family.base_model,) if family.base_model else ()
+def _usable(
+    name: str, family: Family, open_checkpoint: Callable[[str], Checkpoint], search: _Search
+) -> Checkpoint | None:
+    """The checkpoint, if it can be had, holds the layer, and says nothing of another version."""
+    try:
+        source = open_checkpoint(name)
+        says = stated(source, family)
+        if versions.contradict(says, search.said):
+            search.unfit[name] = f"is {versions.told(family, says)}"
+        elif not has_layer(source, family):
+            search.unfit[name] = "holds no MTP layer"
+        else:
+            return source
+    except MtpforgeError as error:
+        search.failed[name] = error
+    return None
+
+
+def _nothing_found(target: Checkpoint, family: Family, search: _Search) -> MtpforgeError:
+    """Every candidate and why it is none; where the version is the question, the base models of each."""
+    is_open = len(versions.versions(search.said)) != 1
+    unread = None if search.unfit or not search.failed else list(search.failed.values())[-1]
+    fix = (
+        f"name it, {versions.example(family, search.said)}" if is_open else "name one: `--source ORG/NAME` or a folder"
+    )
+    if unread is not None and unread.code == errors.REMOTE:
+        fix = f"{unread.fix}; or name a folder that holds it: `--source FOLDER`"
+    return MtpforgeError(
+        f"no source for the MTP layer of {target.label} was found",
+        why="; ".join((*(f"{name}: {remark}" for name, remark in search.remarks.items()), *_doubts(family, search))),
+        fix=fix,
+        code=unread.code if unread else errors.INPUT,
+    )
+
+
+def _doubts(family: Family, search: _Search) -> Iterator[str]:
+    """Why no published base model was tried."""
+    of = versions.versions(search.said)
+    if not of:
+        which = f"no name, card or config says which {family.stem} the target is"
+        yield f"{which}: heads of several fit its shape, and that of another version drafts badly"
+    elif len(of) > 1:
+        yield f"it states more than one version: {versions.told(family, search.said)}"
+    elif not versions.bases(family, search.said):
+        yield f"it is {versions.told(family, search.said)}, of which no base model is known"
 
 
 def _too_coarse(layer: StoredLayer, family: Family, engine: Engine, scheme: Scheme) -> bool:

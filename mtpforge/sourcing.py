@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from mtpforge import formats
+from mtpforge import formats, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines.engine import Engine, own_config
@@ -90,7 +90,7 @@ def refuse_other_model(family: Family, source: Checkpoint, target: Checkpoint) -
         what,
         where="config.json",
         why=why,
-        fix=f"name a source of the target's model: `--source ORG/NAME`, {family.example}",
+        fix=f"name a source of the target's model: `--source ORG/NAME`, {versions.example_for(target, family)}",
     )
 
 
@@ -170,7 +170,7 @@ def _dropped(family: Family, name: str) -> str:
 def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError:
     """Why there is no layer: dropped on save, outside the index, or under another name."""
     prefix = family.prefix(layer)
-    hint = f"name a source that holds it, {family.example}"
+    hint = f"name a source that holds it, {versions.example_for(checkpoint, family)}"
     what = f"{checkpoint.label} holds no MTP layer"
     where = f"no tensor name starts with `{prefix}`"
     if not checkpoint.names:

@@ -5,38 +5,44 @@ What concerns the target, the draft's config or the command line alone is the en
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from mtpforge import versions
 from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
 from mtpforge.errors import shown
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.report import Trap
+from mtpforge.versions import Statement
 
 if TYPE_CHECKING:
     from mtpforge.engines.engine import Engine
 
 # Keys on which a head of another version differs from the target without a tensor of another shape.
 _VERSION_KEYS: Final = ("num_hidden_layers", "rope_theta", "routed_scaling_factor")
-_VERSION: Final = re.compile(r"([A-Za-z]+)-(\d+(?:\.\d+)*)(?![\w.]*[bB]\b)")
 _SHOWN: Final = 3
 
-ONLY_LAYER: Final = "only-the-layer"  # id of a trap
+ONLY_LAYER: Final = "only-the-layer"  # ids of traps
+_OTHER_VERSION: Final = "other-version"
+_DRAFTS_BADLY: Final = "a head trained for another version drafts badly (2.7 tokens a step where 3.6 were due)"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A target and the source of its draft. strays: of the nextn layer, once where the target is its own source."""
+    """A target and the source of its draft. strays: of the nextn layer, once where the target is its own source.
+
+    stated: of which version each of them says it is, once too.
+    """
 
     target: Checkpoint
     source: Checkpoint
     family: Family
     engine: Engine
     strays: tuple[tuple[Checkpoint, tuple[Stray, ...]], ...]
+    stated: tuple[tuple[Checkpoint, tuple[Statement, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine
     """Every trap that this pair falls into: a target that is none, then in the order of TRAPS."""
     sides = (target,) if target.identity == source.identity else (target, source)
     strays = tuple((side, side.strays(_prefix(family, side))) for side in sides)
-    pair = Pair(target, source, family, engine, strays)
+    stated = tuple((side, versions.stated(side, family)) for side in sides)
+    pair = Pair(target, source, family, engine, strays, stated)
     return only_layer(target, family) + tuple(
         Trap(
             row.id,
@@ -81,23 +88,26 @@ def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
     return (Trap(ONLY_LAYER, "error", message, "name the checkpoint that is served: `--target CKPT`", target.label),)
 
 
+def of_other_version(target: Checkpoint, held: Checkpoint, family: Family, role: str = "draft") -> tuple[Trap, ...]:
+    """A draft, or its source, that says it is of another version than the target that it is to be judged beside."""
+    ours, theirs = versions.stated(held, family), versions.stated(target, family)
+    if not versions.contradict(ours, theirs):
+        return ()
+    found = f"the {role} is {versions.told(family, ours)}, the target {versions.told(family, theirs)}"
+    fix = "build from a source of the target's version: `mtpforge build --target CKPT --source ORG/NAME`"
+    return (Trap(_OTHER_VERSION, "warning", f"{found}: {_DRAFTS_BADLY}", fix, where=held.label, silent=True),)
+
+
 def _other_version(pair: Pair) -> Iterator[tuple[str, str]]:
-    """Names of the two models, or of the models that their cards are based on, with different version numbers."""
-    ours, theirs = _versions(pair.source), _versions(pair.target)
-    for stem in sorted(ours.keys() & theirs.keys()):
-        if not ours[stem] & theirs[stem]:
-            source, target = "/".join(sorted(ours[stem])), "/".join(sorted(theirs[stem]))
-            yield pair.source.label, f"{stem}-{source}, the target {stem}-{target}"
+    (_, theirs), (source, ours) = pair.stated[0], pair.stated[-1]
+    if versions.contradict(ours, theirs):
+        yield source.label, f"{versions.told(pair.family, ours)}, the target {versions.told(pair.family, theirs)}"
 
 
-def _versions(checkpoint: Checkpoint) -> dict[str, set[str]]:
-    """`GLM-5.2` of a hub id or folder name -> {"glm": {"5.2"}}."""
-    versions: dict[str, set[str]] = {}
-    for name in (checkpoint.label, *checkpoint.base_models()):
-        last = name.rstrip("/").rpartition("/")[2].partition("@")[0]
-        if match := _VERSION.match(last):
-            versions.setdefault(match[1].lower(), set()).add(match[2])
-    return versions
+def _two_versions(pair: Pair) -> Iterator[tuple[str, str]]:
+    for checkpoint, stated in pair.stated:
+        if len(versions.versions(stated)) > 1:
+            yield checkpoint.label, versions.told(pair.family, stated)
 
 
 def _other_numbers(pair: Pair) -> Iterator[tuple[str, str]]:
@@ -179,12 +189,20 @@ def _prefix(family: Family, checkpoint: Checkpoint) -> str:
 
 TRAPS: Final[tuple[Row, ...]] = (
     Row(
-        "other-version",
+        _OTHER_VERSION,
         "warning",
         True,
         _other_version,
-        "the source is {found}: a head trained for another version drafts badly (2.7 tokens a step where 3.6 were due)",
+        "the source is {found}: " + _DRAFTS_BADLY,
         "name a source of the target's version: `--source ORG/NAME`",
+    ),
+    Row(
+        "two-versions",
+        "warning",
+        False,
+        _two_versions,
+        "more than one version is stated: {found}",
+        "find out of which its weights are, and name a source of that version: `--source ORG/NAME`",
     ),
     Row(
         "other-numbers",

@@ -250,7 +250,8 @@ def test_base_model_is_chosen_beside_a_folder_of_its_organisation(asked, tinyglm
     monkeypatch.setattr(
         "mtpforge.checkpoint.hub.repository.open_hub", lambda name, *_, **__: open_checkpoint(of_hub[name])
     )
-    assert deciding.decide(asked(source=None)).source.location == str(tinyglm("nvfp4"))
+    target = shutil.copytree(tinyglm("awq-int4"), tmp_path / "GLM-5.2-AWQ")
+    assert deciding.decide(asked(target=target, source=None)).source.location == str(tinyglm("nvfp4"))
     assert refused(asked(source="zai-org/GLM-5.2")).what == "`zai-org/GLM-5.2` is no checkpoint"  # typed: a path
 
 

@@ -26,11 +26,15 @@ class Claimed:
     def __init__(self, config, label, *, names=LAYER, bias="F32", bases=(), strays=()):
         self.config = MappingProxyType(dict(config))
         self.label = self.identity = label
+        self.location, _, self.revision = label.partition("@")
         self.names, self.bias, self.bases, self.stray = frozenset(names), bias, bases, tuple(strays)
         self.has_headers = bool(names)
 
     def base_models(self):
         return self.bases
+
+    def small_file(self, name):
+        return None
 
     def strays(self, prefix):
         return self.stray
@@ -61,7 +65,8 @@ def test_a_good_pair_falls_into_none(config):
 def test_a_source_of_another_version(config, label, bases):
     trap = found(Claimed(config, "x/GLM-5.2-AWQ"), Claimed(config, label, bases=bases))["other-version"]
     assert (trap.silent, trap.severity) == (True, "warning")
-    assert "GLM-5.3, the target GLM-5.2" in trap.message.replace("glm", "GLM")
+    assert "the source is GLM-5.3 by its " in trap.message.replace("`base_model` of ", "")
+    assert "the target GLM-5.2 by its name (GLM-5.2-AWQ): " in trap.message
 
 
 @pytest.mark.parametrize("label", ["zai-org/GLM-5.2-FP8@0123abc", "some/folder", "x/GLM-5.2-Pruned-504B"])

@@ -89,17 +89,19 @@ class PlainRow:
 class Family:
     """How one family of models names and shapes its nextn layer.
 
-    model_types: values of `model_type` in config.json. architecture: class name for `architectures`. base_models: hub
-    ids of the published bases. nextn: config expression of the layer's index. expert_keys: config keys that count
-    routed experts, the one that decides first; the others are twins that some writers add. main_rows: matrices of the
-    layers before the nextn layer that it has none of. is_runnable: whether `nextn` has it laid out for transformers'
-    modules. Every method takes a whole config.json, nested or not.
+    model_types: values of `model_type` in config.json. architecture: class name for `architectures`. stem:
+    what a model's name has before its version. base_models: version -> hub ids of its published base, in the order to
+    try. nextn: config expression of the layer's index. expert_keys: config keys that count routed experts, the one that
+    decides first; the others are twins that some writers add. main_rows: matrices of the layers before the nextn layer
+    that it has none of. is_runnable: whether `nextn` has it laid out for transformers' modules. Every method takes a
+    whole config.json, nested or not.
     """
 
     name: str
     model_types: tuple[str, ...]
     architecture: str
-    base_models: tuple[str, ...]
+    stem: str
+    base_models: Mapping[str, tuple[str, ...]]
     nextn: str
     expert_keys: tuple[str, ...]
     module_rows: tuple[ModuleRow, ...]
@@ -107,19 +109,6 @@ class Family:
     dropped: tuple[Dropped, ...]
     main_rows: tuple[ModuleRow, ...] = ()
     is_runnable: bool = False
-
-    @property
-    def base_model(self) -> str:
-        """The published base; "" where there are several: which one a target is of, no shape tells."""
-        return self.base_models[0] if len(self.base_models) == 1 else ""
-
-    @property
-    def example(self) -> str:
-        """A source to name, for hints."""
-        if self.base_model:
-            return f"e.g. `--source {self.base_model}`"
-        first, *others = self.base_models
-        return f"e.g. `--source {first}`, or {', '.join(others)}: the one that the target was made from"
 
     def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The part of a config that describes the language model: `text_config` where the top is of another type."""

@@ -149,7 +149,7 @@ def test_next_after_inspect_of_the_demo_s_target_needs_no_hub(run, in_folder, ti
     assert words[1] == "build"
     assert run(*words[1:]).code == 0
     (words,) = hinted(run("inspect", str(tinyglm("awq-int4-12experts"))).err)
-    assert "--source" not in words
+    assert words[-2:] == ["--source", "ORG/NAME"]  # the demo's source is of the demo's target alone
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_inspect_and_plan_of_a_release_as_published(run, census_folder, release_
     assert shown.code == 0
     assert "glm4_moe, 92 layers, 160 experts, quantization: none" in shown.out
     assert "layer 92, 160 experts, 502 tensors" in shown.out
-    target = tmp_path / "GLM-4.5-INT4"
+    target = tmp_path / "int4"
     target.mkdir()
     block = {"quantization_config": glm4_moe.int4()}
     (target / "config.json").write_text(json.dumps(release_config("target-glm-4.5") | block))
@@ -73,10 +73,10 @@ def test_without_a_source_one_is_asked_for_and_why(run, target):
     assert ran.code == 3
     assert ran.err == (
         f"error: no source for the MTP layer of {target} was found\n"
-        "cause: none of the 4 published models of glm4_moe is taken unasked: some share one shape, and the layer of"
-        " another drafts badly\n"
-        " hint: name it, e.g. `--source zai-org/GLM-4.7`, or zai-org/GLM-4.6, zai-org/GLM-4.5, zai-org/GLM-4.5-Air: the"
-        " one that the target was made from\n"
+        "cause: no name, card or config says which GLM the target is: heads of several fit its shape, and that of"
+        " another version drafts badly\n"
+        " hint: name it, e.g. `--source zai-org/GLM-4.7` for GLM-4.7, `--source zai-org/GLM-4.6` for GLM-4.6, `--source"
+        " zai-org/GLM-4.5` for GLM-4.5, `--source zai-org/GLM-4.5-Air` for GLM-4.5-Air\n"
     )
 
 
@@ -98,6 +98,21 @@ def test_only_the_card_names_a_base(source, target):
     assert choose().reason == "base model of the target's card"
     assert choose().alternatives == ()
     assert set(asked) == {BASES[1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("GLM-4.6-AWQ", BASES[1]), ("glm-4.5-air", BASES[3]), ("GLM-4.7", BASES[0])]
+)
+def test_the_name_of_the_target_names_its_base(source, tmp_path, name, base):
+    asked = []
+
+    def opened(name):
+        asked.append(name)
+        return open_checkpoint(str(source))
+
+    held = open_checkpoint(str(glm4_moe.target(tmp_path / name, source, glm4_moe.int4())))
+    assert choose_source(held, family_of(held.config), ENGINES["vllm"], opened).alternatives == ()
+    assert asked == [base]
 
 
 def test_layer_of_the_target_itself_needs_nobody_and_names_no_other(source, tmp_path):

@@ -1,0 +1,103 @@
+"""stated(): which version of a family's models a checkpoint says that it is of, and by what.
+
+The versions of a family share one shape, and a head trained for another one drafts badly without a word. Only what a
+checkpoint says of itself tells them apart: nothing is guessed, and what contradicts is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
+from mtpforge.families.versions import named, versions_in
+
+_RECORD: Final = "mtpforge.json"  # what `manifest` writes into a draft
+_LOADED_FROM: Final = ("_name_or_path", "name_or_path")  # config.json: what transformers loaded it from
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One thing that states a version. by: what it is, in words; said: what it says, "" where that is the version."""
+
+    version: str
+    by: str
+    said: str = ""
+
+
+def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[Statement, ...]:
+    """Every statement of a checkpoint, of no other one. A draft is of its source's version, whatever it is called."""
+    raw = checkpoint.small_file(_RECORD)
+    if raw is not None:
+        return _recorded(raw, family, whose)
+    own = checkpoint.location if checkpoint.revision else named(checkpoint.location)
+    config, text = checkpoint.config, family.text(checkpoint.config)
+    names = [(f"{whose} name", own)]
+    names += [(f"`base_model` of {whose} card", name) for name in checkpoint.base_models()]
+    for key in _LOADED_FROM:
+        found = text.get(key) or config.get(key)
+        names += [(f"`{key}` of {whose} config.json", found)] if isinstance(found, str) else []
+    return tuple(Statement(version, by, shown(name)) for by, name in names for version in versions_in(name, family))
+
+
+def _recorded(raw: bytes, family: Family, whose: str) -> tuple[Statement, ...]:
+    """What a draft's manifest says of its source; nothing where it is damaged, which is for `verify` to tell."""
+    by = f"{whose} {_RECORD}"
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ()
+    match body:
+        case {"source": {"stated": list(rows)}}:
+            versions = dict.fromkeys(row.get("version") for row in rows if isinstance(row, dict))
+            return tuple(Statement(shown(version), by) for version in versions if isinstance(version, str))
+        case {"source": {"id": str(name)}}:  # of before versions were recorded: `org/name@commit`, `folder#hash`
+            return tuple(Statement(version, by, shown(name)) for version in versions_in(name, family))
+    return ()
+
+
+def versions(statements: Iterable[Statement]) -> frozenset[str]:
+    """The versions that are stated."""
+    return frozenset(statement.version for statement in statements)
+
+
+def contradict(ours: Iterable[Statement], theirs: Iterable[Statement]) -> bool:
+    """Whether both sides state a version and none is stated by both."""
+    one, other = versions(ours), versions(theirs)
+    return bool(one and other) and not one & other
+
+
+def told(family: Family, statements: Iterable[Statement]) -> str:
+    """`GLM-5.2 by its name (GLM-5.2-AWQ)`; every version once, by the first thing that states it."""
+    first: dict[str, Statement] = {}
+    for statement in statements:
+        first.setdefault(statement.version, statement)
+    return " and ".join(
+        f"{family.stem}-{s.version} by {s.by}" + (f" ({s.said})" if s.said else "") for s in first.values()
+    )
+
+
+def bases(family: Family, statements: Iterable[Statement]) -> tuple[str, ...]:
+    """The published base models of the one version that is stated; () where none is, or more than one."""
+    of = versions(statements)
+    return family.base_models.get(next(iter(of)), ()) if len(of) == 1 else ()
+
+
+def example(family: Family, statements: Iterable[Statement]) -> str:
+    """For hints: the base model of the stated version, else those of every one."""
+    if found := bases(family, statements):
+        return f"e.g. `--source {found[0]}`"
+    listed = (f"`--source {names[0]}` for {family.stem}-{version}" for version, names in family.base_models.items())
+    return f"e.g. {', '.join(listed)}"
+
+
+def example_for(checkpoint: Checkpoint, family: Family) -> str:
+    """The same for a checkpoint; all of them where its card cannot be had: a hint raises nothing."""
+    try:
+        return example(family, stated(checkpoint, family))
+    except MtpforgeError:
+        return example(family, ())
