@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Final
 
-from mtpforge import traps
+from mtpforge import traps, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import DEFAULT, engine_of, named
@@ -32,7 +33,8 @@ def inspect(
 ) -> Report:
     """What is known of a checkpoint without reading a tensor.
 
-    Facts: identity, model_type, family, n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
+    Facts: identity, model_type, family, version (None where none is stated, or more than one), stated (what states
+    versions: version, by, said), n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
     quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target),
     drafts_for_itself (whether the layer needs no draft: it loads as it is, and nothing silent is known to spoil it).
@@ -53,10 +55,13 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
         checks.append(_as_it_is(checkpoint, family, engine, scheme, layer))
         alone = drafts_for_itself(checkpoint, layer, family, judge, scheme)
     found = _traps(checkpoint, family, judge, demanded, serving)
+    stated = versions.stated(checkpoint, family)
     facts: dict[str, object] = {
         "identity": checkpoint.identity,
         "model_type": family.text(checkpoint.config).get("model_type"),
         "family": family.name,
+        "version": next(iter(versions.versions(stated))) if len(versions.versions(stated)) == 1 else None,
+        "stated": [asdict(statement) for statement in stated],
         "engine": judge.name,
         "n_layers": family.layer(checkpoint.config),
         "n_tensors": len(checkpoint.names),

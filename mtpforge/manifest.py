@@ -68,8 +68,8 @@ def write(
         "schema": SCHEMA,
         "mtpforge": mtpforge.__version__,
         "plan": plan.digest,
-        "source": _side(plan.source),
-        "target": _side(plan.target) if plan.target else None,
+        "source": _side(plan.source) | {"stated": _stated(plan, "source")},
+        "target": _side(plan.target) | {"stated": _stated(plan, "target")} if plan.target else None,
         "engine": plan.engine,
         "family": plan.family,
         "layer": plan.layer,
@@ -150,6 +150,12 @@ def _measured(report: Report | None, fact: str) -> dict[str, float]:
 
 def _side(side: Side) -> dict[str, str]:
     return {"id": side.identity, "revision": side.revision}
+
+
+def _stated(plan: Plan, side: str) -> object:
+    """Which version that side says it is of, and by what: `versions.stated` reads it again."""
+    stated = plan.facts.get("stated")
+    return stated.get(side, []) if isinstance(stated, Mapping) else []
 
 
 def _entry(spec: Spec, sha256: str) -> dict[str, object]:

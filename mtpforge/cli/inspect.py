@@ -47,6 +47,7 @@ def command(  # noqa: D103 -- the help text above
     asked = schemes.load(scheme) if scheme else None
     report = inspect(opened, engine=engine, scheme=asked, serving=Serving(tp, ep))
     screen.line(f"{title(opened)}   {_model(report.facts)}")
+    screen.line(f"version {_version(report.facts)}")
     _tables(screen, report.facts)
     screen.line()
     screen.report(report)
@@ -69,6 +70,13 @@ def _model(facts: Facts) -> str:
     counts = ", ".join(f"{n} in {layers}" for layers, n in experts.items()) if len(set(experts.values())) > 1 else ""
     n_experts = f"{counts or facts['config_experts']} experts"
     return f"{facts['family']}, {facts['n_layers']} layers, {n_experts}, quantization: {facts['quant_method']}"
+
+
+def _version(facts: Facts) -> str:
+    """`5.2 by its name (GLM-5.2-AWQ-INT4)`, each thing that states one."""
+    stated = cast("Sequence[Mapping[str, str]]", facts["stated"])
+    said = ", ".join(f"{s['version']} by {s['by']}" + (f" ({s['said']})" if s["said"] else "") for s in stated)
+    return said or "unknown: no name, card or config states it; a head of another one drafts badly"
 
 
 def _tables(screen: Screen, facts: Facts) -> None:

@@ -68,7 +68,7 @@ def command(  # noqa: D103 -- the help text above
     more: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.drafting.serving import serving_command
+    from mtpforge.drafting.serving import doubts, serving_command
     from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
 
@@ -79,12 +79,14 @@ def command(  # noqa: D103 -- the help text above
     argv = serving_command(path, served, engine, serving)
     _refuse_twice(argv, more)
     argv += more
+    found = doubts(path, served)
+    screen.traps(found)
     if path != served.location:  # a draft
         judge = shlex.join(["mtpforge", "verify", draft, "--target", target, *options.kept("engine", "tp", "ep")])
         screen.note(f"note: no weight was read; `{judge}` reads them all")
     if only_print:
         screen.command_line(argv)
-        return Ending({"serve": argv})
+        return Ending({"serve": argv, "traps": found})
     if screen.json:
         raise MtpforgeError(
             "`--json` would have nothing to say while a server runs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from mtpforge import errors
+from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, named
@@ -13,6 +13,7 @@ from mtpforge.engines.engine import Serving, own_config
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
+from mtpforge.report import Trap
 from mtpforge.verifying import as_served, glance
 
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
@@ -25,6 +26,13 @@ def serving_command(draft: str, target: Checkpoint, engine: str, serving: Servin
     _refuse_misfit(draft, target, engine, serving)
     scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
     return ENGINES[engine].serve(target, draft, serving, scheme)
+
+
+def doubts(draft: str, target: Checkpoint) -> tuple[Trap, ...]:
+    """What would spoil the drafts of a pair that can be served, without a word of the engine."""
+    if draft == target.location:
+        return ()
+    return traps.of_other_version(target, open_checkpoint(draft), family_of(target.config))
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mtpforge import errors, traps
+from mtpforge import errors, traps, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.engine import Engine, Serving
@@ -97,8 +97,22 @@ def plan(
         config=config,
         traps=found,
         inputs=inputs,
-        facts={**facts(judge, family, steps, source, target, input_scales, serving or Serving()), **(notes or {})},
+        facts={
+            **facts(judge, family, steps, source, target, input_scales, serving or Serving()),
+            "stated": _stated(family, source, target),
+            **(notes or {}),
+        },
     )
+
+
+def _stated(family: Family, source: Checkpoint, target: Checkpoint | None) -> dict[str, list[dict[str, str]]]:
+    """Which version each side says it is of, and by what; not in which words, which may hold a path."""
+    sides = {"source": source, "target": target}
+    return {
+        side: [{"version": found.version, "by": found.by} for found in versions.stated(checkpoint, family)]
+        for side, checkpoint in sides.items()
+        if checkpoint is not None
+    }
 
 
 def _side(checkpoint: Checkpoint) -> Side:

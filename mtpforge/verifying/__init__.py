@@ -6,7 +6,7 @@ manifest that came with the draft is believed. Every byte is read from disk once
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mtpforge import errors, manifest
@@ -16,7 +16,7 @@ from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import DEFAULT, engine_of, overlay
 from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.errors import MtpforgeError
-from mtpforge.families import family_of
+from mtpforge.families import Family, family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import StoredLayer, refuse_other_model, stored_layer
@@ -70,6 +70,8 @@ def verify(
     is_build = target is None or served_as is not None  # which would only make the same draft again
     anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine, serving)
     looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
+    if target is not None:
+        looked = looked.of_version(served, family, {} if served_as else {"draft": held}, origin)
     rest = (_LOADER,) if target is not None else ()
     if looked.judged is None:
         return Report(_COMMAND, (*looked.headers, *rest), summary=f"does not fit: {looked.why}")
@@ -117,6 +119,7 @@ def glance(
     target = as_served(held, target, engine_of(engine))
     anew = rebuilding.advice(held, target, None, engine, serving)
     looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
+    looked = looked.of_version(target, family_of(target.config), {"draft": held})
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 
 
@@ -145,6 +148,14 @@ class _Looked:
     around: tuple[Check, ...] = ()
     traps: tuple[Trap, ...] = ()
     why: str = ""
+
+    def of_version(
+        self, target: Checkpoint, family: Family, drafts: dict[str, Checkpoint], source: Checkpoint | None = None
+    ) -> _Looked:
+        """The same, and whether draft and source are of the target's version. A draft in the making has no name yet."""
+        sides = drafts | ({} if source is None else {"source": source})
+        check, traps = config_checks.version(target, family, sides)
+        return replace(self, around=(*self.around, check), traps=(*self.traps, *traps))
 
 
 def _look(

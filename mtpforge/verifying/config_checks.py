@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from mtpforge import manifest
+from mtpforge import manifest, versions
+from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family
 from mtpforge.report import Check, Trap, Verdict
-from mtpforge.traps import only_layer
+from mtpforge.traps import of_other_version, only_layer
 from mtpforge.verifying.expectations import Subject
 from mtpforge.verifying.names import some
 
@@ -80,6 +82,21 @@ def surroundings(subject: Subject, serving: Serving, path: str) -> tuple[list[Ch
         ),
     )
     return [_of_traps(name, traps, good) for name, traps, good in asked], [t for _, traps, _ in asked for t in traps]
+
+
+def version(target: Checkpoint, family: Family, sides: Mapping[str, Checkpoint]) -> tuple[Check, tuple[Trap, ...]]:
+    """Whether the draft, its source, or both by their roles, say that they are of the target's version."""
+    found = tuple(trap for role, held in sides.items() for trap in of_other_version(target, held, family, role))
+    if found:
+        return _of_traps("version", found, ""), found
+    stated = {"target": versions.stated(target, family)}
+    stated |= {role: versions.stated(held, family) for role, held in sides.items()}
+    if silent := [role for role, statements in stated.items() if not statements]:
+        unsaid = (
+            f"nothing says which {family.stem} the {' or the '.join(silent)} is; a head of another one drafts badly"
+        )
+        return Check("version", "not checked", unsaid), ()
+    return Check("version", "passed", ", ".join(f"{role} {versions.told(family, s)}" for role, s in stated.items())), ()
 
 
 def _of_target(subject: Subject) -> tuple[Trap, ...]:

@@ -62,7 +62,10 @@ ENDINGS = {
         "engine": "Report of the engine's own loader",
         "error": "why no engine was asked, with exit code 5",
     },
-    "serve --print": {"serve": "words of the command"},
+    "serve --print": {
+        "serve": "words of the command",
+        "traps": "list of Trap: what would spoil the drafts of this pair",
+    },
     "doctor": {"report": "Report"},
     "completion": {"script": "text"},
 }
