@@ -137,3 +137,32 @@ def test_target_of_mixed_precision_already_may_store_scales_of_the_kv_cache(rele
     target = target_of({**config, "quantization_config": mixed})
     block = VLLM.restate(target, family_of(config), schemes.load("nvfp4"))
     assert block["quantized_layers"]["model.layers.78.mlp.experts"]["quant_algo"] == "NVFP4"
+
+
+def test_mixed_precision_of_a_side_file_is_stated_so_that_vllm_does_not_read_that_file_instead(
+    release_config, target_of
+):
+    """It does where the block that it is told has no `quantized_layers` at its top."""
+    experts = {"model.layers.3.mlp.experts": {"quant_algo": "NVFP4", "group_size": 16}}
+    inner = {"quant_algo": "MIXED_PRECISION", "quantized_layers": experts, "exclude_modules": []}
+    target = target_of(release_config("target-bf16") | {"quantization_config": {
+        "quant_method": "modelopt_mixed", "producer": {"name": "modelopt"}, "quantization": inner,
+    }})  # fmt: skip
+    block = VLLM.restate(target, family_of(target.config), schemes.load("nvfp4"))
+    assert "quantized_layers" in block
+    assert block["quantization"]["quantized_layers"].keys() > experts.keys()
+
+
+@pytest.mark.parametrize(
+    ("entry", "heads"),
+    [("re:model.layers.78[.].*", ["model.layers.78.head", "model.layers.78.shared_head.head"]), ("Linear", [])],
+)
+def test_layers_own_head_is_left_out_where_a_group_of_the_target_would_cover_it(
+    entry, heads, target_of, release_config
+):
+    """VLLM constructs it before it takes the target's, and no class of a head may fit the group: it would not start."""
+    config = release_config("target-awq-int4-mtp-ignored")
+    (group,) = config["quantization_config"]["config_groups"].values()
+    group["targets"] = [entry]
+    block = VLLM.restate(target_of(config), family_of(config), schemes.load("nvfp4"))
+    assert [name for name in block["ignore"] if name.endswith("head") and "78" in name] == heads

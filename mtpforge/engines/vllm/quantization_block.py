@@ -74,6 +74,11 @@ class Layer:
                 sets.setdefault(self.stored[module.template], []).append(module)
         return sets
 
+    @property
+    def heads(self) -> tuple[str, str]:
+        """The layer's head, as vLLM's class and as checkpoints name it."""
+        return f"{self.prefix}head", f"{self.prefix}shared_head.head"
+
     def names(self, modules: Iterable[Module]) -> list[str]:
         """Full names; the routed experts once, by the name of their stack."""
         local = (m.name if m.expert is None else m.template.partition(".*.")[0] for m in modules)
@@ -110,13 +115,7 @@ def _compressed_tensors(layer: Layer) -> dict[str, object]:
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups(layer, "group"),
-        "ignore": [
-            "lm_head",
-            f"{layer.prefix}head",
-            f"{layer.prefix}shared_head.head",
-            *alone,
-            layer.pattern(layer.dense),
-        ],
+        "ignore": ["lm_head", *layer.heads, *alone, layer.pattern(layer.dense)],
         "kv_cache_scheme": None,
     }
 

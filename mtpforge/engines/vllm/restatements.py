@@ -59,6 +59,9 @@ def _compressed_tensors(block: Block, wish: Wish) -> Iterator[Block]:
     others = [name for asked in wish.main for name in (asked.name, *asked.parts)]
     entries = _freed(parse(block).ignore, wish.layer.prefix, names, others)
     entries += [wish.layer.pattern(wish.layer.dense)] if wish.layer.dense else []
+    # vLLM makes the layer a head before it takes the target's: of a group of the target, no scheme may fit one.
+    targets = [target for group in parse(block).groups for target in group.targets]
+    entries += [head for head in wish.layer.heads if any(exact_or_regex(head, target) for target in targets)]
     for ignore in (as_expressions(entries), entries):
         listed = {**block, "ignore": ignore}
         yield listed
@@ -108,7 +111,16 @@ def _modelopt(block: Block, wish: Wish) -> Iterator[Block]:
     named = {"quant_method": "modelopt"} if "quant_method" not in block else {}
     for change in (lambda: listed, lambda: _mixed(listed, block, wish)):
         changed = change()
-        yield {**block, **named, "quantization": changed} if nested is not None else {**changed, **named}
+        yield {**block, **named, **_nested(changed)} if nested is not None else {**changed, **named}
+
+
+def _nested(changed: Mapping[str, object]) -> dict[str, object]:
+    """The inner block. Of mixed precision vLLM takes it only beside this key, else the target's side file instead.
+
+    vllm model_executor/model_loader/weight_utils.py:273, get_quant_config (0.33.0)
+    """
+    top: dict[str, object] = {"quantized_layers": {}} if "quantized_layers" in changed else {}
+    return {"quantization": changed, **top}
 
 
 def _included(entries: tuple[str, ...], wish: Wish) -> list[str]:
