@@ -58,9 +58,9 @@ class Questions:
     def of_layers(self, n_dense, layers):
         """name -> module for each of these layers: of an attention every part that some layer has."""
         found = {}
-        for name, module in self.asked.items():
+        for name, module in self.asked.items():  # of the target's first layers, and of a draft that was built after it
             parts = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
-            for layer in layers if parts else ():
+            for layer in layers if parts and int(parts[1]) <= self.n_dense else ():
                 if ".self_attn." in name or (layer < n_dense) == (int(parts[1]) < self.n_dense):
                     found.setdefault(f"model.layers.{layer}.{parts[2]}", module)
             if not parts:
