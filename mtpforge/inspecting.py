@@ -37,6 +37,7 @@ def inspect(
     versions: version, by, said), n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
     quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target),
+    kv_cache (what a token takes on one rank, where the engine's rules say: dtype, token_bytes),
     drafts_for_itself (whether the layer needs no draft: it loads as it is, and nothing silent is known to spoil it).
     MtpforgeError for a model that has no known MTP layer, and for a config that lacks what a draft must state.
     """
@@ -71,6 +72,7 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
         "mtp": _mtp(checkpoint, family, layer),
         "scheme": None if demanded is None else demanded.name,
         "demanded": None if demanded is None else _rows_demanded(family, checkpoint, demanded),
+        "kv_cache": judge.kv_cache(checkpoint, family, serving or Serving()),
         "drafts_for_itself": alone,
     }
     return Report("inspect", tuple(checks), found, facts)

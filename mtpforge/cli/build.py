@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 @options.device()
 @options.tp()
 @options.ep()
+@options.kv_cache_dtype()
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
     screen: Screen,
@@ -84,6 +85,7 @@ def command(  # noqa: D103 -- the help text above
     device: str,
     tp: int,
     ep: bool,
+    kv_cache_dtype: str,
 ) -> Ending:
     from mtpforge.drafting.request import Request
 
@@ -101,6 +103,7 @@ def command(  # noqa: D103 -- the help text above
         scales=scales,
         tp=tp,
         ep=ep,
+        kv_cache_dtype=kv_cache_dtype,
         standalone=standalone,
         workers=workers or 0,
         memory=memory,

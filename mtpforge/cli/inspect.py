@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,7 +12,10 @@ from mtpforge import errors
 from mtpforge.cli import demo, options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.units import file_size
+from mtpforge.units import count, file_size
+
+if TYPE_CHECKING:
+    from mtpforge.engines.engine import KvCache
 
 Facts = Mapping[str, object]
 
@@ -30,9 +33,10 @@ Facts = Mapping[str, object]
 @options.engine()
 @options.tp()
 @options.ep()
+@options.kv_cache_dtype()
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
-    screen: Screen, *, checkpoint: str, scheme: str | None, engine: str, tp: int, ep: bool
+    screen: Screen, *, checkpoint: str, scheme: str | None, engine: str, tp: int, ep: bool, kv_cache_dtype: str
 ) -> Ending:
     from mtpforge import scheme as schemes
     from mtpforge.checkpoint import open_checkpoint
@@ -45,7 +49,8 @@ def command(  # noqa: D103 -- the help text above
 
     opened = open_checkpoint(checkpoint, offline=screen.offline)
     asked = schemes.load(scheme) if scheme else None
-    report = inspect(opened, engine=engine, scheme=asked, serving=Serving(tp, ep))
+    serving = Serving(tp, ep, kv_cache_dtype=kv_cache_dtype)
+    report = inspect(opened, engine=engine, scheme=asked, serving=serving)
     screen.line(f"{title(opened)}   {_model(report.facts)}")
     screen.line(f"version {_version(report.facts)}")
     _tables(screen, report.facts)
@@ -53,7 +58,7 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     screen.answer(str(report.facts["scheme"] or ""))
     failed = any(check.verdict == "failed" for check in report.checks)
-    kept = options.kept("engine", "tp", "ep")
+    kept = options.kept("engine", "tp", "ep", "kv_cache_dtype")
     if report.facts["drafts_for_itself"]:
         screen.next("mtpforge", "serve", checkpoint, "--target", checkpoint, *kept)
     elif report.facts["scheme"] and not failed and not only_layer(opened, family_of(opened.config)):
@@ -90,3 +95,7 @@ def _tables(screen: Screen, facts: Facts) -> None:
         screen.line()
         needs = [(r["kind"], r["wanted"], r["reason"]) for r in demanded]
         screen.table(("a draft for it needs", "stored as", "decided by"), needs)
+    if cache := cast("KvCache | None", facts["kv_cache"]):
+        screen.line()
+        each = f"{count(cache.token_bytes)} bytes of KV cache a token on each rank"
+        screen.line(f"  {each}, {cache.dtype}, the MTP layer included")

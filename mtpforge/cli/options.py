@@ -236,6 +236,22 @@ tp = _option(
     help="Tensor parallel size of the server.",
 )
 ep = _option("--ep", is_flag=True, heading="Compute", help="The server runs with expert parallelism.")
+
+
+def _kv_cache_dtypes() -> Iterable[str]:
+    from mtpforge.engines import ENGINES
+
+    return dict.fromkeys(dtype for engine in ENGINES.values() for dtype in engine.kv_cache_dtypes)
+
+
+kv_cache_dtype = _option(
+    "--kv-cache-dtype",
+    type=OneOf("DTYPE", _kv_cache_dtypes),
+    default="auto",
+    show_default=True,
+    heading="Compute",
+    help="Of the server's KV cache, in the engine's words: auto, bfloat16, fp8, fp8_e4m3, fp8_ds_mla, nvfp4_ds_mla.",
+)
 engine_python = _option(
     "--engine-python",
     type=click.Path(),

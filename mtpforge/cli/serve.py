@@ -52,6 +52,7 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 )
 @options.tp()
 @options.ep()
+@options.kv_cache_dtype()
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE OPTIONS]")
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
@@ -65,6 +66,7 @@ def command(  # noqa: D103 -- the help text above
     port: int | None,
     tp: int,
     ep: bool,
+    kv_cache_dtype: str,
     more: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
@@ -74,7 +76,7 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
-    serving = Serving(tp, ep, tokens, port=port)
+    serving = Serving(tp, ep, tokens, port=port, kv_cache_dtype=kv_cache_dtype)
     _refuse_strays(screen.argv, more)
     argv = serving_command(path, served, engine, serving)
     _refuse_twice(argv, more)
@@ -119,7 +121,8 @@ def _refuse_twice(argv: list[str], more: tuple[str, ...]) -> None:
                 f"`{name}` is in the command already",
                 where="behind `--`",
                 why="engines take the last of two without a word",
-                fix="`-k`, `--tp`, `--ep` and `--port` set what mtpforge writes; else edit what `--print` shows",
+                fix="`-k`, `--tp`, `--ep`, `--kv-cache-dtype` and `--port` set what mtpforge writes; else edit what"
+                " `--print` shows",
                 code=errors.USAGE,
             )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from mtpforge.units import file_size, memory_size
+from mtpforge.units import count, file_size, memory_size
 
 if TYPE_CHECKING:
     from mtpforge.cli.output import Screen
@@ -40,6 +40,7 @@ def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     if plan.target is not None:
         per_rank = memory_size(_number(facts, "serving_bytes_per_rank"))
         screen.line(f"  serving memory {per_rank} on each rank {_ranks(request.serving)}")
+        _show_savings(screen, facts)
     if plan.unused:
         dropped = sum(u.n_bytes for u in plan.unused)
         reasons = ", ".join(sorted({u.reason for u in plan.unused}))
@@ -47,6 +48,19 @@ def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     for change in plan.changes if screen.verbose else ():
         screen.line(f"  cast {change}")
     screen.traps(plan.traps)
+
+
+def _show_savings(screen: Screen, facts: Mapping[str, object]) -> None:
+    """What the scheme saves against the target's own, in memory and in tokens of KV cache; nothing where it is that."""
+    if "saves_bytes_per_rank" not in facts:
+        return
+    saved, tokens = _number(facts, "saves_bytes_per_rank"), cast("int | None", facts.get("saves_kv_tokens"))
+    took = f"{memory_size(saved)} less" if saved >= 0 else f"{memory_size(-saved)} more"
+    text = f"  {took} on each rank than the target's own scheme, {facts['saves_against']}"
+    if tokens is not None:
+        each = f"({count(_number(facts, 'kv_bytes_per_token'))} bytes each, {facts['kv_cache_dtype']})"
+        text += f": {count(abs(tokens))} {'more' if saved >= 0 else 'fewer'} tokens of KV cache {each}"
+    screen.line(text)
 
 
 def plan_document(plan: Plan) -> dict[str, object]:

@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     scales: str
     tp: int
     ep: bool
+    kv_cache_dtype: str
     standalone: bool
     workers: int
     memory: int
@@ -120,11 +121,13 @@ def inspect(
     scheme: Scheme | str | None = None,
     tp: int = 1,
     ep: bool = False,
+    kv_cache_dtype: str = "auto",
     offline: bool = False,
 ) -> Report:
     """What a checkpoint holds, and what a draft for it must be, from its config and headers alone."""
     opened = open_checkpoint(checkpoint, offline=offline)
-    return inspecting.inspect(opened, engine=engine, scheme=_scheme(scheme), serving=Serving(tp, ep))
+    serving = Serving(tp, ep, kv_cache_dtype=kv_cache_dtype)
+    return inspecting.inspect(opened, engine=engine, scheme=_scheme(scheme), serving=serving)
 
 
 def verify(
@@ -190,13 +193,15 @@ def serve_command(
     tp: int = 1,
     ep: bool = False,
     speculative_tokens: int = 3,
+    kv_cache_dtype: str = "auto",
     port: int | None = None,
     offline: bool = False,
 ) -> list[str]:
     """The words of the command that serves a target with a draft, with every flag that the pair needs."""
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    return serving_command(place, served, engine, Serving(tp, ep, speculative_tokens, port=port))
+    serving = Serving(tp, ep, speculative_tokens, port=port, kv_cache_dtype=kv_cache_dtype)
+    return serving_command(place, served, engine, serving)
 
 
 def capture(

@@ -67,6 +67,7 @@ class _Sides:
     target: Checkpoint | None
     input_scales: Checkpoint | None
     scheme: Scheme | None
+    own: Scheme | None = None
 
 
 def decide(request: Request, watching: Watching | None = None) -> Job | Needless:
@@ -87,17 +88,18 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
     target = _target(request, watching)
+    own = None if given is None else _own(request, target)
     if given is not None:
         target, given = overlay.beside(target, ENGINES[request.engine], given)
         for remark in remarks.of_restating(target, given, request.engine):
             watching.on_remark(remark)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
-        own = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
-        return Needless(request, target, own, reason)
+        loaded = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
+        return Needless(request, target, loaded, reason)
     named = request.input_scales
     scales = None if named is None else open_scales(named, target.config, offline=request.offline)
-    sides = _Sides(source, target, scales, given)
+    sides = _Sides(source, target, scales, given, own)
     out = _out(request, sides)
     refusals.of_inputs(_by_origin(source, target, scales), out)
     if experts.takes_long(asked):
@@ -143,6 +145,7 @@ def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inp
         sides.target,
         engine=_engine(request, sides.scheme),
         scheme=sides.scheme,
+        own=sides.own,
         kept=kept,
         serving=request.serving,
         input_scales=sides.input_scales,
@@ -171,6 +174,14 @@ def _out(request: Request, sides: _Sides) -> Path:
     out = default_out(served, scheme.name)
     refusals.of_output(out, request)
     return out
+
+
+def _own(request: Request, target: Checkpoint) -> Scheme | None:
+    """The scheme that the target asks for as it stands; None where no draft can be made for it so."""
+    try:
+        return ENGINES[request.engine].demands(target, None, family_of(target.config))
+    except MtpforgeError:
+        return None
 
 
 def _target(request: Request, watching: Watching) -> Checkpoint:

@@ -18,13 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the draft will be served: tensor parallel size, expert parallelism, speculative tokens, overrides, port."""
+    """How the draft will be served: tensor parallel size, expert parallelism, speculative tokens, overrides, port.
+
+    kv_cache_dtype: of the KV cache, in the engine's words; the engine's own choice where it is "auto".
+    """
 
     tensor_parallel: int = 1
     expert_parallel: bool = False
     speculative_tokens: int = 3
     overrides: dict[str, object] = field(default_factory=dict)
     port: int | None = None
+    kv_cache_dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """What one token takes in the KV cache of one rank, target and draft together, and the dtype that it is kept in."""
+
+    dtype: str
+    token_bytes: int
 
 
 def own_config(checkpoint: Checkpoint) -> dict[str, object]:
@@ -59,6 +71,9 @@ class Engine:
     path_traps(path): a draft path that the engine would misread.
     serve(target, draft_path, serving, scheme): argv of the serve command, with every flag that the pair needs.
     memory(family, specs, serving): bytes that the draft adds on one rank.
+    kv_cache(target, family, serving): what a token takes in the KV cache, None where that is not known; MtpforgeError
+        for a dtype that the engine does not take.
+    kv_cache_dtypes: what may be asked for.
     decoded_on_load(family): module template -> formats that the engine decodes by itself while loading, though the
         module is built dense.
     is_installed(): whether it can be run by this interpreter; nothing is imported.
@@ -92,3 +107,5 @@ class Engine:
     without_layer: Callable[[Family], str]
     decides: Literal["target", "draft"] = "target"
     tied_formats: frozenset[str] = frozenset()
+    kv_cache: Callable[[Checkpoint, Family, Serving], KvCache | None] = lambda *_: None
+    kv_cache_dtypes: tuple[str, ...] = ("auto",)

@@ -20,6 +20,7 @@ from mtpforge.formats import FORMATS, label
 from mtpforge.methods import RTN, Method, method
 from mtpforge.planning import activations
 from mtpforge.planning.facts import facts, peak_bytes
+from mtpforge.planning.savings import savings
 from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
 from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
@@ -49,6 +50,7 @@ def plan(
     *,
     engine: str = DEFAULT,
     scheme: Scheme | None = None,
+    own: Scheme | None = None,
     kept: tuple[int, ...] | None = None,
     serving: Serving | None = None,
     input_scales: Checkpoint | None = None,
@@ -58,11 +60,12 @@ def plan(
 ) -> Plan:
     """Decide everything about a draft of `source`'s nextn layer for `target`.
 
-    Without a target the source's own config stands in for it and a scheme is needed. `kept`: experts of the source that
-    stay, ascending, as many of every group. `scales`: how the scales of what is encoded are found, where its format
-    leaves a choice; `inputs`: sha256 of the calibration inputs, which gptq needs. `notes`: facts that the caller knows
-    (`kept_by`, `fitted_to`), for the manifest. Raises MtpforgeError for what no draft can be made from, and for every
-    trap of severity "error".
+    Without a target the source's own config stands in for it and a scheme is needed. `own`: the scheme that a restated
+    target asks for as it stands, to say what the other one saves. `kept`: experts of the source that stay, ascending,
+    as many of every group. `scales`: how the scales of what is encoded are found, where its format leaves a choice;
+    `inputs`: sha256 of the calibration inputs, which gptq needs. `notes`: facts that the caller knows (`kept_by`,
+    `fitted_to`), for the manifest. Raises MtpforgeError for what no draft can be made from, and for every trap of
+    severity "error".
     """
     judge = engine_of(engine)
     served = target or source
@@ -81,6 +84,8 @@ def plan(
     _refuse_idle(draft.method, steps)
     _refuse_mismatched(draft.method, inputs)
     found = _traps(judge, family, source, target, config, wanted, serving or Serving())
+    sizes = facts(judge, family, steps, source, target, input_scales, serving or Serving())
+    saved = savings(judge, served, family, own, wanted, serving or Serving(), n_experts)
     return Plan(
         source=_side(source),
         target=None if target is None else _side(target),
@@ -97,11 +102,7 @@ def plan(
         config=config,
         traps=found,
         inputs=inputs,
-        facts={
-            **facts(judge, family, steps, source, target, input_scales, serving or Serving()),
-            "stated": _stated(family, source, target),
-            **(notes or {}),
-        },
+        facts={**sizes, **saved, "stated": _stated(family, source, target), **(notes or {})},
     )
 
 

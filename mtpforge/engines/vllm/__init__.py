@@ -9,6 +9,7 @@ from mtpforge.engines.vllm.demands import demands, stated
 from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.installed import ask, is_installed
+from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.restating import restate
 from mtpforge.engines.vllm.serving import path_traps, serve
 from mtpforge.engines.vllm.sharding import memory, serving_traps
@@ -38,4 +39,6 @@ VLLM: Final = Engine(
     without_layer=lambda family: draft_class(family).without_layer,
     # Of an expert's gate and up only the first one's global scale is used; of a fused linear the largest.
     tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),
+    kv_cache=kv_cache,
+    kv_cache_dtypes=DTYPES,
 )

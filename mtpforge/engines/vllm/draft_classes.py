@@ -11,6 +11,9 @@ head_counts         config keys of what is dealt out over ranks: query heads, th
 [packed]            fused matrix -> its parts on disk, in shard order: packed_modules_mapping
 [split]             last part of a module's name -> the axis that is cut over ranks; others lie on every rank
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
+[cache]             of a token, per layer and rank: `latent` values and, for an indexer, `key` values (expressions of
+config keys) with a scale of key_scale_bytes for every key_block; widths of a value, and sizes of vectors of
+packed_values packed values, by dtype of the KV cache; taken_as: dtype asked for -> what it becomes
 [fields]            of the draft's config.json: required (whole numbers for which no default would do; of these
 counts_from_zero may be 0), defaults (what the engine takes for an absent one; "" for nothing),
 fixed (what it must be, whatever the target says: value; trap and why for a target that
@@ -50,6 +53,20 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheClass:
+    """What a token takes in the KV cache: the table `cache`."""
+
+    latent: str
+    key: str
+    key_block: int
+    key_scale_bytes: int
+    packed_values: int
+    widths: Mapping[str, int]
+    packed: Mapping[str, int]
+    taken_as: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class DraftClass:
     """One file of `classes/`; the module's docstring says what each field holds."""
 
@@ -70,6 +87,7 @@ class DraftClass:
     fixed: Mapping[str, Fixed]
     computed: Mapping[str, object]
     rope: Mapping[str, object]
+    cache: CacheClass | None
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -140,4 +158,5 @@ def _read(text: str) -> DraftClass:
         fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
         computed=fields.get("computed", {}),
         rope=fields.get("rope", {}),
+        cache=CacheClass(**table["cache"]) if "cache" in table else None,
     )

@@ -52,6 +52,8 @@ def serve(target: Checkpoint, draft_path: str, serving: Serving, _scheme: Scheme
         command += ["--tensor-parallel-size", str(serving.tensor_parallel)]
     if serving.expert_parallel:
         command += ["--enable-expert-parallel"]
+    if serving.kv_cache_dtype != "auto":
+        command += ["--kv-cache-dtype", serving.kv_cache_dtype]
     if serving.port is not None:
         command += ["--port", str(serving.port)]
     return command
