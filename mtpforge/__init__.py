@@ -8,6 +8,7 @@
     verify(draft, target)           open a draft again and judge it
     validate(draft, target)         the same, and the loader of an installed engine
     serve_command(draft, target)    what to type
+    explain_serve(draft, target)    the same, each flag with its reason
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
 Each name is loaded on first use: `import mtpforge` costs nothing and brings no torch.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         build,
         capture,
         demanded_scheme,
+        explain_serve,
         extract,
         inspect,
         load_scheme,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         validate,
         verify,
     )
+    from mtpforge.engines.command import Command
     from mtpforge.errors import MtpforgeError
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Command",
     "Comparison",
     "Draft",
     "MtpforgeError",
@@ -56,6 +60,7 @@ __all__ = [
     "build",
     "capture",
     "demanded_scheme",
+    "explain_serve",
     "extract",
     "inspect",
     "load_scheme",
@@ -70,6 +75,7 @@ __all__ = [
 _PLACES: Final = {
     **dict.fromkeys(__all__, "mtpforge.drafting.calls"),
     "Checkpoint": "mtpforge.checkpoint.checkpoint",
+    "Command": "mtpforge.engines.command",
     "Comparison": "mtpforge.pruning.expert_choice",
     "Draft": "mtpforge.building",
     "MtpforgeError": "mtpforge.errors",

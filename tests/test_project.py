@@ -66,8 +66,8 @@ CALLS = {
     "plan",
     "prune_plan",
 }
-CALLS |= {"serve_command", "validate", "verify"}
-RESULTS = {"Checkpoint", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
+CALLS |= {"explain_serve", "serve_command", "validate", "verify"}
+RESULTS = {"Checkpoint", "Command", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
 
 
 def test_public_names_are_the_calls_and_what_they_give():

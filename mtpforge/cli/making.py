@@ -69,7 +69,7 @@ def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str,
     from mtpforge.report import Trap
 
     try:
-        argv = ENGINES[request.engine].serve(target, draft, request.serving, scheme)
+        argv = ENGINES[request.engine].serve(target, draft, request.serving, scheme).argv
     except MtpforgeError as error:  # the draft is none the worse for it
         screen.traps((Trap("no-serve-command", "warning", f"{error.what}: {error.why}", error.fix, error.where),))
         return None

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command, Option
+from mtpforge.cli.making import with_keys
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument
 from mtpforge.errors import MtpforgeError, shown
 
-_SAID: Final = 3  # findings that are spelled out; `verify` has them all
+if TYPE_CHECKING:
+    from mtpforge.engines.command import Command as ServerCommand
+
+
+class DraftOption(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """`KEY=VALUE`, the value as JSON or a plain word."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:  # noqa: ANN401, ARG002
+        """The key and its value."""
+        if isinstance(value, tuple):
+            return value
+        key, sign, word = str(value).partition("=")
+        if not sign:
+            raise MtpforgeError(
+                f"`{shown(value)}` gives no value",
+                where="option `--draft-option`",
+                fix=f"`--draft-option {shown(key)}=VALUE`; `--explain` offers keys and values",
+                code=errors.USAGE,
+            )
+        try:
+            return key, json.loads(word)
+        except ValueError:
+            return key, word
 
 
 @click.command(
@@ -25,7 +51,7 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
     cls=Command,
     help="Run the server with this draft beside this target, with every flag that the pair needs.",
     examples=(
-        "mtpforge serve out/draft --target org/GLM-5.2-AWQ-INT4 --print",
+        "mtpforge serve out/draft --target org/GLM-5.2-AWQ-INT4 --explain",
         "mtpforge serve out/draft --target ./GLM-5.2-AWQ-INT4 --tp 8 -k 5 -- --max-model-len 65536",
     ),
     quiet="Only the command.",
@@ -37,6 +63,13 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
     "--print", "only_print", cls=Option, heading="Output", is_flag=True, help="Print the command, run nothing."
 )
 @click.option(
+    "--explain",
+    cls=Option,
+    heading="Output",
+    is_flag=True,
+    help="Print the command, why each flag is there, and what would make drafting cheaper; run nothing.",
+)
+@click.option(
     "-k",
     "tokens",
     cls=Option,
@@ -46,6 +79,16 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
     show_default=True,
     metavar="N",
     help="Tokens that the draft proposes at a time.",
+)
+@click.option(
+    "--draft-option",
+    "draft_options",
+    type=DraftOption(),
+    multiple=True,
+    cls=Option,
+    heading="Compute",
+    metavar="KEY=VALUE",
+    help="A key of the engine's for cheaper drafts, as `--explain` offers it; may be repeated.",
 )
 @click.option(
     "--port", cls=Option, heading="Compute", type=click.IntRange(1, 65535), metavar="N", help="Port of the server."
@@ -62,11 +105,13 @@ def command(  # noqa: D103 -- the help text above
     target: str,
     engine: str,
     only_print: bool,
+    explain: bool,
     tokens: int,
     port: int | None,
     tp: int,
     ep: bool,
     kv_cache_dtype: str,
+    draft_options: tuple[tuple[str, object], ...],
     more: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
@@ -76,16 +121,18 @@ def command(  # noqa: D103 -- the help text above
 
     served = open_checkpoint(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
-    serving = Serving(tp, ep, tokens, port=port, kv_cache_dtype=kv_cache_dtype)
+    serving = Serving(tp, ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     _refuse_strays(screen.argv, more)
-    argv = serving_command(path, served, engine, serving)
-    _refuse_twice(argv, more)
-    argv += more
+    made = serving_command(path, served, engine, serving)
+    _refuse_twice(made.argv, more)
+    argv = [*made.argv, *more]
     found = doubts(path, served)
     screen.traps(found)
     if path != served.location:  # a draft
         judge = shlex.join(["mtpforge", "verify", draft, "--target", target, *options.kept("engine", "tp", "ep")])
         screen.note(f"note: no weight was read; `{judge}` reads them all")
+    if explain:
+        return with_keys(_explained(screen, made, argv), {"traps": found})
     if only_print:
         screen.command_line(argv)
         return Ending({"serve": argv, "traps": found})
@@ -97,6 +144,19 @@ def command(  # noqa: D103 -- the help text above
             code=errors.USAGE,
         )
     return _replace_process(screen, argv)
+
+
+def _explained(screen: Screen, made: ServerCommand, argv: list[str]) -> Ending:
+    """The command, then why each of its flags is there, then what could be added."""
+    from mtpforge.engines.command import COLUMNS
+
+    screen.command_line(argv)
+    screen.line()
+    screen.table(COLUMNS, made.rows)
+    if made.offers:
+        screen.line()
+        screen.table(("could be added", "what for, and who decides"), made.offered)
+    return Ending({"serve": argv, "flags": made.flags, "offers": made.offers})
 
 
 def _refuse_strays(typed: tuple[str, ...], more: tuple[str, ...]) -> None:
@@ -121,8 +181,8 @@ def _refuse_twice(argv: list[str], more: tuple[str, ...]) -> None:
                 f"`{name}` is in the command already",
                 where="behind `--`",
                 why="engines take the last of two without a word",
-                fix="`-k`, `--tp`, `--ep`, `--kv-cache-dtype` and `--port` set what mtpforge writes; else edit what"
-                " `--print` shows",
+                fix="`-k`, `--tp`, `--ep`, `--kv-cache-dtype`, `--draft-option` and `--port` set what mtpforge writes;"
+                " else edit what `--print` shows",
                 code=errors.USAGE,
             )
 

@@ -6,7 +6,7 @@ is decided on the way, `on_progress` how far long phases are. What a user can ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -19,6 +19,7 @@ from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import DEFAULT, ENGINES
+from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -194,13 +195,36 @@ def serve_command(
     ep: bool = False,
     speculative_tokens: int = 3,
     kv_cache_dtype: str = "auto",
+    draft_options: Mapping[str, object] | None = None,
     port: int | None = None,
     offline: bool = False,
 ) -> list[str]:
     """The words of the command that serves a target with a draft, with every flag that the pair needs."""
+    asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
+    return _served(draft, target, engine, asked, offline=offline).argv
+
+
+def explain_serve(
+    draft: Named,
+    target: Named,
+    *,
+    engine: str = DEFAULT,
+    tp: int = 1,
+    ep: bool = False,
+    speculative_tokens: int = 3,
+    kv_cache_dtype: str = "auto",
+    draft_options: Mapping[str, object] | None = None,
+    port: int | None = None,
+    offline: bool = False,
+) -> Command:
+    """The same command, each flag and key with its reason, and what could be added: `print` shows it."""
+    asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
+    return _served(draft, target, engine, asked, offline=offline)
+
+
+def _served(draft: Named, target: Named, engine: str, serving: Serving, *, offline: bool) -> Command:
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    serving = Serving(tp, ep, speculative_tokens, port=port, kv_cache_dtype=kv_cache_dtype)
     return serving_command(place, served, engine, serving)
 
 

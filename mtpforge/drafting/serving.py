@@ -9,6 +9,7 @@ from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, named
+from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving, own_config
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
@@ -19,8 +20,11 @@ from mtpforge.verifying import as_served, glance
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
-def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> list[str]:
-    """The command's words. draft: an absolute folder, or the target's own location to draft with its own layer."""
+def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> Command:
+    """The command, each flag with its reason.
+
+    draft: an absolute folder, or the target's own location to draft with its own layer.
+    """
     held = target if draft == target.location else open_checkpoint(draft)
     target = as_served(held, target, ENGINES[engine])
     _refuse_misfit(draft, target, engine, serving)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mtpforge.engines.command import Command
 from mtpforge.report import Report, Trap
 from mtpforge.tensors import Spec
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class Serving:
     """How the draft will be served: tensor parallel size, expert parallelism, speculative tokens, overrides, port.
 
-    kv_cache_dtype: of the KV cache, in the engine's words; the engine's own choice where it is "auto".
+    kv_cache_dtype: of the KV cache, in the engine's words; the engine's own choice where it is "auto". draft_options:
+    what else the engine is to be told of drafting, by its own keys.
     """
 
     tensor_parallel: int = 1
@@ -29,6 +31,7 @@ class Serving:
     overrides: dict[str, object] = field(default_factory=dict)
     port: int | None = None
     kv_cache_dtype: str = "auto"
+    draft_options: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Engine:
         of which some are quantized, or none is.
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
-    serve(target, draft_path, serving, scheme): argv of the serve command, with every flag that the pair needs.
+    serve(target, draft_path, serving, scheme): the serve command, with every flag that the pair needs, and its reason.
     memory(family, specs, serving): bytes that the draft adds on one rank.
     kv_cache(target, family, serving): what a token takes in the KV cache, None where that is not known; MtpforgeError
         for a dtype that the engine does not take.
@@ -98,7 +101,7 @@ class Engine:
     block_traps: Callable[[Mapping[str, object], bool], tuple[Trap, ...]]
     serving_traps: Callable[[Family, Mapping[str, object], Scheme, Serving], tuple[Trap, ...]]
     path_traps: Callable[[str], tuple[Trap, ...]]
-    serve: Callable[[Checkpoint, str, Serving, Scheme], list[str]]
+    serve: Callable[[Checkpoint, str, Serving, Scheme], Command]
     memory: Callable[[Family, Mapping[str, Spec], Serving], int]
     decoded_on_load: Callable[[Family], Mapping[str, frozenset[str]]]
     is_installed: Callable[[], bool]

@@ -11,6 +11,7 @@ import click
 from mtpforge import errors, report, scheme, tensors
 from mtpforge.cli import COMMANDS, group
 from mtpforge.cli.grammar import HEADINGS, Option
+from mtpforge.engines import command as commands
 from mtpforge.planning import steps
 
 GENERATED = "<!-- Made from the code: REWRITE_GOLDEN=1 pytest tests/cli rewrites it. -->\n"
@@ -66,6 +67,11 @@ ENDINGS = {
         "serve": "words of the command",
         "traps": "list of Trap: what would spoil the drafts of this pair",
     },
+    "serve --explain": {
+        "serve, traps": "as with `--print`",
+        "flags": "list of Flag, and in the value of one that holds a JSON object its keys, as Flags too",
+        "offers": "list of Flag: keys for cheaper drafts that `--draft-option` takes beside this target",
+    },
     "doctor": {"report": "Report"},
     "completion": {"script": "text"},
 }
@@ -74,6 +80,7 @@ RECORDS = (
     report.Report,
     report.Check,
     report.Trap,
+    commands.Flag,
     scheme.Scheme,
     scheme.Rule,
     tensors.Quantization,

@@ -192,3 +192,41 @@ def test_serve_without_a_server_is_this_machine_s_fault(run, demo, tinyglm, monk
     ran = run("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
     assert ran.code == 5
     assert "error: `vllm` is not installed here\n" in ran.err
+
+
+def test_explain_gives_a_reason_for_every_flag_and_key_and_runs_nothing(run, demo, tinyglm, tmp_path):
+    target = reconfigured(tinyglm("awq-int4"), tmp_path / "t", lambda c: c.pop("num_nextn_predict_layers"))
+    asked = ("serve", str(demo / "out" / "demo"), "--target", str(target), "--tp", "2", "--ep", "--port", "8001")
+    asked += ("--kv-cache-dtype", "bfloat16", "--draft-option", "draft_lm_head_quantization=fp8", "--explain")
+    ran, document = run(*asked), run(*asked, "--json").document
+    argv = document["serve"]
+    named = [flag["name"] for flag in document["flags"]]
+    assert named == [word for word in argv if word.startswith("--")]
+    for flag in document["flags"]:
+        keys = flag["value"] if isinstance(flag["value"], list) else []
+        if keys:
+            assert [key["name"] for key in keys] == list(json.loads(argv[argv.index(flag["name"]) + 1]))
+        for entry in (flag, *keys):
+            assert entry["reason"]
+            assert entry["source"]
+            assert f"{entry['name']} " in ran.out
+            assert f"{entry['reason']} [{entry['source']}]" in ran.out
+    assert [offer["name"] for offer in document["offers"]] == ["num_speculative_tokens_per_batch_size"]
+    assert shlex.split(ran.out.split("\n\n")[0].replace("\\\n", " ")) == argv
+
+
+def test_an_offer_can_be_typed_as_it_is_printed(run, demo, tinyglm):
+    pair = ("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")))
+    lines = [line.split("   ")[0] for line in run(*pair, "--explain").out.splitlines() if "--draft-option " in line]
+    words = [word for line in lines for word in shlex.split(line)]
+    argv = run(*pair, *words, "--print", "--json").document["serve"]
+    speculative = json.loads(argv[argv.index("--speculative-config") + 1])
+    assert speculative["draft_lm_head_quantization"] == "fp8"
+    assert speculative["num_speculative_tokens_per_batch_size"] == [[1, 32, 3], [33, 256, 1]]
+
+
+def test_a_draft_option_without_a_value_is_refused(run, demo, tinyglm):
+    pair = ("serve", str(demo / "out" / "demo"), "--target", str(tinyglm("awq-int4")), "--explain")
+    ran = run(*pair, "--draft-option", "draft_lm_head_quantization")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: `draft_lm_head_quantization` gives no value\n")

@@ -47,14 +47,14 @@ def test_line_that_is_shown_mends_the_target(target, tmp_path, changes):
     subprocess.run(line.replace("python", sys.executable, 1), shell=True, check=True)
     mended = open_checkpoint(stale.location)
     assert stale_counts(mended, family_of(mended.config)) == {}
-    assert VLLM.serve(mended, "/drafts/d", Serving(), schemes.load("bf16"))[:2] == ["vllm", "serve"]
+    assert VLLM.serve(mended, "/drafts/d", Serving(), schemes.load("bf16")).argv[:2] == ["vllm", "serve"]
     assert mended.config["n_routed_experts"] == 12
     assert not changes.keys() & {"num_experts", "num_local_experts"} & mended.config.keys()
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_experts": 12}, {"num_experts": None}])
 def test_counts_that_agree_are_no_obstacle(target, changes):
-    assert VLLM.serve(target(**changes), "/drafts/d", Serving(), schemes.load("bf16"))[:2] == ["vllm", "serve"]
+    assert VLLM.serve(target(**changes), "/drafts/d", Serving(), schemes.load("bf16")).argv[:2] == ["vllm", "serve"]
 
 
 def test_published_config_is_refused_and_the_hub_copy_is_what_is_mended(release_config, target_of):

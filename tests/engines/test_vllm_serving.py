@@ -89,7 +89,7 @@ def test_memory_of_a_rank_counts_replicated_tensors_whole():
 def test_command_names_target_revision_draft_and_what_the_pair_needs(release_config, target_of, tmp_path):
     target = target_of(release_config("target-awq-int4-no-nextn-field"), location="org/glm", revision="431c1cd2")
     draft = tmp_path / "draft"
-    command = VLLM.serve(target, str(draft), Serving(8, expert_parallel=True, speculative_tokens=2), BF16)
+    command = VLLM.serve(target, str(draft), Serving(8, expert_parallel=True, speculative_tokens=2), BF16).argv
     assert command[:6] == ["vllm", "serve", "org/glm", "--revision", "431c1cd2", "--speculative-config"]
     assert json.loads(command[6]) == {"model": str(draft), "method": "mtp", "num_speculative_tokens": 2}
     assert command[7:] == [
@@ -103,7 +103,9 @@ def test_command_names_target_revision_draft_and_what_the_pair_needs(release_con
 
 def test_plain_pair_needs_no_flags_and_gets_an_absolute_draft(release_config, target_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = VLLM.serve(target_of(release_config("target-bf16"), location="/models/glm"), "out/draft", Serving(), BF16)
+    command = VLLM.serve(
+        target_of(release_config("target-bf16"), location="/models/glm"), "out/draft", Serving(), BF16
+    ).argv
     assert command[:4] == ["vllm", "serve", "/models/glm", "--speculative-config"]
     assert json.loads(command[4])["model"] == str(tmp_path / "out" / "draft")
     assert len(command) == 5

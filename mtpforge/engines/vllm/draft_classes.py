@@ -1,5 +1,6 @@
 """What vLLM knows of one class of MTP drafts: one file of `classes/` each, found by the model_type of the family.
 
+source              file of vLLM that counts the layers, with its version
 model_types         the families that vLLM runs with this class
 expert_count        config keys of the expert count, the one that wins first
 expert_count_twins  keys that repeat it; a draft carries none
@@ -70,6 +71,7 @@ class CacheClass:
 class DraftClass:
     """One file of `classes/`; the module's docstring says what each field holds."""
 
+    source: str
     model_types: tuple[str, ...]
     expert_count: tuple[str, ...]
     expert_count_twins: tuple[str, ...]
@@ -141,6 +143,7 @@ def _read(text: str) -> DraftClass:
     table = tomllib.loads(text)
     fields = table["fields"]
     return DraftClass(
+        source=table["source"],
         model_types=tuple(table["model_types"]),
         expert_count=tuple(table["expert_count"]),
         expert_count_twins=tuple(table["expert_count_twins"]),

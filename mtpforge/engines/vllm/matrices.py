@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.families import Family, Module
@@ -34,6 +35,9 @@ class Asked:
         return not self.experts and len(self.parts) > 1
 
 
+HEAD: Final = Asked("lm_head", ("lm_head",), (), "ParallelLMHead")
+
+
 def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
     """Every question about the layer, linears in the family's order, experts last."""
     return _of_layer(family, family.layer(config), family.modules(config, 1))
@@ -43,7 +47,7 @@ def main_questions(family: Family, config: Mapping[str, object]) -> tuple[Asked,
     """Every question about the model before the layer and about the head; which layers have experts is not asked."""
     modules = family.main_modules(config)
     layers = (_of_layer(family, layer, modules) for layer in range(family.layer(config)))
-    return (*chain.from_iterable(layers), Asked("lm_head", ("lm_head",), (), "ParallelLMHead"))
+    return (*chain.from_iterable(layers), HEAD)
 
 
 def _of_layer(family: Family, layer: int, modules: Iterable[Module]) -> tuple[Asked, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.command import Command, Flag, keys_of
 from mtpforge.engines.engine import Serving
+from mtpforge.engines.vllm.draft_classes import draft_class
+from mtpforge.engines.vllm.draft_options import Pair, asked, offers
 from mtpforge.engines.vllm.expert_counts import refuse_stale
 from mtpforge.families import family_of
 from mtpforge.report import Trap
@@ -17,12 +19,13 @@ from mtpforge.scheme import Scheme
 # config/speculative.py (0.33.0): each turns the method into another one before "mtp" is considered.
 _METHOD_WORDS: Final = ("eagle-", "eagle3", "dflash", "dspark")
 NEXTN: Final = "num_nextn_predict_layers"
+_SPECULATIVE: Final = "config/speculative.py (0.33.0)"
+_OVERRIDES: Final = "config/model.py (0.33.0)"
 
 
 def overrides(target: Checkpoint) -> dict[str, object]:
     """What `--hf-overrides` must say: vLLM counts MTP layers in the target's config, and builds drafts by its block."""
-    block = {"quantization_config": dict(target.quantization)} if target.is_restated else {}
-    return {**overrides_of(target.config), **block}
+    return {flag.name: flag.plain for flag in _overrides(target)}
 
 
 def overrides_of(config: Mapping[str, object]) -> dict[str, object]:
@@ -33,30 +36,67 @@ def overrides_of(config: Mapping[str, object]) -> dict[str, object]:
     return {NEXTN: 1} if text is config else {"text_config": {NEXTN: 1}}
 
 
-def serve(target: Checkpoint, draft_path: str, serving: Serving, _scheme: Scheme) -> list[str]:
-    """The command, as a list, that serves a target with a draft; the draft's path is made absolute.
+def _overrides(target: Checkpoint) -> Iterator[Flag]:
+    yield from keys_of(
+        overrides_of(target.config),
+        "the target's config.json counts no MTP layer, and vLLM counts there, not in the draft's",
+        f"the target's config.json, `{NEXTN}`; {draft_class(family_of(target.config)).source}",
+    )
+    if target.is_restated:
+        yield Flag(
+            "quantization_config",
+            dict(target.quantization),
+            "vLLM builds the draft by the target's block: this is it, changed for the MTP layer alone",
+            "`build --scheme`, as the draft's mtpforge.json says; config/model.py, _apply_dict_overrides (0.33.0)",
+        )
+
+
+def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme) -> Command:
+    """The command that serves a target with a draft, each flag with its reason; the draft's path is made absolute.
 
     A draft at the target's own location is the target's own layer: no model is named, so that vLLM takes the target
     (config/speculative.py, 0.33.0) at the target's revision. MtpforgeError where no command can serve the target.
     """
     refuse_stale(target, family_of(target.config))
-    model = {} if draft_path == target.location else {"model": str(Path(draft_path).absolute())}
-    speculative = {**model, "method": "mtp", "num_speculative_tokens": serving.speculative_tokens}
-    command = ["vllm", "serve", target.location]
-    if target.revision:
-        command += ["--revision", target.revision]
-    command += ["--speculative-config", json.dumps(speculative)]
-    if needed := {**overrides(target), **serving.overrides}:
-        command += ["--hf-overrides", json.dumps(needed)]
+    pair = Pair(target, scheme, serving)
+    needed = (*_overrides(target), *keys_of(serving.overrides, "as asked for", "overrides of the call"))
+    flags = [
+        *(
+            [Flag("--revision", target.revision, "the commit that was looked at", "`--target`")]
+            if target.revision
+            else []
+        ),
+        Flag(
+            "--speculative-config", (*_speculative(pair, draft_path),), "vLLM drafts only where told to", _SPECULATIVE
+        ),
+        *([Flag("--hf-overrides", needed, "what the target's config.json does not say", _OVERRIDES)] if needed else []),
+        *_asked_for(serving),
+    ]
+    return Command(("vllm", "serve", target.location), tuple(flags), offers(pair))
+
+
+def _speculative(pair: Pair, draft_path: str) -> Iterator[Flag]:
+    if draft_path != pair.target.location:
+        reason = "the draft's folder; without it vLLM takes the target, and the layer that it holds or lacks"
+        yield Flag("model", str(Path(draft_path).absolute()), reason, _SPECULATIVE)
+    yield Flag("method", "mtp", "an MTP layer: vLLM runs it with its class for this model_type", _SPECULATIVE)
+    count = "tokens that the layer proposes at a time, one run each"
+    yield Flag("num_speculative_tokens", pair.serving.speculative_tokens, count, "`-k`; 3 unless asked otherwise")
+    yield from asked(pair)
+
+
+def _asked_for(serving: Serving) -> Iterator[Flag]:
+    """Flags that say how it is served, where that is not vLLM's default."""
     if serving.tensor_parallel > 1:
-        command += ["--tensor-parallel-size", str(serving.tensor_parallel)]
+        reason = "ranks that target and draft are cut over; the sizes divide"
+        yield Flag("--tensor-parallel-size", serving.tensor_parallel, reason, "`--tp`")
     if serving.expert_parallel:
-        command += ["--enable-expert-parallel"]
+        yield Flag("--enable-expert-parallel", None, "whole experts are dealt out over the ranks", "`--ep`")
     if serving.kv_cache_dtype != "auto":
-        command += ["--kv-cache-dtype", serving.kv_cache_dtype]
+        reason = "the KV cache of target and draft; vLLM would choose by the target's config and the GPU"
+        yield Flag("--kv-cache-dtype", serving.kv_cache_dtype, reason, "`--kv-cache-dtype`")
     if serving.port is not None:
-        command += ["--port", str(serving.port)]
-    return command
+        yield Flag("--port", serving.port, "where the server listens", "`--port`")
 
 
 def path_traps(path: str) -> tuple[Trap, ...]:

@@ -1,0 +1,99 @@
+"""A server command as data: words, and for each flag why it is there and who says so."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from mtpforge import tables
+
+COLUMNS: Final = ("flag", "why, and who decides")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag of a command, or one key of the JSON object that a flag holds.
+
+    value: None for a flag that takes none, the keys where it is a JSON object, else what JSON knows. reason: why it is
+    there. source: who decides it: a file of the engine and its version, a key of a config, an option.
+    """
+
+    name: str
+    value: object
+    reason: str
+    source: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The flag as words of a command."""
+        if self.value is None:
+            return (self.name,)
+        return (self.name, json.dumps(self.plain) if isinstance(self.value, tuple) else str(self.value))
+
+    @property
+    def plain(self) -> object:
+        """The value as JSON has it."""
+        return {key.name: key.plain for key in self.value} if isinstance(self.value, tuple) else self.value
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Command:
+    """A server command. start: program, verb and model. flags: the rest of it.
+
+    offers: keys of the engine's that would make drafting cheaper beside this target and are not in the command, each
+    with a value to begin with; `mtpforge serve --draft-option NAME=VALUE` puts one in.
+    """
+
+    start: tuple[str, ...]
+    flags: tuple[Flag, ...]
+    offers: tuple[Flag, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """The words."""
+        return [*self.start, *(word for flag in self.flags for word in flag.words)]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """One row per flag, and per key inside one: its name, why it is there and who decides."""
+        return list(_rows(self.flags, ""))
+
+    @property
+    def offered(self) -> list[tuple[str, str]]:
+        """One row per offer, as the words of the option that takes it."""
+        return [
+            (shlex.join(("--draft-option", f"{flag.name}={_word(flag.value)}")), _why(flag)) for flag in self.offers
+        ]
+
+    def __repr__(self) -> str:
+        return f"<{' '.join(self.start)}, {len(self.flags)} flags>"
+
+    def __str__(self) -> str:
+        """Every flag with its reason, then what could be added."""
+        return tables.text(" ".join(self.start), COLUMNS, [*self.rows, *self.offered])
+
+    def _repr_html_(self) -> str:
+        return tables.html(" ".join(self.start), COLUMNS, [*self.rows, *self.offered])
+
+
+def keys_of(value: Mapping[str, object], reason: str, source: str) -> tuple[Flag, ...]:
+    """Keys of a JSON object that share a reason."""
+    return tuple(Flag(key, held, reason, source) for key, held in value.items())
+
+
+def _rows(flags: Iterable[Flag], indent: str) -> Iterator[tuple[str, str]]:
+    for flag in flags:
+        yield indent + flag.name, _why(flag)
+        if isinstance(flag.value, tuple):
+            yield from _rows(flag.value, indent + "  ")
+
+
+def _why(flag: Flag) -> str:
+    return f"{flag.reason} [{flag.source}]"
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
