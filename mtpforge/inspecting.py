@@ -14,7 +14,7 @@ from mtpforge import traps, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import DEFAULT, engine_of, named
-from mtpforge.engines.engine import Engine, Serving
+from mtpforge.engines.engine import Engine, Serving, refuse_unknown
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
@@ -48,6 +48,7 @@ def inspect(
 def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
     judge = engine_of(engine)
     family = family_of(checkpoint.config)
+    refuse_unknown(judge, serving or Serving())
     judge.refuse_misstated(checkpoint, checkpoint.config, family)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
     layer, layer_check = _layer(checkpoint, family, judge)

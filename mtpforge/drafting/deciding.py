@@ -14,7 +14,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES, overlay
-from mtpforge.engines.engine import own_config
+from mtpforge.engines.engine import own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.places import default_out
@@ -77,6 +77,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     """
     watching = watching or Watching.by(None, None)
     refusals.of_machine(request)
+    refuse_unknown(ENGINES[request.engine], request.serving)
     if request.out is not None:
         refusals.of_output(Path(request.out), request)
     given = None if request.scheme is None else _scheme(request.scheme)

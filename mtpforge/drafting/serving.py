@@ -10,7 +10,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, named
 from mtpforge.engines.command import Command
-from mtpforge.engines.engine import Serving, own_config
+from mtpforge.engines.engine import Serving, own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
@@ -25,6 +25,7 @@ def serving_command(draft: str, target: Checkpoint, engine: str, serving: Servin
 
     draft: an absolute folder, or the target's own location to draft with its own layer.
     """
+    refuse_unknown(ENGINES[engine], serving)
     held = target if draft == target.location else open_checkpoint(draft)
     target = as_served(held, target, ENGINES[engine])
     _refuse_misfit(draft, target, engine, serving)

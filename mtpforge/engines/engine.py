@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mtpforge import errors
 from mtpforge.engines.command import Command
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Report, Trap
 from mtpforge.tensors import Spec
 
@@ -76,7 +78,7 @@ class Engine:
     memory(family, specs, serving): bytes that the draft adds on one rank.
     kv_cache(target, family, serving): what a token takes in the KV cache, None where that is not known; MtpforgeError
         for a dtype that the engine does not take.
-    kv_cache_dtypes: what may be asked for.
+    kv_cache_dtypes, draft_options: what may be asked for of the cache, and keys for cheaper drafts.
     decoded_on_load(family): module template -> formats that the engine decodes by itself while loading, though the
         module is built dense.
     is_installed(): whether it can be run by this interpreter; nothing is imported.
@@ -112,3 +114,20 @@ class Engine:
     tied_formats: frozenset[str] = frozenset()
     kv_cache: Callable[[Checkpoint, Family, Serving], KvCache | None] = lambda *_: None
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
+    draft_options: tuple[str, ...] = ()
+
+
+def refuse_unknown(engine: Engine, serving: Serving) -> None:
+    """MtpforgeError for a dtype of the KV cache, or a draft option, that an engine is not known to take."""
+    asked = {"--kv-cache-dtype": [serving.kv_cache_dtype], "--draft-option": [*serving.draft_options]}
+    known = {"--kv-cache-dtype": engine.kv_cache_dtypes, "--draft-option": engine.draft_options}
+    for option, words in asked.items():
+        for word in words:
+            if word not in known[option]:
+                raise MtpforgeError(
+                    f"`{option} {shown(word)}` is nothing that {engine.name} is known to take",
+                    where=f"option `{option}`",
+                    why=f"known: {', '.join(known[option]) or 'none'}",
+                    fix=f"leave `{option}` out, or take a known one",
+                    code=errors.USAGE,
+                )

@@ -81,7 +81,7 @@ def test_a_draft_s_block_says_its_scheme(target, config_of, experts, shared, att
     for module in family.modules(target.config, 1):
         assert found.of(module.template).quantization == wanted.of(module.template).quantization, module.template
     assert SGLANG.draft_traps(target.config, config, family, found) == ()
-    flag = "--disable-shared-experts-fusion" in SGLANG.serve(target, "/draft", Serving(), found)
+    flag = "--disable-shared-experts-fusion" in SGLANG.serve(target, "/draft", Serving(), found).argv
     assert flag == is_apart
 
 
@@ -219,14 +219,14 @@ def test_a_target_with_zero_points_is_warned_of(tinyglm):
 
 
 def test_the_command(target):
-    command = SGLANG.serve(target, "/drafts/one", Serving(4, expert_parallel=True, port=8001), load("bf16"))
+    command = SGLANG.serve(target, "/drafts/one", Serving(4, expert_parallel=True, port=8001), load("bf16")).argv
     assert command == [
         "sglang", "serve", "--model-path", target.location, "--speculative-algorithm", "NEXTN",
         "--speculative-draft-model-path", "/drafts/one", "--speculative-num-steps", "3",
         "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4", "--tp-size", "4", "--ep-size", "4",
         "--port", "8001",
     ]  # fmt: skip
-    own = SGLANG.serve(target, target.location, Serving(), load("bf16"))
+    own = SGLANG.serve(target, target.location, Serving(), load("bf16")).argv
     assert "--speculative-draft-model-path" not in own
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import mtpforge
 from mtpforge import scheme as schemes
 from mtpforge.engines import ENGINES, Serving
 from mtpforge.engines.vllm.draft_options import OPTIONS
@@ -102,7 +103,6 @@ QUANTIZED_HEAD = {
         (QUANTIZED_HEAD, {HEAD: "fp8"}, "the target's lm_head is quantized already"),
         ({}, {HEAD: "int8"}, "one of fp8, nvfp4"),
         ({}, {SHARE: 1}, "true or false"),
-        ({}, {"num_speculative_tokens": 5}, f"known: {', '.join(OPTIONS)}"),
         *(({}, {SCHEDULE: value}, "") for value in ODD_SCHEDULES),
     ],
 )
@@ -112,6 +112,14 @@ def test_what_vllm_would_not_take_is_refused(changed, asked, why, command):
     assert refused.value.where == "option `--draft-option`"
     assert why in refused.value.why
     assert refused.value.code == 2
+
+
+@pytest.mark.parametrize(("engine", "known"), [("vllm", ", ".join(OPTIONS)), ("sglang", "none")])
+def test_keys_that_are_no_draft_options_are_refused(engine, known, tinyglm):
+    asked = {"num_speculative_tokens": 5}
+    with pytest.raises(MtpforgeError, match="`--draft-option num_speculative_tokens` is nothing that") as refused:
+        mtpforge.serve_command(tinyglm("bf16"), tinyglm("bf16"), engine=engine, draft_options=asked)
+    assert (refused.value.code, refused.value.why) == (2, f"known: {known}")
 
 
 def test_sharing_is_refused_where_nothing_would_be_shared(command):

@@ -60,10 +60,17 @@ def test_a_pattern_goes_before_a_schedule(release_config, target_of):
     assert bytes_of(target_of(config)).token_bytes == 79 * 576 * 2 + 2 * 132
 
 
-def test_dtypes_that_this_attention_does_not_take_are_refused(release_config, target_of):
-    with pytest.raises(MtpforgeError) as refused:
-        bytes_of(target_of(release_config("target-bf16")), "nvfp4")
-    assert (refused.value.code, refused.value.fix) == (2, f"one of {', '.join(DTYPES)}")
+@pytest.mark.parametrize(("engine", "known"), [("vllm", ", ".join(DTYPES)), ("sglang", "auto")])
+def test_dtypes_that_an_engine_is_not_known_to_take_are_refused(engine, known, tinyglm):
+    asked = {"engine": engine, "kv_cache_dtype": "nvfp4"}
+    for call in (
+        lambda: mtpforge.inspect(tinyglm("bf16"), **asked),
+        lambda: mtpforge.plan(tinyglm("awq-int4"), tinyglm("bf16"), **asked),
+        lambda: mtpforge.serve_command(tinyglm("bf16"), tinyglm("bf16"), **asked),
+    ):
+        with pytest.raises(MtpforgeError, match="`--kv-cache-dtype nvfp4` is nothing that") as refused:
+            call()
+        assert (refused.value.code, refused.value.why) == (2, f"known: {known}")
 
 
 def test_vectors_of_another_size_are_packed_by_no_kernel(tinyglm, target_of):

@@ -5,12 +5,12 @@ Source: sglang srt/arg_groups/speculative_hook.py, models/{deepseek_v2,deepseek_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.command import Command, Flag, keys_of
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.sglang.draft_classes import draft_class
 from mtpforge.families import Family
@@ -19,37 +19,55 @@ from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization, Spec
 
+_HOOK: Final = "srt/arg_groups/speculative_hook.py (0.5.23)"
+_ARGUMENTS: Final = "srt/server_args.py (0.5.23)"
 _UNFUSED: Final = "--disable-shared-experts-fusion"
 _SHARED, _ROUTED = "mlp.shared_experts.", "mlp.experts.*."
 
 
-def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme) -> list[str]:
-    """The command, as a list, that serves a target with a draft; the draft's path is made absolute.
+def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme) -> Command:
+    """The command that serves a target with a draft, each flag with its reason; the draft's path is made absolute.
 
     A draft at the target's own location is the target's own layer: SGLang takes it where no draft is named.
     """
-    command = ["sglang", "serve", "--model-path", target.location]
-    if target.revision:
-        command += ["--revision", target.revision]
-    command += ["--speculative-algorithm", "NEXTN"]
-    if draft_path != target.location:
-        command += ["--speculative-draft-model-path", str(Path(draft_path).absolute())]
-    elif target.revision:
-        command += ["--speculative-draft-model-revision", target.revision]
-    steps = serving.speculative_tokens
-    command += ["--speculative-num-steps", str(steps), "--speculative-eagle-topk", "1"]
-    command += ["--speculative-num-draft-tokens", str(steps + 1)]  # one of them is the target's own
+    flags = (
+        [Flag("--revision", target.revision, "the commit that was looked at", "`--target`")] if target.revision else []
+    )
+    flags += _speculative(target, draft_path, serving)
     if _must_stay_apart(scheme):
-        command.append(_UNFUSED)
+        reason = "shared experts are stored otherwise than routed ones; made one of them they would match nothing"
+        flags.append(Flag(_UNFUSED, None, reason, "models/deepseek_v2.py (0.5.23)"))
     if serving.overrides:
-        command += ["--json-model-override-args", json.dumps(serving.overrides)]
+        keys = keys_of(serving.overrides, "as asked for", "overrides of the call")
+        flags.append(Flag("--json-model-override-args", keys, "what the target's config.json does not say", _ARGUMENTS))
+    flags += _asked_for(serving)
+    return Command(("sglang", "serve", "--model-path", target.location), tuple(flags))
+
+
+def _speculative(target: Checkpoint, draft_path: str, serving: Serving) -> Iterator[Flag]:
+    yield Flag("--speculative-algorithm", "NEXTN", "SGLang drafts only where told to", _HOOK)
+    if draft_path != target.location:
+        reason = "the draft's folder; without it SGLang takes the layer of the target"
+        yield Flag("--speculative-draft-model-path", str(Path(draft_path).absolute()), reason, _HOOK)
+    elif target.revision:
+        reason = "the target's own layer, at the same commit"
+        yield Flag("--speculative-draft-model-revision", target.revision, reason, _HOOK)
+    steps = serving.speculative_tokens
+    yield Flag("--speculative-num-steps", steps, "tokens that are drafted at a time", "`-k`; 3 unless asked otherwise")
+    yield Flag("--speculative-eagle-topk", 1, "one guess for each of them, no tree", _HOOK)
+    reason = "as many and one: the first is the target's own"
+    yield Flag("--speculative-num-draft-tokens", steps + 1, reason, _HOOK)
+
+
+def _asked_for(serving: Serving) -> Iterator[Flag]:
+    """Flags that say how it is served, where that is not SGLang's default."""
     if serving.tensor_parallel > 1:
-        command += ["--tp-size", str(serving.tensor_parallel)]
+        reason = "ranks that target and draft are cut over; the sizes divide"
+        yield Flag("--tp-size", serving.tensor_parallel, reason, "`--tp`")
     if serving.expert_parallel:
-        command += ["--ep-size", str(serving.tensor_parallel)]
+        yield Flag("--ep-size", serving.tensor_parallel, "whole experts are dealt out over the ranks", "`--ep`")
     if serving.port is not None:
-        command += ["--port", str(serving.port)]
-    return command
+        yield Flag("--port", serving.port, "where the server listens", "`--port`")
 
 
 def _must_stay_apart(scheme: Scheme) -> bool:

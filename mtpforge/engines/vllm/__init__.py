@@ -8,6 +8,7 @@ from mtpforge.engines.engine import Engine
 from mtpforge.engines.vllm.demands import demands, stated
 from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
+from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.restating import restate
@@ -41,4 +42,5 @@ VLLM: Final = Engine(
     tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),
     kv_cache=kv_cache,
     kv_cache_dtypes=DTYPES,
+    draft_options=tuple(OPTIONS),
 )

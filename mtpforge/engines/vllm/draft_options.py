@@ -78,8 +78,6 @@ def offers(pair: Pair) -> tuple[Flag, ...]:
 def asked(pair: Pair) -> Iterator[Flag]:
     """What was asked for, as keys; MtpforgeError for a key or a value that vLLM would not take here."""
     for name, value in pair.serving.draft_options.items():
-        if name not in OPTIONS:
-            raise _refusal(f"`{shown(name)}` is no draft option", f"known: {', '.join(OPTIONS)}", "")
         option = OPTIONS[name]
         if why := option.odd(value):
             raise _refusal(f"`{name}` cannot be {shown(repr(value))}", why, "")

@@ -15,7 +15,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines.engine import KvCache, Serving
 from mtpforge.engines.vllm.draft_classes import CacheClass, draft_class
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.families.sizes import evaluate, whole_number
 
@@ -26,12 +26,11 @@ DTYPES: Final = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_ds_mla", "nvfp4_ds_
 def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | None:
     """What a token takes on one rank beside this target, its MTP layer included; None for a class without such facts.
 
-    MtpforgeError for a dtype that this class does not take.
+    MtpforgeError for a dtype that vectors of this size are not kept in.
     """
     known = draft_class(family).cache
     if known is None:
         return None
-    _refuse_other(serving.kv_cache_dtype)
     text = family.text(target.config)
     dtype = _taken(serving.kv_cache_dtype, known, target.quantization)
     with errors_of(target):
@@ -40,16 +39,6 @@ def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | 
         key = evaluate(known.key, text)
         n_keys = sum(_has_indexer(layer, n_layers, text) for layer in range(n_layers + 1))
     return KvCache(dtype, (n_layers + 1) * latent + n_keys * (key + key // known.key_block * known.key_scale_bytes))
-
-
-def _refuse_other(asked: str) -> None:
-    if asked not in DTYPES:
-        raise MtpforgeError(
-            f"`{shown(asked)}` is no KV cache dtype that vLLM takes for this attention",
-            where="option `--kv-cache-dtype`",
-            fix=f"one of {', '.join(DTYPES)}",
-            code=errors.USAGE,
-        )
 
 
 def _latent_bytes(dtype: str, known: CacheClass, n_values: int) -> int:
