@@ -59,13 +59,15 @@ def command(argv):
     return getattr(model.hf_config, "quantization_config", None)
 
 
-def questions(config, draft):
-    """What vLLM's class of the target asks, at the sizes of that config."""
+def questions(config):
+    """What vLLM's class of such a target asks; of four experts as of all."""
+    few = {"quantization_config": PROBE, "n_routed_experts": 4, "num_experts_per_tok": 4}
     kept = vllm_answers.Questions(config["first_k_dense_replace"])
     with tempfile.TemporaryDirectory() as folder, kept.kept():
-        (Path(folder) / "config.json").write_text(json.dumps(config | {"quantization_config": PROBE}))
+        small = {key: value for key, value in config.items() if key != "num_experts"} | few
+        (Path(folder) / "config.json").write_text(json.dumps(small))
         stand_in.set_groups(1, 0)
-        loader._construct_target(loader._configure(Request(folder, draft), Findings()))
+        loader._construct_target(loader._configure(Request(folder, folder), Findings()))
     return kept
 
 
@@ -86,15 +88,21 @@ def restated(config, wanted, kept):
     return found
 
 
+def _is_plain(config):
+    return "quantization_config" not in config
+
+
 def main():
     """Answer."""
     asked = json.loads(sys.stdin.read())
     with contextlib.redirect_stdout(sys.stderr):
         told = {"pairs": [pair(*each) for each in asked["pairs"]]}
         told["commands"] = [command(each) for each in asked["commands"]]
-        kept = questions(asked["probe"], asked["pairs"][0][1])
-        wanted = asked["schemes"]
-        told["restated"] = {name: restated(config, wanted, kept) for name, config in asked["restated"].items()}
+        kept = {config["model_type"]: questions(config) for config in asked["restated"].values() if _is_plain(config)}
+        told["restated"] = {
+            name: restated(config, asked["schemes"], kept[config["model_type"]])
+            for name, config in asked["restated"].items()
+        }
     json.dump(told, sys.stdout)
 
 
