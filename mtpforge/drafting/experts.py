@@ -16,7 +16,7 @@ from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
-from mtpforge.planning import refuse_surplus
+from mtpforge.planning import refuse_other_count
 from mtpforge.pruning import METHODS, expert_choice, lists
 from mtpforge.pruning.expert_choice import Comparison, Pruned, Wish
 
@@ -53,7 +53,7 @@ def choose(
     request: Request, asked: Wish, inputs: Inputs | None, source: Checkpoint, target: Checkpoint, watching: Watching
 ) -> Pruned:
     """The experts that a draft keeps. MtpforgeError where inputs were given and no expert goes."""
-    _refuse_surplus(request, asked.experts, target)
+    _refuse_other_count(request, asked.experts, target)
     found = expert_choice.pruned(source, target, asked)
     if inputs is not None and found.keeps_all and not request.fits_codes:
         what = f"all {found.n_stored} experts stay, `--inputs` has nothing to choose"
@@ -74,9 +74,9 @@ def compare(
     watching: Watching,
 ) -> Comparison:
     """The same choice beside those of other methods; refused where a build would refuse it."""
-    _refuse_surplus(request, asked.experts, target)
+    _refuse_other_count(request, asked.experts, target)
     found = expert_choice.compared(source, target, asked, names)
-    _refuse_surplus(request, len(found.chosen.kept), target)
+    _refuse_other_count(request, len(found.chosen.kept), target)
     for remark in remarks.of_experts(found.chosen):
         watching.on_remark(remark)
     return replace(found, inputs=measured_on(inputs))
@@ -104,10 +104,10 @@ def measured_on(inputs: Inputs | None) -> dict[str, object] | None:
     return {"sha256": inputs.digest, "tokens": inputs.n_tokens} if inputs else None
 
 
-def _refuse_surplus(request: Request, n_experts: int | str, target: Checkpoint) -> None:
+def _refuse_other_count(request: Request, n_experts: int | str, target: Checkpoint) -> None:
     """Before scores are made: they can take minutes."""
     if isinstance(n_experts, int):
-        refuse_surplus(ENGINES[request.engine], family_of(target.config), target, n_experts, "to be kept are")
+        refuse_other_count(ENGINES[request.engine], family_of(target.config), target, n_experts, chosen=True)
 
 
 def _scores(

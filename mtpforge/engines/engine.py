@@ -84,6 +84,7 @@ class Engine:
     is_installed(): whether it can be run by this interpreter; nothing is imported.
     ask(draft, target, serving, python): what the engine's own loader says, by an interpreter, None for this one.
     most_experts: why a draft may not hold more experts than the target's `{n}`.
+    fewer_experts(family): why a draft may not hold fewer experts than its target; "" where it may.
     without_layer(family): what the engine does, asked for MTP, without a layer in the target and without a draft.
     decides: by whose config the engine builds a draft.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
@@ -109,6 +110,7 @@ class Engine:
     is_installed: Callable[[], bool]
     ask: Callable[[Path, Checkpoint, Serving, str | None], Report]
     most_experts: str
+    fewer_experts: Callable[[Family], str]
     without_layer: Callable[[Family], str]
     decides: Literal["target", "draft"] = "target"
     tied_formats: frozenset[str] = frozenset()

@@ -50,6 +50,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         is_installed=lambda: False,
         ask=_unasked,
         most_experts="",
+        fewer_experts=lambda _: "",
         without_layer=lambda _: "",
     )
 

@@ -5,7 +5,7 @@ No tensor is loaded, torch is not imported.
 
 from __future__ import annotations
 
-from mtpforge.planning.deciding import agreed_scheme, plan, refuse_surplus
+from mtpforge.planning.deciding import agreed_scheme, plan, refuse_other_count
 from mtpforge.planning.facts import RESERVED_BYTES
 from mtpforge.planning.steps import (
     Carry,
@@ -30,5 +30,5 @@ __all__ = [
     "Write",
     "agreed_scheme",
     "plan",
-    "refuse_surplus",
+    "refuse_other_count",
 ]

@@ -179,23 +179,25 @@ def _refuse_mismatched(method: Method, inputs: str) -> None:
 def _n_experts(
     judge: Engine, family: Family, target: Checkpoint | None, stored: StoredLayer, kept: tuple[int, ...] | None
 ) -> int:
-    """Experts of the draft. More than the target's cannot load, fewer can."""
+    """Experts of the draft, of which the engine must be able to load as many beside the target."""
     n_draft = stored.n_experts if kept is None else len(kept)
     if target is not None:
-        refuse_surplus(judge, family, target, n_draft, "the layer has" if kept is None else "to be kept are")
+        refuse_other_count(judge, family, target, n_draft, chosen=kept is not None)
     return n_draft
 
 
-def refuse_surplus(judge: Engine, family: Family, target: Checkpoint, n_draft: int, what: str) -> None:
-    """MtpforgeError where a draft of so many experts could not be loaded; `what` says whose they are."""
+def refuse_other_count(judge: Engine, family: Family, target: Checkpoint, n_draft: int, *, chosen: bool) -> None:
+    """MtpforgeError where a draft of so many experts could not be loaded. chosen: from more, else they are all."""
     n_target = served_experts(family, target)
+    fix = f"keep {n_target} of them: `--experts match`; `mtpforge prune-plan` shows which"
     if n_draft > n_target:
-        raise MtpforgeError(
-            f"{what} {n_draft} experts, the target {n_target}",
-            where=target.label,
-            why=judge.most_experts.format(n=n_target),
-            fix=f"keep {n_target} of them: `--experts match`; `mtpforge prune-plan` shows which",
-        )
+        why = judge.most_experts.format(n=n_target)
+    elif n_draft < n_target and (why := judge.fewer_experts(family)):
+        fix = fix if chosen else f"name a source that has {n_target}, {versions.example_for(target, family)}"
+    else:
+        return
+    what = f"{'to be kept are' if chosen else 'the layer has'} {n_draft} experts, the target {n_target}"
+    raise MtpforgeError(what, where=target.label, why=why, fix=fix)
 
 
 def _refuse_unpruned(

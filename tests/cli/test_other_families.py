@@ -7,6 +7,7 @@ import shutil
 
 import glm4_moe
 import pytest
+from drafts import reconfigured
 from nextn.calibration import captured, write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -147,11 +148,45 @@ def test_extract_by_gptq_and_capture_are_refused_by_name(run, in_folder, source)
     assert ran.err.endswith(UNRUN.format(config=source / "config.json"))
 
 
-@pytest.mark.parametrize("way", [("--prune-by", "bias", "--experts", "2"), ("--scales", "mse")])
-def test_what_the_refusal_names_instead_works(run, in_folder, source, target, way):
-    ran = run("build", "--target", target, "--source", source, "-o", "draft", *way)
+@pytest.mark.parametrize(("way", "n_served"), [(("--prune-by", "bias"), 2), (("--scales", "mse"), glm4_moe.N_EXPERTS)])
+def test_what_the_refusal_names_instead_works(run, in_folder, source, target, way, n_served):
+    served = {"n_routed_experts": n_served, "name_or_path": "served"}
+    reconfigured(target, in_folder / "served", lambda config: config.update(served))
+    ran = run("build", "--target", "served", "--source", source, "-o", "draft", *way)
     assert ran.code == 0, ran.err
-    assert (in_folder / "draft" / "mtpforge.json").exists()
+    assert json.loads((in_folder / "draft" / "config.json").read_text())["n_routed_experts"] == n_served
+
+
+FEWER = (
+    "error: to be kept are 2 experts, the target 4\n"
+    "where: {target}\n"
+    "cause: vLLM sizes this layer by the target's config: it would stop at the router, whose rows are fewer\n"
+    " hint: keep 4 of them: `--experts match`; `mtpforge prune-plan` shows which\n"
+)
+
+
+COUNTED = {
+    "build": ("build", "--dry-run", "--experts", "2"),
+    "list": ("build", "--dry-run", "--keep-experts", "kept.json"),
+    "prune-plan": ("prune-plan", "--experts", "2"),
+}
+
+
+@pytest.mark.parametrize("words", COUNTED.values(), ids=COUNTED)
+def test_fewer_experts_than_the_target_are_refused_at_plan_time(run, in_folder, source, target, words):
+    (in_folder / "kept.json").write_text("[0, 3]")
+    command, *rest = words
+    ran = run(command, "--target", target, "--source", source, *rest)
+    assert ran.code == 3
+    assert ran.err.endswith(FEWER.format(target=target))
+
+
+def test_source_with_fewer_experts_than_the_target_is_refused_by_name(run, in_folder, target):
+    small = glm4_moe.write(in_folder / "small", n_routed_experts=2)
+    ran = run("build", "--target", target, "--source", small, "--dry-run")
+    assert ran.code == 3
+    assert "error: the layer has 2 experts, the target 4\n" in ran.err
+    assert " hint: name a source that has 4, e.g. `--source zai-org/GLM-4.7`" in ran.err
 
 
 def test_inspect_says_what_this_class_does_without_its_layer(run, source, tmp_path):

@@ -119,6 +119,34 @@ def test_a_quantized_layer_is_read_again_with_its_biases(built, tmp_path):
     assert report.ok, failed(report)
 
 
+@pytest.fixture
+def pruned(source, tmp_path):
+    """A draft of two experts for a target of two, that target, and the whole one."""
+    whole = glm4_moe.target(tmp_path / "whole", source, None)
+    few = reconfigured(whole, tmp_path / "few", lambda config: config.update(n_routed_experts=2))
+    stored, served = open_checkpoint(str(source)), open_checkpoint(str(few))
+    made = plan(stored, served, kept=(1, 3))
+    build(made, {"source": stored, "target": served}, tmp_path / "draft", check="off")
+    return tmp_path / "draft", served, open_checkpoint(str(whole))
+
+
+def test_draft_of_fewer_experts_passes_beside_a_target_of_as_many_alone(pruned):
+    draft, served, whole = pruned
+    assert verify(draft, served).ok
+    found = failed(verify(draft, whole))
+    assert "the draft has 2 experts, the target 4: vLLM stops at the router, sized by the target's" in found["config"]
+
+
+@pytest.mark.engine
+@in_vllm
+def test_vllm_sizes_this_layer_by_the_target(pruned):
+    draft, served, whole = pruned
+    assert installed.check(draft, served, python=PYTHON).ok
+    errors = installed.check(draft, whole, python=PYTHON).facts["errors"]
+    said = "Attempted to load weight (torch.Size([2])) into parameter (torch.Size([4]))"
+    assert any(said in error for error in errors), errors
+
+
 MLA = {"fused_qkv_a_proj": ["q_a_proj", "kv_a_proj_with_mqa"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FOREIGN = {
     "MLA's mapping": (

@@ -34,6 +34,7 @@ SGLANG: Final = Engine(
     ask=ask,
     decides="draft",
     most_experts="mtpforge has not tried a draft with more than the target's {n} in SGLang",
+    fewer_experts=lambda _: "",
     without_layer=lambda _: "SGLang starts, and drafts from weights that nothing was read into",
     # Of an expert's gate and up only the gate's global scale is used (compressed_tensors, W4A4Nvfp4MoE, 0.5.23).
     tied_formats=frozenset(("nvfp4",)),

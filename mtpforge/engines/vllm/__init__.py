@@ -6,7 +6,7 @@ from typing import Final
 
 from mtpforge.engines.engine import Engine
 from mtpforge.engines.vllm.demands import demands, stated
-from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, runs
+from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, fewer_experts, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
@@ -37,6 +37,7 @@ VLLM: Final = Engine(
     is_installed=is_installed,
     ask=ask,
     most_experts="vLLM names experts by the target's count: expert {n} of the draft would end the load with a KeyError",
+    fewer_experts=fewer_experts,
     without_layer=lambda family: draft_class(family).without_layer,
     # Of an expert's gate and up only the first one's global scale is used; of a fused linear the largest.
     tied_formats=frozenset(("nvfp4", "modelopt_nvfp4")),

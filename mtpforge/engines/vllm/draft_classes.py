@@ -4,6 +4,7 @@ source              file of vLLM that counts the layers, with its version
 model_types         the families that vLLM runs with this class
 expert_count        config keys of the expert count, the one that wins first
 expert_count_twins  keys that repeat it; a draft carries none
+sized_by            whose config.json sizes the layer: `draft`; or `target`, whose expert count is then the draft's
 without_layer       what vLLM does, asked for MTP, where neither target nor draft has the layer
 head_counts         config keys of what is dealt out over ranks: query heads, then key and value heads
 [dense]             module -> why vLLM never asks whether it is quantized
@@ -75,6 +76,7 @@ class DraftClass:
     model_types: tuple[str, ...]
     expert_count: tuple[str, ...]
     expert_count_twins: tuple[str, ...]
+    sized_by: Literal["draft", "target"]
     without_layer: str
     head_counts: tuple[str, ...]
     dense: Mapping[str, str]
@@ -134,6 +136,13 @@ def _found(family: Family) -> DraftClass | None:
     return next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
 
 
+def fewer_experts(family: Family) -> str:
+    """Why a draft may not hold fewer experts than its target; "" where it may."""
+    if draft_class(family).sized_by == "draft":
+        return ""
+    return "vLLM sizes this layer by the target's config: it would stop at the router, whose rows are fewer"
+
+
 def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:
     """Module template -> formats that vLLM decodes by itself while loading."""
     return draft_class(family).decoded_on_load
@@ -147,6 +156,7 @@ def _read(text: str) -> DraftClass:
         model_types=tuple(table["model_types"]),
         expert_count=tuple(table["expert_count"]),
         expert_count_twins=tuple(table["expert_count_twins"]),
+        sized_by=table["sized_by"],
         without_layer=table["without_layer"],
         head_counts=tuple(table["head_counts"]),
         dense=table["dense"],

@@ -228,13 +228,13 @@ def _experts(
         )
     ours, theirs = known.experts_seen(draft), target.get(first, known.experts_seen(target))
     if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
-        more = ours > theirs
+        loads = ours < theirs and known.sized_by == "draft"
+        stops = f"stops at expert {theirs}" if ours > theirs else "stops at the router, sized by the target's config"
         yield Trap(
             "expert-count",
-            "error" if more else "note",
-            f"the draft has {ours} experts, the target {theirs}: "
-            + (f"vLLM stops at expert {theirs}" if more else "vLLM loads it"),
-            _REBUILD if more else "",
+            "note" if loads else "error",
+            f"the draft has {ours} experts, the target {theirs}: vLLM {'loads it' if loads else stops}",
+            "" if loads else _REBUILD,
             where=f"{_DRAFT}, {first}",
         )
 

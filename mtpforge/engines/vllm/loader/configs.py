@@ -31,8 +31,8 @@ def compare(
         ours, theirs = pair(name, default)
         if ours != theirs:
             doubts.append(
-                f"config {name}: draft has {_plain(theirs)!r}, target {_plain(ours)!r}; vLLM builds the layer with the "
-                "draft's and does not compare"
+                f"config {name}: draft has {_plain(theirs)!r}, target {_plain(ours)!r}; vLLM builds the layer with one "
+                "of them and does not compare"
             )
     ours, theirs = pair("max_position_embeddings")
     if ours != theirs:
