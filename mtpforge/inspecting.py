@@ -19,6 +19,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
 from mtpforge.formats import label
+from mtpforge.heads import heads
 from mtpforge.report import Check, Report, Trap, Verdict
 from mtpforge.scheme import Scheme
 from mtpforge.source_choice import drafts_for_itself
@@ -29,7 +30,12 @@ _SHOWN: Final = 3
 
 
 def inspect(
-    checkpoint: Checkpoint, *, engine: str = DEFAULT, scheme: Scheme | None = None, serving: Serving | None = None
+    checkpoint: Checkpoint,
+    *,
+    engine: str = DEFAULT,
+    scheme: Scheme | None = None,
+    serving: Serving | None = None,
+    with_heads: bool = True,
 ) -> Report:
     """What is known of a checkpoint without reading a tensor.
 
@@ -37,12 +43,17 @@ def inspect(
     versions: version, by, said), n_layers, n_tensors, config_experts, experts (layer ranges -> count, by name),
     quant_method, mtp (layer, present, files, n_experts, stored rows by kind, bits, dropped, strays), scheme (name),
     demanded (rows by kind: what the engine would build a draft with, and why; None where it refuses the target),
-    kv_cache (what a token takes on one rank, where the engine's rules say: dtype, token_bytes),
+    kv_cache (what a token takes on one rank, where the engine's rules say: dtype, token_bytes), heads (scheme, told,
+    n_bytes of every head that the target can have: told means that the engine has to be told of it; [] without
+    `with_heads`, which takes a second),
     drafts_for_itself (whether the layer needs no draft: it loads as it is, and nothing silent is known to spoil it).
     MtpforgeError for a model that has no known MTP layer, and for a config that lacks what a draft must state.
     """
     with errors_of(checkpoint):
-        return _inspect(checkpoint, engine, scheme, serving)
+        report = _inspect(checkpoint, engine, scheme, serving)
+        if with_heads and scheme is None and report.facts["scheme"]:
+            report.facts["heads"] = _heads(checkpoint, engine_of(engine))
+        return report
 
 
 def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving: Serving | None) -> Report:
@@ -74,9 +85,17 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
         "scheme": None if demanded is None else demanded.name,
         "demanded": None if demanded is None else _rows_demanded(family, checkpoint, demanded),
         "kv_cache": judge.kv_cache(checkpoint, family, serving or Serving()),
+        "heads": [],
         "drafts_for_itself": alone,
     }
     return Report("inspect", tuple(checks), found, facts)
+
+
+def _heads(checkpoint: Checkpoint, engine: Engine) -> list[dict[str, object]]:
+    """One row per head; none of what is no target."""
+    if traps.only_layer(checkpoint, family_of(checkpoint.config)):
+        return []
+    return [{"scheme": h.scheme.name, "told": h.told, "n_bytes": h.n_bytes} for h in heads(checkpoint, engine)]
 
 
 def _demanded(

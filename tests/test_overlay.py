@@ -63,3 +63,73 @@ def test_target_that_cannot_state_it_refuses_the_plan(tinyglm):
     with pytest.raises(MtpforgeError) as refused:
         mtpforge.plan(tinyglm("nvfp4"), tinyglm("bf16"), scheme="int4-g128-sym")
     assert refused.value.fix == "`--scheme` with one of: bf16, nvfp4"
+
+
+def links_of(folder):
+    return {entry.name: entry.readlink() for entry in folder.iterdir() if entry.is_symlink()}
+
+
+@pytest.fixture
+def overlay(draft, tinyglm, tmp_path):
+    """The folder that says what the override says."""
+    mtpforge.serve_command(draft, tinyglm("awq-int4"), overlay=tmp_path / "told")
+    return tmp_path / "told"
+
+
+def test_overlay_is_the_target_with_another_config(overlay, draft, tinyglm):
+    target = tinyglm("awq-int4")
+    names = {entry.name for entry in target.iterdir()}
+    assert {entry.name for entry in overlay.iterdir()} == {*names, "mtpforge-overlay.json"}
+    assert links_of(overlay) == {name: (target / name).resolve() for name in names - {"config.json"}}
+    told, own = (json.loads((folder / "config.json").read_text()) for folder in (overlay, target))
+    assert told["quantization_config"] == block_of(mtpforge.serve_command(draft, target))
+    assert {**told, "quantization_config": own["quantization_config"]} == own
+
+
+def test_overlay_takes_the_targets_place(overlay, draft, tinyglm):
+    assert mtpforge.verify(draft, overlay, tinyglm("nvfp4")).ok
+    argv = mtpforge.serve_command(draft, tinyglm("awq-int4"), overlay=overlay)
+    assert argv[:3] == ["vllm", "serve", str(overlay)]
+    assert "--hf-overrides" not in argv
+    assert mtpforge.serve_command(draft, overlay) == argv
+
+
+def test_overlay_leads_behind_links_and_leaves_the_side_file_out(draft, tinyglm, tmp_path):
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    for entry in tinyglm("awq-int4").iterdir():
+        (cached / entry.name).symlink_to(entry)
+    (cached / "hf_quant_config.json").write_text("{}")
+    mtpforge.serve_command(draft, cached, overlay=tmp_path / "told")
+    assert "hf_quant_config.json" not in {entry.name for entry in (tmp_path / "told").iterdir()}
+    assert links_of(tmp_path / "told")["tokenizer.json"] == (tinyglm("awq-int4") / "tokenizer.json").resolve()
+
+
+def test_nothing_but_an_overlay_is_replaced(draft, tinyglm, tmp_path):
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "notes.txt").write_text("mine")
+    with pytest.raises(MtpforgeError, match="the output exists and is no overlay"):
+        mtpforge.serve_command(draft, tinyglm("awq-int4"), overlay=tmp_path / "told")
+    with pytest.raises(MtpforgeError, match="the output is the target"):
+        mtpforge.serve_command(draft, tinyglm("awq-int4"), overlay=tinyglm("awq-int4"))
+    assert (tmp_path / "told" / "notes.txt").read_text() == "mine"
+
+
+def test_overlay_that_nothing_needs_is_refused_before_anything(tinyglm, tmp_path):
+    with pytest.raises(MtpforgeError, match="needs no overlay"):
+        mtpforge.build(
+            tinyglm("awq-int4"), tinyglm("nvfp4"), out=tmp_path / "draft", overlay=tmp_path / "told", check="off"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_writes_the_overlay_beside_the_draft(tinyglm, tmp_path):
+    mtpforge.build(
+        tinyglm("awq-int4"),
+        tinyglm("nvfp4"),
+        out=tmp_path / "draft",
+        scheme="nvfp4",
+        overlay=tmp_path / "told",
+        check="off",
+    )
+    assert mtpforge.verify(tmp_path / "draft", tmp_path / "told").ok

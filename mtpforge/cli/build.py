@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Build even if the target's own layer loads as it is.",
 )
+@options.overlay()
 @options.experts()
 @options.prune_by()
 @options.inputs()
@@ -74,6 +75,7 @@ def command(  # noqa: D103 -- the help text above
     dry_run: bool,
     max_shard_size: int | None,
     standalone: bool,
+    overlay: Path | None,
     experts: int | str,
     prune_by: str | None,
     inputs: Path | None,
@@ -104,6 +106,7 @@ def command(  # noqa: D103 -- the help text above
         tp=tp,
         ep=ep,
         kv_cache_dtype=kv_cache_dtype,
+        overlay=overlay,
         standalone=standalone,
         workers=workers or 0,
         memory=memory,
@@ -126,7 +129,8 @@ def _made(screen: Screen, request: Request, target: str, *, dry_run: bool) -> En
     if dry_run:
         return making.end_dry_run(screen, job)
     ending = making.carry_out(screen, job)
-    argv = making.show_serve(screen, request, job.served, str(job.out.absolute()), job.plan.scheme)
+    served, target = making.served(job, target)
+    argv = making.show_serve(screen, request, served, str(job.out.absolute()), job.plan.scheme)
     if argv:
         screen.next("mtpforge", "validate", str(job.out), "--target", target, *options.kept("engine", "tp", "ep"))
     return making.with_keys(ending, {"serve": argv})

@@ -84,6 +84,11 @@ def _version(facts: Facts) -> str:
     return said or "unknown: no name, card or config states it; a head of another one drafts badly"
 
 
+def _telling(facts: Facts, head: Facts) -> str:
+    """How the engine comes to build a head."""
+    return f"{facts['engine']} is told by the serve command" if head["told"] else "the draft's own config says it"
+
+
 def _tables(screen: Screen, facts: Facts) -> None:
     """How the layer is stored, and what an engine would demand of a draft."""
     mtp = cast("Facts", facts["mtp"])
@@ -99,3 +104,12 @@ def _tables(screen: Screen, facts: Facts) -> None:
         screen.line()
         each = f"{count(cache.token_bytes)} bytes of KV cache a token on each rank"
         screen.line(f"  {each}, {cache.dtype}, the MTP layer included")
+    if possible := cast("Sequence[Facts]", facts["heads"])[1:]:
+        screen.line()
+        own = cast("Sequence[Facts]", facts["heads"])[0]
+        rows = [(own["scheme"], file_size(cast("int", own["n_bytes"])), "as it stands", "")]
+        rows += [
+            (h["scheme"], file_size(cast("int", h["n_bytes"])), _telling(facts, h), f"--scheme {h['scheme']}")
+            for h in possible
+        ]
+        screen.table(("heads for it", "size", "", "build with"), rows)

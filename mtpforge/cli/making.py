@@ -60,6 +60,15 @@ def carry_out(screen: Screen, job: Job) -> Ending:
     return Ending({**document, "downloaded": fetched, "manifest": draft.manifest.body}, draft.report.exit_code)
 
 
+def served(job: Job, target: str) -> tuple[Checkpoint, str]:
+    """What the engine is given for the target, and how it is typed: the overlay, where one was written."""
+    from mtpforge.checkpoint import open_checkpoint
+
+    if job.request.overlay is None:
+        return job.served, target
+    return open_checkpoint(job.request.overlay), str(job.request.overlay)
+
+
 def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str, scheme: Scheme) -> list[str] | None:
     """The server command for a draft (absolute folder or hub id), printed to be copied; its words.
 

@@ -130,6 +130,13 @@ scheme = _option(
     heading="Input",
     help="Preset or TOML file; `mtpforge schemes` lists presets.",
 )
+overlay = _option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    heading="Output",
+    help="Where a scheme has to be told to the engine: write the target once more, as links with another config.json.",
+)
 engine = _option(
     "--engine",
     type=OneOf("ENGINE", _engines),

@@ -37,6 +37,7 @@ SCHEMA: Final = 1  # of the JSON document: keys are only added within a number
 _COMMAND: Final = re.compile(r"`[^`]+`")
 _VERDICT_STYLES: Final = {"passed": "green", "failed": "red", "warning": "yellow", "not checked": "yellow"}
 _LABEL_STYLES: Final = {"error": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
+_READABLE: Final = 2_000  # characters of one word of a command
 _ENDLESS: Final = 10_000  # columns of a file or a pipe: nothing is folded there
 
 
@@ -95,6 +96,11 @@ class Screen:
         if not self.json:
             text = folded(argv)
             self._stdout.print(text, markup=False, highlight=False, soft_wrap=True)
+            longest = max(map(len, argv))
+            if longest > _READABLE:
+                self.note(
+                    f"note: {longest:,} characters of override; `--overlay DIR` writes a folder that says the same"
+                )
 
     def raw(self, text: str) -> None:
         """Text for another program, as it is."""

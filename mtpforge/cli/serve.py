@@ -59,6 +59,7 @@ class DraftOption(click.ParamType):  # type: ignore[type-arg]  # not generic in 
 @draft_argument
 @options.target(required=True)
 @options.engine()
+@options.overlay()
 @click.option(
     "--print", "only_print", cls=Option, heading="Output", is_flag=True, help="Print the command, run nothing."
 )
@@ -104,6 +105,7 @@ def command(  # noqa: D103 -- the help text above
     draft: str,
     target: str,
     engine: str,
+    overlay: Path | None,
     only_print: bool,
     explain: bool,
     tokens: int,
@@ -123,7 +125,7 @@ def command(  # noqa: D103 -- the help text above
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
     serving = Serving(tp, ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     _refuse_strays(screen.argv, more)
-    made = serving_command(path, served, engine, serving)
+    made = serving_command(path, served, engine, serving, overlay)
     _refuse_twice(made.argv, more)
     argv = [*made.argv, *more]
     found = doubts(path, served)

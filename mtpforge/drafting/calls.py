@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     tp: int
     ep: bool
     kv_cache_dtype: str
+    overlay: str | Path | None
     standalone: bool
     workers: int
     memory: int
@@ -197,11 +198,12 @@ def serve_command(
     kv_cache_dtype: str = "auto",
     draft_options: Mapping[str, object] | None = None,
     port: int | None = None,
+    overlay: str | Path | None = None,
     offline: bool = False,
 ) -> list[str]:
     """The words of the command that serves a target with a draft, with every flag that the pair needs."""
     asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
-    return _served(draft, target, engine, asked, offline=offline).argv
+    return _served(draft, target, engine, asked, overlay, offline=offline).argv
 
 
 def explain_serve(
@@ -215,17 +217,20 @@ def explain_serve(
     kv_cache_dtype: str = "auto",
     draft_options: Mapping[str, object] | None = None,
     port: int | None = None,
+    overlay: str | Path | None = None,
     offline: bool = False,
 ) -> Command:
     """The same command, each flag and key with its reason, and what could be added: `print` shows it."""
     asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
-    return _served(draft, target, engine, asked, offline=offline)
+    return _served(draft, target, engine, asked, overlay, offline=offline)
 
 
-def _served(draft: Named, target: Named, engine: str, serving: Serving, *, offline: bool) -> Command:
+def _served(
+    draft: Named, target: Named, engine: str, serving: Serving, overlay: str | Path | None, *, offline: bool
+) -> Command:
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    return serving_command(place, served, engine, serving)
+    return serving_command(place, served, engine, serving, None if overlay is None else Path(overlay))
 
 
 def capture(

@@ -11,12 +11,13 @@ from mtpforge import errors
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint import Named, open_base_model, open_checkpoint, open_scales
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.drafting import experts, refusals, remarks
+from mtpforge.drafting import experts, overlaying, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.engines import ENGINES, overlay
 from mtpforge.engines.engine import own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.heads import LIGHTEST, lightest
 from mtpforge.places import default_out
 from mtpforge.planning import Plan, agreed_scheme, plan
 from mtpforge.scheme import Scheme
@@ -80,20 +81,25 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     refuse_unknown(ENGINES[request.engine], request.serving)
     if request.out is not None:
         refusals.of_output(Path(request.out), request)
-    given = None if request.scheme is None else _scheme(request.scheme)
+    given = None if request.scheme in (None, LIGHTEST) else _scheme(request.scheme)
     inputs = _inputs(request)
     if request.target is None:
+        refusals.of_scheme(request)
         source = _opened("source", request.source, request, watching)
         refusals.of_family(request, source)
         return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
     target = _target(request, watching)
+    if request.scheme == LIGHTEST:
+        given = lightest(target, ENGINES[request.engine])
     own = None if given is None else _own(request, target)
     if given is not None:
         target, given = overlay.beside(target, ENGINES[request.engine], given)
         for remark in remarks.of_restating(target, given, request.engine):
             watching.on_remark(remark)
+    if request.overlay is not None:
+        overlaying.refuse(target, Path(request.overlay), force=request.force)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
         loaded = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from mtpforge.building import Draft, build
 from mtpforge.checkpoint.checkpoint import Downloaded
+from mtpforge.drafting import overlaying
 from mtpforge.drafting.deciding import Job
+from mtpforge.engines import ENGINES
 from mtpforge.report import OnProgress, Report
 from mtpforge.verifying import verify
 
@@ -15,7 +17,7 @@ from mtpforge.verifying import verify
 def make(job: Job, on_progress: OnProgress | None = None) -> Draft:
     """The draft, whole and verified. MtpforgeError where it cannot be made, or is not what the target demands."""
     request = job.request
-    return build(
+    draft = build(
         job.plan,
         job.checkpoints,
         job.out,
@@ -29,6 +31,9 @@ def make(job: Job, on_progress: OnProgress | None = None) -> Draft:
         judge=_judge(job, on_progress),
         on_progress=on_progress,
     )
+    if request.overlay is not None and job.target is not None:
+        overlaying.write(job.target, ENGINES[request.engine], Path(request.overlay), force=request.force)
+    return draft
 
 
 def downloaded(job: Job) -> Downloaded:

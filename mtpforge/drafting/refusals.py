@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mtpforge import errors
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
+from mtpforge.heads import LIGHTEST
 from mtpforge.planning import RESERVED_BYTES
 from mtpforge.pruning import METHODS
 from mtpforge.units import memory_size
@@ -38,6 +39,17 @@ def of_family(request: Request, checkpoint: Checkpoint) -> None:
         from mtpforge.nextn.configuring import refuse_unrunnable
 
         refuse_unrunnable(checkpoint)
+
+
+def of_scheme(request: Request) -> None:
+    """MtpforgeError for the lightest scheme of a target that nobody named."""
+    if request.scheme == LIGHTEST:
+        raise MtpforgeError(
+            f"`--scheme {LIGHTEST}` asks what a target's method can state, and there is no target",
+            where="option `--scheme`",
+            fix="name a preset: `--scheme int4-g128-sym`; `mtpforge schemes` lists them",
+            code=errors.USAGE,
+        )
 
 
 def of_output(out: Path, request: Request) -> None:

@@ -26,7 +26,8 @@ class Request:
 
     target: None for an extract, where the source stands in for it. source: None to have it chosen. keep_experts:
     numbers of the source, a file that lists them, or a checkpoint that was pruned before. standalone: make a draft also
-    for a target whose own layer loads as it is. tp, ep, kv_cache_dtype: how it will be served.
+    for a target whose own layer loads as it is. overlay: folder of links to write, where the target has to be restated.
+    tp, ep, kv_cache_dtype: how it will be served.
 
     What changes no byte of a tensor: workers (0: one a core), memory in bytes, check, force (replace an existing
     draft), max_shard_bytes, device.
@@ -46,6 +47,7 @@ class Request:
     tp: int = 1
     ep: bool = False
     kv_cache_dtype: str = "auto"
+    overlay: str | Path | None = None
     standalone: bool = False
     workers: int = 0
     memory: int = 2 << 30

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.drafting import overlaying
 from mtpforge.engines import ENGINES, named
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving, own_config, refuse_unknown
@@ -20,15 +22,20 @@ from mtpforge.verifying import as_served, glance
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
-def serving_command(draft: str, target: Checkpoint, engine: str, serving: Serving) -> Command:
+def serving_command(
+    draft: str, target: Checkpoint, engine: str, serving: Serving, overlay: Path | None = None
+) -> Command:
     """The command, each flag with its reason.
 
-    draft: an absolute folder, or the target's own location to draft with its own layer.
+    draft: an absolute folder, or the target's own location to draft with its own layer. overlay: the folder of links
+    that stands for the target, made where it is not there yet.
     """
     refuse_unknown(ENGINES[engine], serving)
     held = target if draft == target.location else open_checkpoint(draft)
     target = as_served(held, target, ENGINES[engine])
     _refuse_misfit(draft, target, engine, serving)
+    if overlay is not None:
+        target = overlaying.at(target, ENGINES[engine], overlay)
     scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
     return ENGINES[engine].serve(target, draft, serving, scheme)
 
@@ -43,7 +50,7 @@ def doubts(draft: str, target: Checkpoint) -> tuple[Trap, ...]:
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
     """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
     if draft == target.location:  # the target's own layer, without a draft
-        report = inspect(target, engine=engine, serving=serving)
+        report = inspect(target, engine=engine, serving=serving, with_heads=False)
         anew = f"`{' '.join(('mtpforge build --target', shown(target.label), *named(engine)))}`"
         wrong = [replace(check, fix=anew) for check in report.checks if check.verdict != "passed"]
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -66,6 +66,7 @@ class Engine:
     restate(target, family, wanted): the quantization block that the engine has to be told of the target, so that it
         builds the draft as wanted and nothing else otherwise; the target's own where that says so already, or where a
         draft's block decides. MtpforgeError, with what could be, where it cannot be said.
+    told_config(target): the target's config.json as the engine sees it, told what it has to be.
     stated(draft_config, family): the scheme that a draft's own block states.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
@@ -79,6 +80,7 @@ class Engine:
     kv_cache(target, family, serving): what a token takes in the KV cache, None where that is not known; MtpforgeError
         for a dtype that the engine does not take.
     kv_cache_dtypes, draft_options: what may be asked for of the cache, and keys for cheaper drafts.
+    never_quantized(family): templates that the engine builds dense whatever a block says.
     decoded_on_load(family): module template -> formats that the engine decodes by itself while loading, though the
         module is built dense.
     is_installed(): whether it can be run by this interpreter; nothing is imported.
@@ -98,6 +100,7 @@ class Engine:
     refuse_misstated: Callable[[Checkpoint, Mapping[str, object], Family], None]
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
+    told_config: Callable[[Checkpoint], Mapping[str, object]]
     stated: Callable[[Mapping[str, object], Family], Scheme]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]
@@ -106,6 +109,7 @@ class Engine:
     path_traps: Callable[[str], tuple[Trap, ...]]
     serve: Callable[[Checkpoint, str, Serving, Scheme], Command]
     memory: Callable[[Family, Mapping[str, Spec], Serving], int]
+    never_quantized: Callable[[Family], Collection[str]]
     decoded_on_load: Callable[[Family], Mapping[str, frozenset[str]]]
     is_installed: Callable[[], bool]
     ask: Callable[[Path, Checkpoint, Serving, str | None], Report]

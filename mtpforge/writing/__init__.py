@@ -5,4 +5,5 @@ layout    where every byte of the weight files lies
 claim     the hidden folder beside the destination, and its lock
 journal   finished steps, so that the same command resumes
 folder    DraftFolder, which puts the others in order
+linked    a folder of links to another's files, with small files of its own
 """

@@ -34,7 +34,7 @@ from mtpforge.writing.layout import ShardLayout
 # A batch costs one flush of the data and one of the journal; at most this much is written again after a crash.
 BATCH_BYTES: Final = 256 << 20
 _STEP_BYTES: Final = 1 << 20
-_MANIFEST: Final = "mtpforge.json"  # what makes a folder ours, so that --force replaces no other
+MANIFEST: Final = "mtpforge.json"  # what makes a folder ours, so that --force replaces no other
 
 _APPEARED: Final = "it was not there when this build was planned: another build wrote it meanwhile"
 
@@ -224,19 +224,19 @@ def unfinished_target(out: Path) -> str:
     return journal.target_of(claims.hidden_folder(out) / "journal")
 
 
-def refuse_existing(out: Path, *, force: bool, why: str = "") -> None:
+def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFEST) -> None:
     """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there.
 
-    why: how it can be there, where it was not before.
+    why: how it can be there, where it was not before. mark: the file by which a folder of ours is told.
     """
     if not os.path.lexists(out):
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / _MANIFEST).is_file()):
+    if not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file()):
         raise MtpforgeError(
-            "the output exists and is no draft",
+            f"the output exists and is no {'draft' if mark == MANIFEST else 'overlay'}",
             where=shown(out),
-            why=f"`--force` replaces only folders that hold {_MANIFEST}",
-            fix="remove it yourself, or choose another output with `--out`",
+            why=f"`--force` replaces only folders that hold {mark}",
+            fix="remove it yourself, or choose another output",
             code=errors.MACHINE,
         )
     if not force:

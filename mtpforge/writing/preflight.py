@@ -20,7 +20,7 @@ from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
 from mtpforge.writing.claim import hidden_folder, on_disk
-from mtpforge.writing.folder import refuse_existing, room
+from mtpforge.writing.folder import MANIFEST, refuse_existing, room
 
 _ROLES: Final = {"scales": "file of activation scales"}
 _WEIGHTS: Final = ".safetensors"
@@ -46,7 +46,7 @@ def refuse_unwritable(out: Path) -> None:
             raise OSError(number, os.strerror(number), str(home))
 
 
-def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
+def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path, *, mark: str = MANIFEST) -> None:
     """Refuse an output that not even --force may replace: an input, what holds one or lies in one, a link, no draft."""
     with on_disk(out):
         real = Path(os.path.realpath(out))  # resolve() raises RuntimeError where links lead round in a circle
@@ -62,7 +62,7 @@ def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path) -> None:
                 fix="name the folder that it leads to, or another output, with `--out`",
                 code=errors.MACHINE,
             )
-        refuse_existing(out, force=True)
+        refuse_existing(out, force=True, mark=mark)
 
 
 def _refuse_overlap(out: Path, real: Path, role: str, place: Path) -> None:

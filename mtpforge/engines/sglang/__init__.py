@@ -7,7 +7,7 @@ from typing import Final
 from mtpforge.engines.engine import Engine
 from mtpforge.engines.sglang.asking import ask, is_installed
 from mtpforge.engines.sglang.demands import demands, scheme_of
-from mtpforge.engines.sglang.draft_classes import decoded_on_load, runs
+from mtpforge.engines.sglang.draft_classes import decoded_on_load, never_quantized, runs
 from mtpforge.engines.sglang.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.sglang.serving import memory, path_traps, serve, serving_traps
 from mtpforge.engines.sglang.traps import block_traps, draft_traps, target_traps
@@ -18,6 +18,7 @@ SGLANG: Final = Engine(
     package="sglang",
     demands=demands,
     restate=lambda target, _family, _wanted: target.quantization,
+    told_config=lambda target: target.config,
     stated=scheme_of,
     runs=runs,
     refuse_misstated=refuse_misstated,
@@ -29,6 +30,7 @@ SGLANG: Final = Engine(
     path_traps=path_traps,
     serve=serve,
     memory=memory,
+    never_quantized=never_quantized,
     decoded_on_load=decoded_on_load,
     is_installed=is_installed,
     ask=ask,

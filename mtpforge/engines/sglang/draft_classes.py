@@ -14,7 +14,7 @@ head_counts         config keys of what is dealt out over ranks
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -92,6 +92,11 @@ def runs(family: Family) -> bool:
 
 def _found(family: Family) -> DraftClass | None:
     return next((c for c in draft_classes() if not set(family.model_types).isdisjoint(c.model_types)), None)
+
+
+def never_quantized(family: Family) -> Collection[str]:
+    """Module templates that SGLang never asks about."""
+    return draft_class(family).dense.keys()
 
 
 def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:

@@ -6,13 +6,13 @@ from typing import Final
 
 from mtpforge.engines.engine import Engine
 from mtpforge.engines.vllm.demands import demands, stated
-from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, fewer_experts, runs
+from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, fewer_experts, never_quantized, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.restating import restate
-from mtpforge.engines.vllm.serving import path_traps, serve
+from mtpforge.engines.vllm.serving import path_traps, serve, told_config
 from mtpforge.engines.vllm.sharding import memory, serving_traps
 from mtpforge.engines.vllm.traps import block_traps, draft_traps, target_traps
 
@@ -24,6 +24,7 @@ VLLM: Final = Engine(
     runs=runs,
     refuse_misstated=refuse_misstated,
     restate=restate,
+    told_config=told_config,
     stated=stated,
     draft_config=draft_config,
     target_traps=target_traps,
@@ -33,6 +34,7 @@ VLLM: Final = Engine(
     path_traps=path_traps,
     serve=serve,
     memory=memory,
+    never_quantized=never_quantized,
     decoded_on_load=decoded_on_load,
     is_installed=is_installed,
     ask=ask,

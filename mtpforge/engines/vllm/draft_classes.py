@@ -28,7 +28,7 @@ that may stand beside it, and what is taken for an absent one)
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -141,6 +141,11 @@ def fewer_experts(family: Family) -> str:
     if draft_class(family).sized_by == "draft":
         return ""
     return "vLLM sizes this layer by the target's config: it would stop at the router, whose rows are fewer"
+
+
+def never_quantized(family: Family) -> Collection[str]:
+    """Module templates that vLLM never asks about."""
+    return draft_class(family).dense.keys()
 
 
 def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:

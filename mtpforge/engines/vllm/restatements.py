@@ -18,7 +18,6 @@ from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import exact_or_regex, excluded
 from mtpforge.engines.vllm.quantization_block import Layer
-from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import label
 from mtpforge.tensors import Quantization
@@ -30,14 +29,14 @@ _MIXED: Final = "MIXED_PRECISION"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a block is to say: of the layer, `layer`; of the model before it, `main`, what it says now.
+    """What a block is to say: of the layer, `layer`; of the model around it, what it says now.
 
-    asked: the questions about the layer.
+    asked: the questions about the layer. main: those about the model, and the answers: a Quantization, or a refusal.
     """
 
     layer: Layer
     asked: tuple[Asked, ...]
-    main: tuple[Asked, ...]
+    main: Mapping[Asked, object]
 
     @property
     def quantized(self) -> tuple[Asked, ...]:
@@ -136,18 +135,16 @@ def _included(entries: tuple[str, ...], wish: Wish) -> list[str]:
 
 
 def _mixed(listed: Mapping[str, object], block: Block, wish: Wish) -> dict[str, object]:
-    before = parse(block)
+    ours = [(members, _algorithm(q)) for q, members in wish.layer.sets.items()]
     named = listed.get("quantized_layers")
     if isinstance(named, dict):
         layers = {name: layer for name, layer in named.items() if not name.startswith(wish.layer.prefix)}
     else:
-        layers = {}
-        for asked in wish.main:
-            stored, _ = decide(before, asked)
-            layers |= {} if stored.is_dense else dict.fromkeys(_parts(asked), _algorithm(stored))
-    for q, members in wish.layer.sets.items():
-        layers |= dict.fromkeys(wish.layer.names(members), _algorithm(q))
-    if before.quant_algo != _MIXED and (listed.get("kv_cache_scheme") or listed.get("kv_cache_quant_algo")):
+        stored = ((asked, q) for asked, q in wish.main.items() if isinstance(q, Quantization) and not q.is_dense)
+        layers = {name: _algorithm(q) for asked, q in stored for name in _parts(asked)}
+    for members, algorithm in ours:
+        layers |= dict.fromkeys(wish.layer.names(members), algorithm)
+    if parse(block).quant_algo != _MIXED and (listed.get("kv_cache_scheme") or listed.get("kv_cache_quant_algo")):
         # vllm quantization/modelopt.py:1849 (0.33.0) asks for `Attention`; all other algorithms for MLA's as well
         raise MtpforgeError(
             "under ModelOpt's mixed precision vLLM reads no scales of the KV cache, and the target has them"

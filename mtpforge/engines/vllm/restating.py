@@ -7,8 +7,9 @@ Every proposal is asked about every matrix of the model; one that answers otherw
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from itertools import chain
+from functools import lru_cache
 
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from mtpforge.engines.vllm.quantization_block import layer_of
 from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.engines.vllm.restatements import METHODS, Method, Wish
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.families import Family
+from mtpforge.families import Family, family_of
 from mtpforge.formats import label
 from mtpforge.scheme import Rule, Scheme
 
@@ -52,17 +53,19 @@ def _able(target: Checkpoint, family: Family) -> tuple[str, ...]:
 
 def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[str, object] | None, str]:
     """The block, or None and why there is none."""
-    config, before = target.config, parse(target.quantization)
-    method = METHODS.get(before.method)
+    config, block = target.config, target.quantization
+    method = METHODS.get(parse(block).method)
     if method is None:
-        return None, f"blocks of method `{shown(before.method)}` are not restated"
+        return None, f"blocks of method `{shown(parse(block).method)}` are not restated"
     rules = _spelled(wanted, method)
-    main = main_questions(family, config)
     try:
-        wish = Wish(layer_of(config, family, rules), questions(family, config), main)
+        if not _contradiction(block, config, family, rules):
+            return block, ""
+        answers = _as_it_is(json.dumps(config), json.dumps(block))
+        wish = Wish(layer_of(config, family, rules), questions(family, config), answers)
         why = ""
-        for proposal in chain([target.quantization], method.proposals(target.quantization, wish)):
-            why = _contradiction(proposal, config, family, rules) or _disturbed(before, parse(proposal), main)
+        for proposal in method.proposals(block, wish):
+            why = _contradiction(proposal, config, family, rules) or _disturbed(answers, parse(proposal))
             if not why:
                 return proposal, ""
     except (MtpforgeError, KeyError) as error:  # a format that the method has no word for
@@ -89,13 +92,17 @@ def _contradiction(block: Mapping[str, object], config: Mapping[str, object], fa
     return ""
 
 
-def _disturbed(before: QuantConfig, after: QuantConfig, main: tuple[Asked, ...]) -> str:
-    """The first matrix of the model around the layer that the new block would change, "" for none."""
-    for asked in main:
-        was, would_be = _answer(before, asked), _answer(after, asked)
-        if was != would_be:
-            return f"`{asked.name}` would no longer be built as it is stored"
-    return ""
+@lru_cache(maxsize=2)
+def _as_it_is(config_text: str, block_text: str) -> dict[Asked, object]:
+    """Every question about the model around the layer, and its answer under the target's own block."""
+    config, block = json.loads(config_text), parse(json.loads(block_text))
+    return {asked: _answer(block, asked) for asked in main_questions(family_of(config), config)}
+
+
+def _disturbed(answers: Mapping[Asked, object], block: QuantConfig) -> str:
+    """The first matrix of the model around the layer that another block would change, "" for none."""
+    changed = next((asked for asked, answer in answers.items() if _answer(block, asked) != answer), None)
+    return f"`{changed.name}` would no longer be built as it is stored" if changed else ""
 
 
 def _answer(block: QuantConfig, asked: Asked) -> object:

@@ -28,6 +28,16 @@ def overrides(target: Checkpoint) -> dict[str, object]:
     return {flag.name: flag.plain for flag in _overrides(target)}
 
 
+def told_config(target: Checkpoint) -> dict[str, object]:
+    """The target's config.json with those overrides in it; a nested config is updated, as vLLM does."""
+    config = dict(target.config)
+    for key, value in overrides(target).items():
+        held = config.get(key)
+        is_nested = key == "text_config" and isinstance(held, Mapping) and isinstance(value, Mapping)
+        config[key] = {**held, **value} if is_nested else value  # type: ignore[dict-item]  # both are Mappings then
+    return config
+
+
 def overrides_of(config: Mapping[str, object]) -> dict[str, object]:
     """The same for a config."""
     text = family_of(config).text(config)
