@@ -23,13 +23,17 @@ def named(text: str) -> str:
 
 def versions_in(name: str, family: Family) -> tuple[str, ...]:
     """The versions that a hub id or path states, each once, spelled as the family's table does; () for none."""
-    text = named(name).lower()
-    found = re.finditer(rf"(?<![a-z0-9]){re.escape(family.stem.lower())}[-_ ]?{_NUMBER}", text)
-    return tuple(dict.fromkeys(_whole(match[1].replace("p", "."), text[match.end() :], family) for match in found))
+    text, stem = named(name).lower(), re.escape(family.stem.lower())
+    letters = "|".join({re.split(r"\d", version.lower())[0] for version in family.base_models})  # `v` and `r`, or none
+    found = re.finditer(rf"(?<![a-z0-9]){stem}[-_ ]?({letters}){_NUMBER}", text)
+    whole = (_whole(match[1] + match[2].replace("p", "."), text[match.end() :], family) for match in found)
+    return tuple(dict.fromkeys(whole))
 
 
 def _whole(number: str, rest: str, family: Family) -> str:
-    """The number, with the word behind it where that makes another version: `4.5-Air`."""
-    longer = (version for version in family.base_models if version.startswith(f"{number}-"))
-    words = ((version, version.removeprefix(f"{number}-").lower()) for version in longer)
-    return next((version for version, word in words if re.match(rf"[-_ ]{word}(?![a-z0-9])", rest)), number)
+    """The number, with the words behind it where they make another version: `4.5-Air`, `V3.2-Exp-Base`."""
+    for version in sorted(family.base_models, key=len, reverse=True):
+        first, *words = version.lower().split("-")
+        if first == number and re.match("".join(rf"[-_ ]{word}" for word in words) + "(?![a-z0-9])", rest):
+            return version
+    return number.upper()

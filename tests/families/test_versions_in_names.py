@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mtpforge.families import families
 from mtpforge.families.versions import versions_in
 
 FAMILIES = {family.name: family for family in families()}
+LETTERED = {v: (f"deepseek-ai/DeepSeek-{v}",) for v in ("V3", "V3-0324", "R1", "R1-0528", "V3.1-Terminus", "V3.2-Exp")}
+DEEPSEEK = replace(FAMILIES["glm_moe_dsa"], stem="DeepSeek", base_models={**LETTERED, "V3.2-Exp-Base": ("x",)})
 
 STATES = {
     "cyankiwi/GLM-5.2-AWQ-INT4": "5.2",
@@ -73,6 +77,33 @@ def test_name_of_a_merge_states_both():
 )
 def test_word_behind_the_number_makes_another_version(name, version):
     assert versions_in(name, FAMILIES["glm4_moe"]) == (version,)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("deepseek-ai/DeepSeek-V3", "V3"),
+        ("x/DeepSeek-V3-4bit", "V3"),
+        ("x/deepseek_v3_0324-awq", "V3-0324"),
+        ("x/DeepSeek-V3-0325", "V3"),  # of which the table knows nothing
+        ("nvidia/DeepSeek-R1-0528-FP4", "R1-0528"),
+        ("nvidia/DeepSeek-R1-FP4", "R1"),
+        ("x/deepseek-v3p1-nvfp4", "V3.1"),
+        ("QuantTrio/DeepSeek-V3.1-Terminus-AWQ", "V3.1-Terminus"),
+        ("x/DeepSeek-V4", "V4"),
+        ("x/DeepSeek-V3.9", "V3.9"),
+        ("tngtech/DeepSeek-R1T-Chimera", None),
+        ("x/DeepSeek-3", None),
+        ("x/DeepSeek-V2.5", "V2.5"),
+    ],
+)
+def test_version_may_begin_with_a_letter(name, version):
+    assert versions_in(name, DEEPSEEK) == ((version,) if version else ())
+
+
+def test_of_two_longer_versions_the_longest_counts():
+    assert versions_in("deepseek-ai/DeepSeek-V3.2-Exp-Base", DEEPSEEK) == ("V3.2-Exp-Base",)
+    assert versions_in("x/DeepSeek-V3.2-Exp-AWQ", DEEPSEEK) == ("V3.2-Exp",)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
