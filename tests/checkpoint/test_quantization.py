@@ -24,6 +24,7 @@ NVFP4 = Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F
 MODELOPT = Quantization(
     "modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"
 )
+FP8 = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
 
 # Of every published config: method, modules listed as dense, how its groups (or its only way) store a weight.
 RELEASES = {
@@ -36,8 +37,9 @@ RELEASES = {
     "target-awq-int4-mtp-ignored": ("compressed-tensors", 1468, [INT4]),
     "target-awq-int4-no-nextn-field": ("compressed-tensors", 688, [INT4]),
     "target-bf16": ("", 0, []),
-    "target-fp8": ("fp8", 541, [Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32",
-                                             input_scale="dynamic")]),
+    "target-deepseek-v3": ("fp8", 0, [FP8]),
+    "target-deepseek-v3.2": ("fp8", 0, [FP8]),
+    "target-fp8": ("fp8", 541, [FP8]),
     "target-glm-4.5": ("", 0, []),
     "target-glm-4.5-air": ("", 0, []),
     "target-int4-int8mix-quanttrio": ("compressed-tensors", 8, [INT4_128, INT8_128, INT8]),

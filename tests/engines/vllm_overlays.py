@@ -98,7 +98,8 @@ def main():
     with contextlib.redirect_stdout(sys.stderr):
         told = {"pairs": [pair(*each) for each in asked["pairs"]]}
         told["commands"] = [command(each) for each in asked["commands"]]
-        kept = {config["model_type"]: questions(config) for config in asked["restated"].values() if _is_plain(config)}
+        plain_last = {config["model_type"]: config for config in sorted(asked["restated"].values(), key=_is_plain)}
+        kept = {model_type: questions(config) for model_type, config in plain_last.items()}
         told["restated"] = {
             name: restated(config, asked["schemes"], kept[config["model_type"]])
             for name, config in asked["restated"].items()
