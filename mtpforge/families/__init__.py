@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families.family import Dropped, Family, Module, ModuleRow, Plain, PlainRow
+from mtpforge.families.other_layouts import other_layout
 
 __all__ = ["Dropped", "Family", "Module", "Plain", "families", "family_of"]
 
@@ -23,7 +24,7 @@ def families() -> tuple[Family, ...]:
 def family_of(config: Mapping[str, object]) -> Family:
     """The family of a config.json, by `model_type` of its top, else of its `text_config`.
 
-    A model_type that no family names is an error that lists those that are known.
+    A model_type that no family names is an error: what is different there, or else which types are known.
     """
     nested = config.get("text_config")
     places = (config, nested) if isinstance(nested, Mapping) else (config,)
@@ -31,13 +32,15 @@ def family_of(config: Mapping[str, object]) -> Family:
         for family in families():
             if place.get("model_type") in family.model_types:
                 return family
+        if layout := other_layout(place):
+            raise _refused(f"no draft is made for {layout.models}", layout.why, layout.instead)
     known = ", ".join(sorted(t for family in families() for t in family.model_types))
-    raise MtpforgeError(
-        f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`",
-        where=Where("config.json", inside="`model_type`"),
-        why=f"known: {known}",
-        fix="name a checkpoint of one of them",
-    )
+    what = f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`"
+    raise _refused(what, f"known: {known}", "name a checkpoint of one of them")
+
+
+def _refused(what: str, why: str, fix: str) -> MtpforgeError:
+    return MtpforgeError(what, where=Where("config.json", inside="`model_type`"), why=why, fix=fix)
 
 
 def _family(text: str) -> Family:
