@@ -72,8 +72,9 @@ def test_searched_drafts_pass_and_are_held_against_rtn(draft, judged, method):
     assert "57 weights" in check.detail
 
 
-def test_without_the_claim_clipped_weights_fail(draft, judged, tmp_path):
-    report = judged(changed(draft["mse"], tmp_path / "bare", lambda t: t.update(extra=torch.zeros(1))))
+def test_clipped_weights_fail_where_the_manifest_says_rtn(draft, judged, tmp_path):
+    copy = changed(draft["mse"], tmp_path / "bare", lambda t: t.update(extra=torch.zeros(1)))
+    report = judged(claims(copy, "rtn"))
     assert "values" in failed(report)
     assert "within the rounding of its format" in next(c for c in report.checks if c.name == "values").detail
 

@@ -29,6 +29,7 @@ Band = tuple[Bytes, Floats, int, int]
 
 _MAGNITUDE: Final = np.int32(0x7FFFFFFF)
 ENCODERS: Final = encoding_kernels.ENCODERS | search_kernels.ENCODERS
+BLOCK_ENCODERS: Final = {"e2m1", "e2m1_modelopt"}  # they leave the factors of a row in work[0]
 _lock = threading.Lock()
 _ready: dict[Callable[..., Any], Any] = {}
 
@@ -129,6 +130,46 @@ def _judge(
     return largest
 
 
+def _judge_blocks(
+    decode: Callable[..., np.int32],
+    decode_theirs: Callable[..., np.int32],
+    encode: Callable[..., None],
+    codes: Bytes,
+    factors: Floats,
+    rows_per_factor: int,
+    columns: int,
+    their_codes: Bytes,
+    their_factors: Floats,
+    their_rows_per_factor: int,
+    numbers: Floats,
+    absolute: Floats,
+    work: Floats,
+    totals: npt.NDArray[np.float64],
+) -> np.int32:
+    """Decode, encode anew and judge every row; numbers: the encoder's one, then those of `judge_blocks`."""
+    n, largest = columns // 16, np.int32(0)
+    held, stored = np.empty((4, columns), np.float32), np.empty(2 * columns, np.uint8)
+    ours, theirs, nearest, rtn, packed = held[0], held[1], held[2], held[3], stored[: columns // 2]
+    for r in range(len(codes)):
+        own = factors[r // rows_per_factor]
+        largest = max(largest, decode(codes[r], own, ours))
+        largest = max(largest, decode_theirs(their_codes[r], their_factors[r // their_rows_per_factor], theirs))
+        nearest[:] = theirs
+        encoding_kernels.pack_e2m1(nearest, own, packed)
+        decode(packed, own, nearest)
+        rtn[:] = theirs
+        encode(rtn, numbers, 16, packed, stored[columns : columns + n], stored[:0], work)
+        decode(packed, work[0][:n], rtn)  # where the encoder has left its factors
+        squares, reference, by_rtn, n_bad = search_kernels.judge_blocks(
+            ours, theirs, nearest, rtn, absolute[r], numbers
+        )
+        totals[0] += squares
+        totals[1] += reference
+        totals[2] += by_rtn
+        totals[3] += n_bad
+    return largest
+
+
 _U8, _F32, _F32S, _U8S = types.uint8[::1], types.float32[::1], types.float32[:, ::1], types.uint8[:, ::1]
 _DECODER: Final = types.int32(_U8, _F32, _F32)
 _ENCODER: Final = types.void(_F32, _F32, types.intp, _U8, _U8, _U8, _F32S)
@@ -160,6 +201,17 @@ _JUDGE: Final = types.int32(
     types.float32,
     types.boolean,
     _F32,
+    _F32S,
+    types.float64[::1],
+)
+_JUDGE_BLOCKS: Final = types.int32(
+    types.FunctionType(_DECODER),
+    types.FunctionType(_DECODER),
+    types.FunctionType(_ENCODER),
+    *_BAND,
+    *_BAND[:3],
+    _F32,
+    _F32S,
     _F32S,
     types.float64[::1],
 )
@@ -238,6 +290,23 @@ def judge_rows(
     told = np.array(limits, np.float32)
     found = run(first, second, *ours, *theirs[:3], np.float32(bits), symmetric, told, work, totals)
     return int(found), totals.tolist()
+
+
+def judge_blocks(
+    kernels: tuple[str, str, str], ours: Band, theirs: Band, numbers: Floats, absolute: Floats, work: Floats
+) -> tuple[int, list[float]]:
+    """Hold a band of FP4 codes against the band that they were made from, and against what its encoder would make.
+
+    kernels: both decoders, and one of BLOCK_ENCODERS. numbers: the one that the encoder wants, then how many times the
+    squared error of nearest codes and of rtn's a block may have. absolute: float32 [rows, blocks], how far a weight may
+    be off. Returns as `judge_rows` does.
+    """
+    totals = np.zeros(4)
+    run = _compiled(_judge_blocks, _JUDGE_BLOCKS)
+    first, second = (_decoder(name) for name in kernels[:2])
+    encoder = _compiled(ENCODERS[kernels[2]], _ENCODER)
+    bits = run(first, second, encoder, *ours, *theirs[:3], numbers, absolute, work, totals)
+    return int(bits), totals.tolist()
 
 
 def _decoder(name: str) -> Any:

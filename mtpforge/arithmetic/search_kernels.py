@@ -156,4 +156,32 @@ def judge(
     return squares, reference, by_rtn, n_bad
 
 
+@numba.njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc", "contract"})
+def judge_blocks(
+    ours: Row, theirs: Row, nearest: Row, rtn: Row, absolute: Row, numbers: Row
+) -> tuple[np.float32, np.float32, np.float32, int]:
+    """The same sums of blocks of 16 columns; and how many blocks are further off than codes of theirs would be.
+
+    nearest: theirs in the nearest codes of our scales. absolute: how far a weight of each block may be off. numbers:
+    what the squared error of a block may exceed that of `nearest` and of `rtn` by, its second and third.
+    """
+    n = len(absolute)
+    mine, other = ours.reshape(n, 16), theirs.reshape(n, 16)
+    closest, plain = nearest.reshape(n, 16), rtn.reshape(n, 16)
+    squares, reference, by_rtn, n_bad = F32(0), F32(0), F32(0), 0
+    for k in range(n):
+        own, least, left, norm, beyond = F32(0), F32(0), F32(0), F32(0), 0
+        for j in range(16):
+            a, b, c, d = mine[k, j], other[k, j], closest[k, j], plain[k, j]
+            own += (a - b) * (a - b)
+            least += (c - b) * (c - b)
+            left += (d - b) * (d - b)
+            norm += b * b
+            beyond |= abs(a - b) > absolute[k]
+        if beyond or own > least * numbers[1] or own > left * numbers[2]:
+            n_bad += 1
+        squares, by_rtn, reference = squares + own, by_rtn + left, reference + norm
+    return squares, reference, by_rtn, n_bad
+
+
 ENCODERS: Final = {"affine_mse": encode_affine_mse}

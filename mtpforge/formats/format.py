@@ -63,8 +63,8 @@ class InputScale:
 class Codes:
     """The part that holds the codes.
 
-    least, largest: what an element of it is where every code in it is the least, the largest; for formats whose codes
-    are integers.
+    least, largest: what an element of it is where every code in it is the least, the largest; equal where scales of
+    groups and channels do not decide how far a weight may be off.
     """
 
     suffix: str

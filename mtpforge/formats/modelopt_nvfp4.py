@@ -143,7 +143,7 @@ FORMAT = Format(
     decode=decode,
     bound=bound,
     guesses=guesses,
-    codes=Codes("weight", "U8"),
+    codes=Codes("weight", "U8", least=0xFF, largest=0x77),
     reader="modelopt_nvfp4",
     reference="nvidia-modelopt NVFP4QTensor.dequantize",
     needs_amax=lambda _: True,

@@ -161,7 +161,7 @@ FORMAT = Format(
     decode=decode,
     bound=bound,
     guesses=guesses,
-    codes=Codes("weight_packed", "U8"),
+    codes=Codes("weight_packed", "U8", least=0xFF, largest=0x77),
     reader="nvfp4",
     reference="compressed-tensors nvfp4-pack-quantized decompress",
     needs_amax=lambda _: True,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ from mtpforge.weights import Buffers, Reader, StoredWeight
 from mtpforge.weights.compiling import kernels_for
 
 _WORKERS: Final = 8  # each holds about ten copies of a band: 130 MB
+_MANY: Final = 1 / 4  # of the matrices: experts that saw no inputs are not fitted
 _DIAGNOSED: Final = 8  # modules whose failure is explained; each may decode a band of every expert
 
 
@@ -83,8 +84,10 @@ def checked(subject: Subject, source: tuple[Checkpoint, StoredLayer] | None, on_
     fitting = [w for w in subject.weights if subject.fits(w)]
     hashes: dict[str, str] = {}
     method = subject.claimed
-    found = [*_weights(subject, fitting, origin, hashes, method, on_progress), *_plain(subject, origin, hashes)]
-    values = (*_values(subject, origin, found, method), *_standing_out(found), *_searched(found, method))
+    weights = _weights(subject, fitting, origin, hashes, method, on_progress)
+    fitted = method.needs_inputs or _are_fitted(weights)
+    found = [*(_settled(weight, fitted=fitted) for weight in weights), *_plain(subject, origin, hashes)]
+    values = (*_values(subject, origin, found, fitted=fitted), *_standing_out(found), *_searched(found, method))
     checks = (_numbers(found, subject), _ties(subject, fitting, found), *router, *values)
     errors = {e.module: e.relative_error for e in found if e.relative_error is not None}
     by_rtn = {e.module: e.rtn_error for e in found if e.rtn_error is not None}
@@ -111,7 +114,13 @@ def _weights(
         name = weight.module.name
         method = claimed if claimed.serves(FORMATS[weight.quantization.format], weight.module.kind) else RTN
         result = weight_checks.weight(
-            name, draft, theirs, anew=name in anew, method=method, kernels=kernels(), by_group=subject.told is None
+            name,
+            draft,
+            theirs,
+            anew=name in anew,
+            method=method,
+            kernels=kernels(),
+            is_claimed=subject.told is not None,
         )
         return result, read.sha256
 
@@ -131,6 +140,20 @@ def _weights(
                 on_progress(Progress("verify", done, total))
     torch.set_num_threads(before)
     return [results[number] for number in range(len(fitting))]
+
+
+def _are_fitted(found: list[Examined]) -> bool:
+    """Whether codes that no manifest vouches for were fitted: strays in many matrices are no damage."""
+    asked = [e.has_strays for e in found if e.has_strays is not None]
+    return sum(asked) > len(asked) * _MANY
+
+
+def _settled(examined: Examined, *, fitted: bool) -> Examined:
+    """With what is wrong, now that all weights were seen."""
+    if examined.has_strays is None:
+        return examined
+    wrong = examined.values_if_fitted if fitted else examined.values
+    return replace(examined, values=wrong, standing_out="" if wrong else examined.standing_out)
 
 
 @contextmanager
@@ -224,7 +247,7 @@ def _ties(subject: Subject, fitting: list[Weight], found: Iterable[Examined]) ->
     return Check("tied scales", "passed", what)
 
 
-def _values(subject: Subject, origin: Source | None, found: list[Examined], method: Method) -> tuple[Check, ...]:
+def _values(subject: Subject, origin: Source | None, found: list[Examined], *, fitted: bool) -> tuple[Check, ...]:
     if origin is None:
         return (
             Check(
@@ -241,7 +264,7 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined], meth
     if not wrong:
         n_compared = sum(e.n_compared for e in found)
         worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
-        within = "what fitting may leave" if method.needs_inputs else "the rounding of their formats"
+        within = "what fitting may leave" if fitted else "the rounding of their formats"
         detail = f"{n_compared:,} weights within {within}; largest relative error"
         return (Check("values", "passed", f"{detail} {worst.relative_error:.3g} ({worst.module})"),)
     weights = {w.module.name: w for w in subject.weights}

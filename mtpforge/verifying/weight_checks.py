@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtpforge.formats import FORMATS
 from mtpforge.methods import RTN, Method
-from mtpforge.verifying.standing_out import Groups
+from mtpforge.verifying.unclaimed import Unclaimed
 from mtpforge.weights import Band, StoredWeight
 from mtpforge.weights.bands import bands
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # A quantized matrix further off than this shares no more than its size with the source, whatever its scales allow.
 MOST_RELATIVE: Final = 0.7
+_FITTED: Final = "what fitting codes to inputs could leave"
 # dtype of a scale -> signed integers of its size, and the bits of the first positive that is no number
 _BITS: Final = {
     torch.float32: (torch.int32, 0x7F800000),
@@ -38,6 +39,8 @@ class Examined:
     source, None where there is none. scales: suffix -> value of every scale of the whole matrix. n_compared: weights.
     is_zero: every weight is zero, and so is the source's. rtn_error: relative error that round-to-nearest would leave,
     where the scales were searched. standing_out: a sentence about groups whose error is unlike that of all others.
+    has_strays: whether it holds codes too far for the nearest, None where that is not asked: only of codes of which no
+    manifest says how they were found. values_if_fitted: what `values` is if they were fitted.
     """
 
     module: str
@@ -49,6 +52,8 @@ class Examined:
     is_zero: bool = False
     rtn_error: float | None = None
     standing_out: str = ""
+    has_strays: bool | None = None
+    values_if_fitted: tuple[str, ...] = ()
 
 
 def weight(
@@ -59,18 +64,18 @@ def weight(
     anew: bool = False,
     method: Method = RTN,
     kernels: RowKernels | None = None,
-    by_group: bool = False,
+    is_claimed: bool = True,
 ) -> Examined:
     """A matrix, band by band; every part of the draft is read once, in order.
 
     anew: codes of the source's own format were made anew, so that rounding is allowed where a copy would be exact.
-    method: how the draft's codes are said to be found. by_group: whether a group may stand out, where no manifest says.
+    method: how the draft's codes are said to be found. is_claimed: whether a manifest says so.
     """
     opened = draft.open()
     matrix = opened.matrix
     numbers = _Numbers(draft)
     numbers.matrix(matrix)
-    tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew, by_group=by_group)
+    tally = None if source is None else _Tally(draft, source, matrix, method, anew=anew, is_claimed=is_claimed)
     for first, last in bands(draft.shape):
         band = opened.band(first, last)
         own = None if tally is None else tally.opened.band(first, last)
@@ -87,9 +92,13 @@ def weight(
         return Examined(module, found, scales=totals)
     n_weights, both_zero = math.prod(draft.shape), numbers.is_zero and tally.is_zero
     own_error, rtn_error = tally.relative_error, tally.rtn_error
-    wrong = tally.findings()
-    stands_out = "" if wrong or tally.groups is None else tally.groups.finding()
-    return Examined(module, found, wrong, own_error, totals, n_weights, both_zero, rtn_error, stands_out)
+    wrong = tally.findings(tally.beyond, "equal" if tally.same else method.may_leave)
+    made = Examined(module, found, wrong, own_error, totals, n_weights, both_zero, rtn_error)
+    if tally.unclaimed is None:
+        return made
+    if_fitted = tally.findings(tally.far, _FITTED)
+    stands_out, strays = "" if if_fitted else tally.unclaimed.finding(), tally.unclaimed.has_strays
+    return replace(made, standing_out=stands_out, has_strays=strays, values_if_fitted=if_fitted)
 
 
 def plain(name: str, held: Tensor, reference: Tensor | None) -> Examined:
@@ -170,6 +179,22 @@ class _Numbers:
             self.wrong[what] = self.wrong.get(what, 0) + n
 
 
+class _Places:
+    """Weights of a matrix that may not be as they are: how many, and the first of them in words."""
+
+    def __init__(self) -> None:
+        self.n, self.first = 0, ""
+
+    def add(self, first: int, where: Tensor, values: Tensor, reference: Tensor) -> None:
+        """Those of a band from row `first` on: bool [rows, in]."""
+        n = int(where.sum())
+        if n and not self.n:
+            row, column = (int(i) for i in where.nonzero()[0])
+            ours, theirs = float(values[row, column]), float(reference[row, column])
+            self.first = f"[{first + row}, {column}] is {ours:.6g}, the source {theirs:.6g}"
+        self.n += n
+
+
 class _Tally:
     """The difference between a draft's matrix and the source's, gathered over bands."""
 
@@ -181,23 +206,27 @@ class _Tally:
         method: Method,
         *,
         anew: bool,
-        by_group: bool,
+        is_claimed: bool,
     ) -> None:
         self.draft, self.opened = draft, source.open()
         self.same = not anew and _same_form(draft, source) and _equal(matrix, self.opened.matrix)
         self.form, self.method = FORMATS[draft.quantization.format], method
-        judged = by_group and not self.same and Groups.judge(self.form, draft.quantization)
-        self.groups = Groups(self.form, draft.quantization) if judged else None
+        untold = not is_claimed and not self.same and Unclaimed.serves(self.form, draft.quantization)
+        self.unclaimed = Unclaimed(self.form, draft.quantization) if untold else None
         self.difference = self.reference = self.rtn = 0.0
-        self.n_beyond = 0
-        self.first = ""
+        self.beyond, self.far = _Places(), _Places()
         self.is_zero = True
 
     def is_near(self, kernels: RowKernels, band: Band, own: Band) -> bool:
         """Add a band by compiled kernels, if nothing is wrong with it; whatever may be is left to `compare`."""
-        if self.same or self.groups is not None or self.method.judge_rows is None:
+        if self.same:
             return False
-        sums = self.method.judge_rows(kernels, band, own, self.form)
+        if self.unclaimed is not None:
+            sums = self.unclaimed.usual(kernels, band, own)
+        elif self.method.judge_rows is not None:
+            sums = self.method.judge_rows(kernels, band, own, self.form)
+        else:
+            return False
         # Weights that are all zero are off by all that the source's are; squares may underflow to 0, or overflow.
         if sums is None or not sums[0] < sums[1] < math.inf:
             return False
@@ -217,23 +246,16 @@ class _Tally:
         self.difference += float(torch.linalg.vector_norm(difference)) ** 2
         self.reference += float(torch.linalg.vector_norm(reference)) ** 2
         self.is_zero = self.is_zero and self.reference == 0
-        if self.groups is not None:
-            self.groups.add(band.parts, reference, difference)
         if self.same:
-            beyond = ~(difference <= 0)
+            self.beyond.add(band.first, ~(difference <= 0), values, reference)
+        elif self.unclaimed is not None:
+            beyond, far = self.unclaimed.add(band.first, band.parts, reference, values)
+            self.beyond.add(band.first, beyond, values, reference)
+            self.far.add(band.first, far, values, reference)
         else:
             judged = self.method.judge(band.parts, self.form, self.draft.quantization, reference, values)
-            self.rtn, beyond = self.rtn + judged.rtn, judged.beyond
-        if not bool(beyond.any()):
-            return
-        places = beyond.view_as(values).nonzero()
-        if not self.n_beyond:
-            row, column = (int(i) for i in places[0])
-            self.first = (
-                f"[{band.first + row}, {column}] is {float(values[row, column]):.6g},"
-                f" the source {float(reference[row, column]):.6g}"
-            )
-        self.n_beyond += len(places)
+            self.rtn += judged.rtn
+            self.beyond.add(band.first, judged.beyond.view_as(values), values, reference)
 
     @property
     def relative_error(self) -> float:
@@ -246,11 +268,10 @@ class _Tally:
         searched_here = self.method.is_searched and not self.same and self.reference
         return math.sqrt(self.rtn / self.reference) if searched_here else None
 
-    def findings(self) -> tuple[str, ...]:
+    def findings(self, beyond: _Places, allowed: str) -> tuple[str, ...]:
         """Why these are not the source's weights, empty where they are."""
-        if self.n_beyond:
-            allowed = "equal" if self.same else self.method.may_leave
-            return (f"{self.n_beyond} of {math.prod(self.draft.shape)} weights are not {allowed}: {self.first}",)
+        if beyond.n:
+            return (f"{beyond.n} of {math.prod(self.draft.shape)} weights are not {allowed}: {beyond.first}",)
         if not self.relative_error <= MOST_RELATIVE and not self.is_zero:
             return (f"relative error {self.relative_error:.3g}: its scales allow it, the source does not",)
         return ()

@@ -92,6 +92,24 @@ class RowKernels:
         difference, reference, by_rtn, n_bad = totals
         return None if n_bad or bits > _LARGEST_BITS else (difference, reference, by_rtn)
 
+    def judge_blocks(
+        self, ours: Band, theirs: Band, packing: RowPacking, absolute: Tensor, more: tuple[float, float]
+    ) -> tuple[float, float, float] | None:
+        """The same of FP4 in blocks of 16 columns, which `packing` would make of theirs.
+
+        None where any weight is off by more than `absolute` of its block, or the squared error of a block exceeds that
+        of the nearest codes under its scale, or that which rtn leaves, by more than the factors `more`.
+        """
+        both = _both(ours, theirs)
+        if both is None or packing.kernel not in rows.BLOCK_ENCODERS:
+            return None
+        numbers = np.array([*packing.numbers, *more], np.float32)
+        limits = absolute.contiguous().numpy()
+        kernels = (*both[0], packing.kernel)
+        bits, totals = rows.judge_blocks(kernels, *both[1], numbers, limits, self._scratch(ours.shape))
+        difference, reference, by_rtn, n_bad = totals
+        return None if n_bad or bits > _LARGEST_BITS else (difference, reference, by_rtn)
+
     def _outputs(self, n_rows: int, widths: tuple[int, int, int]) -> tuple[Array, Array, Array]:
         """Three arrays [rows, width] in the one buffer, each aligned for any dtype."""
         starts = np.cumsum([0, *(-(-n_rows * width // 64) * 64 for width in widths)])
