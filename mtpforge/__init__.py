@@ -27,16 +27,19 @@ if TYPE_CHECKING:
         build,
         capture,
         demanded_scheme,
+        dump_scheme,
         explain_serve,
         extract,
         inspect,
         load_scheme,
         plan,
         prune_plan,
+        schemes,
         serve_command,
         validate,
         verify,
     )
+    from mtpforge.drafting.machine import doctor
     from mtpforge.engines.command import Command
     from mtpforge.errors import MtpforgeError
     from mtpforge.planning import Plan
@@ -60,6 +63,8 @@ __all__ = [
     "build",
     "capture",
     "demanded_scheme",
+    "doctor",
+    "dump_scheme",
     "explain_serve",
     "extract",
     "inspect",
@@ -67,6 +72,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "prune_plan",
+    "schemes",
     "serve_command",
     "validate",
     "verify",
@@ -83,6 +89,7 @@ _PLACES: Final = {
     "Progress": "mtpforge.report",
     "Report": "mtpforge.report",
     "Scheme": "mtpforge.scheme",
+    "doctor": "mtpforge.drafting.machine",
     "open_checkpoint": "mtpforge.checkpoint",
 }
 

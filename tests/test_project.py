@@ -66,7 +66,7 @@ CALLS = {
     "plan",
     "prune_plan",
 }
-CALLS |= {"explain_serve", "serve_command", "validate", "verify"}
+CALLS |= {"doctor", "dump_scheme", "explain_serve", "schemes", "serve_command", "validate", "verify"}
 RESULTS = {"Checkpoint", "Command", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
 
 

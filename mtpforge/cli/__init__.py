@@ -120,7 +120,7 @@ def group() -> Commands:
 
 def _version(ctx: click.Context, _param: click.Parameter, value: object) -> None:
     if value and not ctx.resilient_parsing:
-        from mtpforge.cli.doctor import versions
+        from mtpforge.drafting.machine import versions
 
         say(ctx, "\n".join(f"{name} {version}" for name, version in versions().items() if version))
         ctx.exit()

@@ -8,5 +8,6 @@ making       make(job): build, judge
 serving      the server's command
 capture      calibration inputs
 remarks      what is said on the way
+machine      doctor(): what is installed
 calls        plan(), build(), extract(), ...: the functions of `import mtpforge`
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mtpforge import errors, inspecting, verifying
-from mtpforge import scheme as schemes
+from mtpforge import scheme as presets
 from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.drafting import deciding, validating
 from mtpforge.drafting.deciding import Job, Needless
@@ -242,6 +242,7 @@ def capture(
     length: int | None = None,
     tokens: int = texts.USUAL_TOKENS,
     force: bool = False,
+    offline: bool = False,
     on_remark: OnRemark | None = None,
     on_progress: OnProgress | None = None,
 ) -> Inputs:
@@ -249,7 +250,7 @@ def capture(
     from mtpforge.drafting import capture as capturing
 
     text, from_vllm, out = (None if place is None else Path(place) for place in (text, from_vllm, out))
-    asked = capturing.Capture(target, text, from_vllm, out, length, tokens, force)
+    asked = capturing.Capture(target, text, from_vllm, out, length, tokens, force, offline)
     return capturing.capture(asked, Watching.by(on_remark, on_progress)).inputs
 
 
@@ -259,9 +260,19 @@ def demanded_scheme(target: Named, *, engine: str = DEFAULT, offline: bool = Fal
     return ENGINES[engine].demands(served, None, family_of(served.config))
 
 
+def schemes() -> tuple[Scheme, ...]:
+    """The presets, in alphabetical order."""
+    return tuple(presets.load(name) for name in presets.names())
+
+
 def load_scheme(named: str | Path) -> Scheme:
     """A preset by its name, or a scheme of one's own by its file."""
-    return schemes.load(str(named))
+    return presets.load(str(named))
+
+
+def dump_scheme(scheme: Scheme) -> str:
+    """The TOML text of a scheme, which `load_scheme` takes back from a file."""
+    return presets.dumps(scheme)
 
 
 def _made(request: Request, on_remark: OnRemark | None, on_progress: OnProgress | None) -> Draft:
@@ -284,4 +295,4 @@ def _job(request: Request, on_remark: OnRemark | None, on_progress: OnProgress |
 
 
 def _scheme(named: Scheme | str | None) -> Scheme | None:
-    return schemes.load(named) if isinstance(named, str) else named
+    return presets.load(named) if isinstance(named, str) else named

@@ -13,7 +13,8 @@ import pytest
 from drafts import reconfigured
 from golden_text import GOLDEN, compare, tidy
 
-from mtpforge.cli import doctor, main
+from mtpforge.cli import main
+from mtpforge.drafting import machine
 from mtpforge.engines.vllm import installed
 
 FORBIDDEN = ("torch", "transformers", "compressed_tensors", "modelopt")
@@ -325,7 +326,7 @@ def test_scheme_by_name_and_from_a_target_exclude_each_other(run, tinyglm):
 
 
 def test_doctor_fails_on_a_missing_library(run, monkeypatch):
-    monkeypatch.setattr(doctor, "versions", lambda: {"torch": "", "vllm": ""})
+    monkeypatch.setattr(machine, "versions", lambda: {"torch": "", "vllm": ""})
     ran = run("doctor")
     assert ran.code == 1
     assert " hint: `pip install torch`\n" in ran.err

@@ -13,7 +13,8 @@ import pytest
 
 import mtpforge
 from mtpforge import errors
-from mtpforge.cli import COMMANDS, doctor, group, main
+from mtpforge.cli import COMMANDS, group, main
+from mtpforge.drafting import machine
 from mtpforge.errors import MtpforgeError
 
 
@@ -25,7 +26,7 @@ def ending(monkeypatch):
         def versions():
             raise error
 
-        monkeypatch.setattr(doctor, "versions", versions)
+        monkeypatch.setattr(machine, "versions", versions)
 
     return end_with
 
@@ -207,9 +208,9 @@ def test_interrupt_that_the_library_describes_keeps_its_words(run, ending):
 )
 def test_signal_ends_a_process_with_its_code(number, code, what):
     program = (
-        "import sys, time; from mtpforge.cli import doctor, main\n"
+        "import sys, time; from mtpforge.cli import main; from mtpforge.drafting import machine\n"
         "def versions():\n    print('ready', flush=True); time.sleep(60)\n"
-        "doctor.versions = versions; sys.exit(main(['doctor']))"
+        "machine.versions = versions; sys.exit(main(['doctor']))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -223,8 +224,8 @@ def test_signal_ends_a_process_with_its_code(number, code, what):
 
 def test_closed_pipe_is_quiet():
     program = (
-        "import sys; from mtpforge.cli import doctor, main\n"
-        "doctor.versions = lambda: {f'package-{n}': '1' for n in range(5_000)}; sys.exit(main(['doctor', '--json']))"
+        "import sys; from mtpforge.cli import main; from mtpforge.drafting import machine\n"
+        "machine.versions = lambda: {f'package-{n}': '1' for n in range(5_000)}; sys.exit(main(['doctor', '--json']))"
     )
     # without a buffer, Python takes half a write to a closed pipe for a whole one
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -249,8 +250,8 @@ def test_color_marks_only_on_demand(run, ending, monkeypatch):
 
 def test_name_that_the_terminal_cannot_show_is_no_crash():
     program = (
-        "import sys; from mtpforge.cli import doctor, main\n"
-        "doctor.versions = lambda: {'\\u65e5': '1'}; sys.exit(main(['doctor']))"
+        "import sys; from mtpforge.cli import main; from mtpforge.drafting import machine\n"
+        "machine.versions = lambda: {'\\u65e5': '1'}; sys.exit(main(['doctor']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

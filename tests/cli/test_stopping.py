@@ -36,9 +36,9 @@ def stopped(tmp_path):
     def stopped_(body: str, number: int = signal.SIGINT, seconds: float = 1.0) -> tuple[int, str, str]:
         (tmp_path / "slow_library.py").write_text(SLOW.format(seconds=seconds))
         program = (
-            "import sys, time\nfrom mtpforge.cli import doctor, main\n"
+            "import sys, time\nfrom mtpforge.cli import main\nfrom mtpforge.drafting import machine\n"
             f"def versions():\n    {body}\n    return {{'a': '1'}}\n"
-            "doctor.versions = versions\nsys.exit(main(['doctor']))"
+            "machine.versions = versions\nsys.exit(main(['doctor']))"
         )
         with subprocess.Popen(
             [sys.executable, "-c", program],
