@@ -303,10 +303,9 @@ def recognised(checkpoint: Checkpoint, module: Module, parts: dict[str, TensorRe
         if quantization is not None:
             return StoredModule(module, parts, quantization)
     named = what or f"`{module.name}` of the MTP layer"
-    unread = formats.unread(specs, module.shape)
     raise MtpforgeError(
-        f"{named} is {unread}, which is not read yet" if unread else f"{named} is stored in no known way",
+        f"{named} is stored in no known way",
         where=f"{checkpoint.label}, {shown(next(iter(parts.values())).file)}",
         why=formats.explain(specs, module.shape, checkpoint.quantization),
-        fix=f"{'' if unread else 'download the checkpoint again, or '}name another {'one' if what else '`--source`'}",
+        fix=f"download the checkpoint again, or name another {'one' if what else '`--source`'}",
     )

@@ -35,7 +35,7 @@ SCALED = [
 ]
 NVFP4 = formats.nvfp4.quantization(static=False)
 MODELOPT = formats.modelopt_nvfp4.quantization(static=False)
-STORED = [INT4, INT3, INT8, BLOCK, *SCALED, NVFP4, MODELOPT]
+STORED = [INT4, INT3, INT8, BLOCK, *SCALED, NVFP4, MODELOPT, *whole_weights.MICROSCALED]
 ROWS, COLUMNS = 300, 160
 
 

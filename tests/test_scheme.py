@@ -103,7 +103,10 @@ strategy = "group"
 group_size = 16
 scale_dtype = "F8_E4M3"
 """
-WORDS = "known: dense, fp8_block, fp8_scaled, int_quantized, modelopt_nvfp4, nvfp4, pack_quantized"
+WORDS = (
+    "known: dense, fp8_block, fp8_scaled, int_quantized, modelopt_nvfp4, mxfp4, mxfp8, nvfp4, pack_quantized, "
+    "quark_mxfp4"
+)
 KEYS = ", ".join(scheme.KEYS)
 
 

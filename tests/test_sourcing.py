@@ -91,17 +91,6 @@ def reshaped(tensors):
     tensors[f"{P}enorm.weight"] = torch.ones(64, dtype=torch.bfloat16)
 
 
-def as_mx(codes, columns):
-    """`o_proj` as OCP's microscaling formats store it: one power of two for 32 columns."""
-
-    def change(tensors):
-        rows, width = tensors.pop(f"{P}self_attn.o_proj.weight").shape
-        tensors[f"{P}self_attn.o_proj.weight"] = torch.zeros(rows, width // columns).to(codes)
-        tensors[f"{P}self_attn.o_proj.weight_scale"] = torch.full((rows, width // 32), 127, dtype=torch.uint8)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
@@ -114,16 +103,6 @@ def as_mx(codes, columns):
         ("bf16", reshaped, "`enorm.weight` is BF16 [64], by config.json it is [128]"),
         ("bf16", add("mlp.bias", torch.ones(4)), "1 tensors of the MTP layer are covered by no rule: `mlp.bias`"),
         ("fp8", without("o_proj.weight_scale_inv"), "`self_attn.o_proj` of the MTP layer is stored in no known way"),
-        (
-            "bf16",
-            as_mx(torch.uint8, 2),
-            "`self_attn.o_proj` of the MTP layer is MXFP4, which is not read yet",
-        ),
-        (
-            "bf16",
-            as_mx(torch.float8_e4m3fn, 1),
-            "`self_attn.o_proj` of the MTP layer is MXFP8, which is not read yet",
-        ),
         (
             "nvfp4",
             without("0.up_proj.weight_scale_2"),

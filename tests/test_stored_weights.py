@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from slow_twins import layouts
 from small_plans import DENSE, FP8, INT4, checkpoint, move, plan
+from whole_weights import MICROSCALED
 
 from mtpforge.building import build
 from mtpforge.planning.facts import peak_bytes
@@ -95,3 +96,24 @@ def test_fp8_blocks_of_a_short_last_band_get_their_own_scales(tmp_path):
         for block in range(128):
             columns = slice(block * 128, block * 128 + 128)
             assert torch.equal(decoded[row, columns], codes[row, columns].float() * scales[row // 128, block])
+
+
+@pytest.mark.parametrize("stored", MICROSCALED, ids=lambda q: q.format)
+def test_microscaled_weights_of_real_size_are_read_and_written_within_their_steps(stored, tmp_path):
+    """Several bands, the last one short; the child that checks asks the format's own library for every band."""
+    shape, seed = (2944, 6144), torch.Generator().manual_seed(2)
+    weight = (torch.randn(shape, generator=seed) ** 3).bfloat16()
+    source = checkpoint(tmp_path / "source", {"m.weight": weight})
+    encode = Step(moves=(move(source, "m", shape, DENSE, stored),))
+    draft = build(plan(source, [encode]), {"source": source}, tmp_path / "draft", check="off")
+    named = load_file(draft.path / "model.safetensors")
+    parts = {name.removeprefix("m."): part for name, part in named.items()}
+    values, exact = layouts.decoded(parts), weight.float()
+    steps = (2.0 ** (parts["weight_scale"].float() - 127)).repeat_interleave(32, 1)
+    allowed = steps if stored.bits == 4 else torch.maximum(exact.abs() / 16, steps * 2.0**-10)
+    assert bool(((values - exact).abs() <= allowed).all())
+
+    again = checkpoint(tmp_path / "again", named)
+    decode = Step(moves=(move(again, "m", shape, stored, DENSE),))
+    dense = build(plan(again, [decode]), {"source": again}, tmp_path / "dense", check="full")
+    assert torch.equal(load_file(dense.path / "model.safetensors")["m.weight"], values.bfloat16())

@@ -13,6 +13,11 @@ from mtpforge.formats import BAND_ROWS, FORMATS, Format, explain
 from mtpforge.formats.format import Specs
 from mtpforge.tensors import Quantization, Shape
 
+MICROSCALED = tuple(
+    Quantization(name, bits, strategy="group", group_size=32, scale_dtype="U8")
+    for name, bits in (("mxfp4", 4), ("quark_mxfp4", 4), ("mxfp8", 8))
+)
+
 
 def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> tuple[Format, Quantization]:
     """The one format and quantization of a weight [out, in]; MtpforgeError with the nearest miss where none fits."""

@@ -1,4 +1,4 @@
-"""FP4 E2M1 in blocks of 16 columns, an E4M3 scale for each, and one F32 scale for the matrix: NVFP4.
+"""FP4 E2M1, and the scales of NVFP4: blocks of 16 columns, an E4M3 scale for each, one F32 scale for the matrix.
 
     byte j of a row = column 2j in the low nibble, 2j+1 in the high one; nibble = sign, 2 bits exponent, 1 bit mantissa
     magnitudes of codes 0..7: 0 .5 1 1.5 2 3 4 6
@@ -68,11 +68,15 @@ def block_scales_modelopt(weight: Tensor, scale_2: Tensor) -> Tensor:
     return scale.to(torch.float8_e4m3fn).to(torch.float32)
 
 
-def encode(weight: Tensor, factors: Tensor) -> Tensor:
-    """Packed codes, uint8 [rows, columns / 2], of float32 `weight` under `factors` float32 [rows, columns / 16]."""
-    quotient = (torch.unflatten(weight, -1, (-1, BLOCK)) / factors.unsqueeze(-1)).flatten(-2)
+def encode(weight: Tensor, factors: Tensor, *, signed_zero: bool = True) -> Tensor:
+    """Packed codes, uint8 [rows, columns / 2], of float32 `weight` under `factors` float32 [rows, columns / block].
+
+    signed_zero: whether a negative that rounds to zero keeps its sign.
+    """
+    quotient = (torch.unflatten(weight, -1, (factors.shape[-1], -1)) / factors.unsqueeze(-1)).flatten(-2)
     codes = _nearest(quotient.abs())
-    codes += (quotient < 0).to(torch.uint8) << 3
+    negative = quotient < 0 if signed_zero else (quotient < 0) & (codes > 0)
+    codes += negative.to(torch.uint8) << 3
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
@@ -89,12 +93,12 @@ def _nearest(magnitude: Tensor) -> Tensor:
 
 
 def decode(packed: Tensor, factors: Tensor, *, signed_zero: bool) -> Tensor:
-    """Values, float32 [rows, columns], of uint8 [rows, columns / 2] under `factors` float32 [rows, columns / 16].
+    """Values, float32 [rows, columns], of uint8 [rows, columns / 2] under `factors` float32 [rows, columns / block].
 
     signed_zero: whether nibble 8 is -0.0, as for compressed-tensors, or 0.0, as for ModelOpt.
     """
     pairs = packed.reshape(-1).to(torch.int32)
-    values = torch.index_select(_pair_table(signed_zero, packed.device), 0, pairs).view(*packed.shape[:-1], -1, BLOCK)
+    values = torch.index_select(_pair_table(signed_zero, packed.device), 0, pairs).view(*factors.shape, -1)
     return values.mul_(factors.unsqueeze(-1)).flatten(-2)
 
 

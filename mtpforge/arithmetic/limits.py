@@ -5,6 +5,8 @@
     FP8 E4M3    max(|W| / 16, 2^-10 s)
     NVFP4       1.0 s                                      the widest gap of E2M1, between 4 and 6, is 2;
                 6 * 2^-10 of the unit at least             block scales below 2^-6 have steps of 2^-9 only
+    MXFP4       1.0 s                                      the same gap; up to 7 s is clipped to 6 s
+    MXFP8       as FP8 E4M3
 
 Each holds for float32 arithmetic against the *stored* scale; 1e-4 is added for float32's own rounding. Measured against
 compressed-tensors 0.20.0 and nvidia-modelopt 0.47.0 on edge cases and heavy tails.
@@ -67,6 +69,11 @@ def e4m3(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
 def e2m1(scale: Tensor, unit: Tensor, quantization: Quantization, shape: Shape) -> Limit:
     """Of FP4 under E4M3 block scales. `unit`: float32 value of a block scale of 1."""
     return Limit(0.0, _spread(scale.float().clamp_min(_TINY_BLOCK) * (unit * (1 + SLACK)), quantization, shape))
+
+
+def mxfp4(factors: Tensor, quantization: Quantization, shape: Shape) -> Limit:
+    """Of FP4 under powers of two; `factors`: float32, what each is."""
+    return Limit(0.0, _spread(factors * (1 + SLACK), quantization, shape))
 
 
 def _spread(scale: Tensor, quantization: Quantization, shape: Shape) -> Tensor:

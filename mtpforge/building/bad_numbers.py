@@ -25,13 +25,13 @@ _START: Final = (0, 0)
 # dtype -> integer view, bits without the sign, and the smallest of them that is no number (exponent all ones; E4M3 has
 # one NaN and no Inf).
 _NO_NUMBER: Final = {
-    "F64": (torch.int64, (1 << 63) - 1, 0x7FF << 52),
-    "F32": (torch.int32, (1 << 31) - 1, 0xFF << 23),
-    "BF16": (torch.int16, 0x7FFF, 0x7F80),
-    "F16": (torch.int16, 0x7FFF, 0x7C00),
-    "F8_E5M2": (torch.uint8, 0x7F, 0x7C),
-    "F8_E4M3": (torch.uint8, 0x7F, 0x7F),
-    "F8_E8M0": (torch.uint8, 0xFF, 0xFF),
+    torch.float64: (torch.int64, (1 << 63) - 1, 0x7FF << 52),
+    torch.float32: (torch.int32, (1 << 31) - 1, 0xFF << 23),
+    torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
+    torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+    torch.float8_e5m2: (torch.uint8, 0x7F, 0x7C),
+    torch.float8_e4m3fn: (torch.uint8, 0x7F, 0x7F),
+    torch.float8_e8m0fnu: (torch.uint8, 0xFF, 0xFF),
 }
 
 
@@ -52,9 +52,9 @@ def is_scale(suffix: str) -> bool:
 
 def refuse_no_numbers(ref: TensorRef, values: Tensor, start: Start = _START) -> None:
     """Refuse a NaN or Inf among stored numbers; integers pass. `start`: where in the tensor `values` begins."""
-    if ref.spec.dtype not in _NO_NUMBER or not values.numel():
+    if values.dtype not in _NO_NUMBER or not values.numel():
         return
-    view, mask, limit = _NO_NUMBER[ref.spec.dtype]
+    view, mask, limit = _NO_NUMBER[values.dtype]
     bits = values.view(view) & mask
     if int(bits.amax()) >= limit:
         raise _error(ref, f"{_place(bits >= limit, start)} is not a finite number")
@@ -97,8 +97,12 @@ def refuse_parts(move: Move, band: Band) -> None:
 def refuse_scales(move: Move, band: Band) -> None:
     """Refuse bad scales of a band. A group or block whose scale is zero passes if all its codes are zero."""
     suspects = []
-    for suffix, tensor in band.parts.items():
-        if not is_scale(suffix) or (suffix not in band.starts and band.first) or _are_usual(move.reads[suffix], tensor):
+    for suffix, part in band.parts.items():
+        if not is_scale(suffix) or (suffix not in band.starts and band.first):
+            continue
+        # Bytes are exponents (OCP Microscaling): 0 is a power of two, 255 no number.
+        tensor = part.view(torch.float8_e8m0fnu) if part.dtype == torch.uint8 else part
+        if _are_usual(tensor):
             continue
         ref, start = move.reads[suffix], band.starts.get(suffix, _START)
         if suffix in band.starts and move.stored.strategy in {"group", "block"}:
@@ -111,11 +115,11 @@ def refuse_scales(move: Move, band: Band) -> None:
         _refuse_erased(move, band, suffix)
 
 
-def _are_usual(ref: TensorRef, scales: Tensor) -> bool:
+def _are_usual(scales: Tensor) -> bool:
     """Whether no scale is NaN, Inf, zero or turns all: one pass over the bits, as nearly every band is."""
-    if ref.spec.dtype not in _NO_NUMBER or not scales.numel() or _turns_all(scales):
+    if scales.dtype not in _NO_NUMBER or not scales.numel() or _turns_all(scales):
         return False
-    view, mask, limit = _NO_NUMBER[ref.spec.dtype]
+    view, mask, limit = _NO_NUMBER[scales.dtype]
     low, high = (scales.view(view) & mask).aminmax()
     return int(low) > 0 and int(high) < limit
 

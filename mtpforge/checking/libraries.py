@@ -59,6 +59,30 @@ def _nvfp4(_facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> T
     return _decompress("nvfp4-pack-quantized", state, num_bits=4, type="float", strategy="tensor_group", group_size=16)
 
 
+def _quark_mxfp4(_facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
+    from modelopt.torch.quantization.qtensor import MXFP4QTensor
+
+    shape = torch.Size((rows[1] - rows[0], columns))
+    values: Tensor = MXFP4QTensor(shape, torch.bfloat16, _rows(parts["weight"], *rows)).dequantize(
+        dtype=torch.bfloat16, scale=_exponents(parts, rows), block_sizes={-1: 32}
+    )
+    return values
+
+
+def _mxfp4(_facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> Tensor:
+    state = {"weight_packed": _rows(parts["weight_packed"], *rows), "weight_scale": _exponents(parts, rows)}
+    return _decompress("mxfp4-pack-quantized", state, num_bits=4, **_MICROSCALED)
+
+
+def _mxfp8(_facts: dict[str, Any], parts: Parts, _columns: int, rows: Rows) -> Tensor:
+    state = {"weight": _rows(parts["weight"], *rows), "weight_scale": _exponents(parts, rows)}
+    return _decompress("mxfp8-quantized", state, num_bits=8, **_MICROSCALED)
+
+
+def _exponents(parts: Parts, rows: Rows) -> Tensor:
+    return _rows(parts["weight_scale"], *rows).view(torch.uint8)
+
+
 def _pack_quantized(facts: dict[str, Any], parts: Parts, columns: int, rows: Rows) -> Tensor:
     bits = facts["bits"]
     state = {
@@ -181,6 +205,12 @@ def _codec(name: str, arguments: tuple[tuple[str, object], ...]) -> tuple[Any, A
     return BaseCompressor.get_value_from_registry(name), scheme
 
 
+_MICROSCALED: Final[dict[str, Any]] = {
+    "type": "float",
+    "strategy": "group",
+    "group_size": 32,
+    "scale_dtype": torch.uint8,
+}
 # A distribution, as importlib.metadata and pip name it, and the module that takes long to import.
 _MODELOPT: Final = ("nvidia-modelopt", "modelopt.torch.quantization.qtensor")
 _COMPRESSED: Final = ("compressed-tensors", "compressed_tensors.compressors")
@@ -192,5 +222,8 @@ _READERS: Final[dict[str, tuple[tuple[str, str], Callable[[dict[str, Any], Parts
     "fp8_scaled": (_COMPRESSED, _fp8_scaled),
     "fp8_block": (_COMPRESSED, _fp8_block),
     "awq": (_COMPRESSED, _awq),
+    "mxfp4": (_COMPRESSED, _mxfp4),
+    "quark_mxfp4": (_MODELOPT, _quark_mxfp4),
+    "mxfp8": (_COMPRESSED, _mxfp8),
 }
 DISTRIBUTIONS: Final = {name: distribution for name, ((distribution, _), _) in _READERS.items()}

@@ -14,6 +14,7 @@ from mtpforge.formats import (
     fp8_block,
     fp8_scaled,
     int_quantized,
+    microscaled,
     modelopt_nvfp4,
     nvfp4,
     pack_quantized,
@@ -21,7 +22,7 @@ from mtpforge.formats import (
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape
 
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "unread", "whole"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "whole"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
@@ -34,6 +35,9 @@ FORMATS: Final[dict[str, Format]] = {
         pack_quantized.FORMAT,
         int_quantized.FORMAT,
         awq.FORMAT,
+        microscaled.MXFP4,
+        microscaled.QUARK_MXFP4,
+        microscaled.MXFP8,
     )
 }
 
@@ -41,11 +45,6 @@ FORMATS: Final[dict[str, Format]] = {
 def explain(parts: Specs, shape: Shape, block: Mapping[str, object]) -> str:
     """Why no format recognises these parts: the nearest format, and what is missing, odd or of another shape."""
     return explaining.nearest_miss(FORMATS, label, parts, shape, block)
-
-
-def unread(parts: Specs, shape: Shape) -> str:
-    """The name of a known format that no file here reads yet, of which these parts are; "" for none."""
-    return explaining.unread(parts, shape)
 
 
 def label(quantization: Quantization) -> str:

@@ -10,8 +10,6 @@ from mtpforge.formats.format import Format, Specs
 from mtpforge.tensors import Quantization, Shape
 
 _SHOWN: Final = 3
-_MX_GROUP: Final = 32
-_MX: Final = {"MXFP4": ("U8", 2), "MXFP8": ("F8_E4M3", 1)}  # dtype of the codes, columns in each
 _OPTIONAL: Final = frozenset({"weight_g_idx"})
 
 
@@ -39,16 +37,6 @@ def nearest_miss(
         return f"no format has these parts: {listed}"
     more = f", and {len(best) - _SHOWN} more" if len(best) > _SHOWN else ""
     return f"nearest is {nearest[0].name} ({label(nearest[1])}): {', '.join(best[:_SHOWN])}{more}"
-
-
-def unread(parts: Specs, shape: Shape) -> str:
-    """The name of the microscaling format (OCP MX 1.0: one power of two for 32 columns) that these parts are, or ""."""
-    rows, columns = shape
-    scales = {spec.dtype for spec in parts.values() if spec.shape == (rows, columns // _MX_GROUP)}
-    if scales & {"U8", "F8_E8M0"}:
-        stored = {(spec.dtype, spec.shape) for spec in parts.values()}
-        return next((name for name, (dtype, of) in _MX.items() if (dtype, (rows, columns // of)) in stored), "")
-    return ""
 
 
 def _differences(parts: Specs, expected: Specs) -> list[str]:

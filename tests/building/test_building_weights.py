@@ -190,6 +190,7 @@ def test_carried_tensor_that_is_no_number_is_refused_by_name(tmp_path):
 
 
 INT8 = Quantization("pack_quantized", 8, strategy="channel", scale_dtype="BF16")
+MXFP8 = Quantization("mxfp8", 8, strategy="group", group_size=32, scale_dtype="U8")
 SCALES = [
     (MODELOPT, "weight_scale_2", ()),
     (NVFP4, "weight_global_scale", (0,)),
@@ -197,6 +198,29 @@ SCALES = [
     (FP8, "weight_scale_inv", (4, 1)),
     (INT4, "weight_scale", (639, 7)),
 ]
+
+
+@pytest.mark.parametrize("action", ["copy", "encode"])
+@pytest.mark.parametrize("byte", [0, 255])
+def test_an_exponent_of_no_number_is_refused_and_the_least_is_not(tmp_path, byte, action):
+    parts = stored(MXFP8, weight(*SHAPE).float())
+    parts["weight_scale"][200, 3] = byte
+    source = checkpoint(tmp_path / "source", {f"m.{s}": t for s, t in parts.items()})
+    steps = [Step(moves=(move(source, "m", SHAPE, MXFP8, MXFP8 if action == "copy" else DENSE, action=action),))]
+    if byte:
+        error = refused(source, steps, tmp_path / "draft")
+        assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.weight_scale"
+        assert error.why == "value [200, 3] is not a finite number"
+        return
+    made = load_file(
+        build(plan(source, steps), {"source": source}, tmp_path / "d", check="full").path / "model.safetensors"
+    )
+    if action == "copy":
+        assert torch.equal(made["m.weight_scale"], parts["weight_scale"])
+    else:
+        assert torch.equal(
+            made["m.weight"][200, 96:128], (parts["weight"][200, 96:128].double() * 2.0**-127).bfloat16()
+        )
 
 
 @pytest.mark.parametrize("action", ["copy", "encode"])

@@ -95,7 +95,7 @@ def _quantizations():
                 yield Quantization("pack_quantized", width, "", strategy, size, symmetric=symmetric, scale_dtype="BF16")
 
 
-QUANTIZATIONS = list(_quantizations())
+QUANTIZATIONS = [*_quantizations(), *whole_weights.MICROSCALED]
 
 
 def columns(q):

@@ -144,6 +144,25 @@ def test_nvfp4_equals_compressed_tensors(compressed_tensors, weights, name):
     same(whole_weights.encode([weight], q)[0], theirs)
 
 
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("bits", "stored_as"), [(4, "mxfp4-pack-quantized"), (8, "mxfp8-quantized")])
+def test_microscaled_weights_equal_compressed_tensors(compressed_tensors, weights, stored_as, bits, name):
+    theirs = compressed_tensors.encode(
+        weights[name],
+        stored_as,
+        num_bits=bits,
+        type="float",
+        strategy="group",
+        group_size=32,
+        scale_dtype=torch.uint8,
+    )
+    q = Quantization(f"mxfp{bits}", bits, strategy="group", group_size=32, scale_dtype="U8")
+    same(
+        whole_weights.encode([weights[name]], q)[0],
+        {k: v for k, v in theirs.items() if k in {"weight_packed", "weight", "weight_scale"}},
+    )
+
+
 def test_gate_and_up_share_the_global_scale_of_both(compressed_tensors, sources):
     pair = [sources["gate"], sources["up"]]
     shared = compressed_tensors.global_scale(*pair)
@@ -198,7 +217,18 @@ def test_the_stored_vector_of_the_way_to_write_is_what_we_write(sources):
     same(whole_weights.encode([sources["base"]], q)[0], disk)
 
 
-@pytest.mark.parametrize("stem", ["ct-nvfp4-f32", "modelopt-nvfp4-f32", "ct-fp8-channel-f32", "ct-fp8-tensor-f32"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "ct-nvfp4-f32",
+        "modelopt-nvfp4-f32",
+        "ct-fp8-channel-f32",
+        "ct-fp8-tensor-f32",
+        "ct-mxfp4-f32",
+        "quark-mxfp4",
+        "ct-mxfp8-f32",
+    ],
+)
 def test_the_stored_vectors_of_float_formats_are_what_we_write(sources, stem):
     theirs = load_file(VECTORS / f"{stem}.safetensors")
     disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
@@ -207,6 +237,7 @@ def test_the_stored_vectors_of_float_formats_are_what_we_write(sources, stem):
         "modelopt-nvfp4-f32": formats.modelopt_nvfp4.quantization(static=False),
         "ct-fp8-channel-f32": Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32"),
         "ct-fp8-tensor-f32": Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32"),
+        **dict(zip(("ct-mxfp4-f32", "quark-mxfp4", "ct-mxfp8-f32"), whole_weights.MICROSCALED, strict=True)),
     }[stem]
     same(whole_weights.encode([sources["base"]], q)[0], disk)
 

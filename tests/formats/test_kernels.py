@@ -26,11 +26,14 @@ COMPILED = {
     "ct-int8-channel-asym-f32",
     "ct-int8-channel-sym-f32",
     "ct-int8-g128-sym-bf16",
+    "ct-mxfp4-f32",
     "ct-nvfp4-bf16",
     "ct-nvfp4-f32",
     "ct-nvfp4-fused-gate-up-f32",
+    "modelopt-mxfp4",
     "modelopt-nvfp4-bf16",
     "modelopt-nvfp4-f32",
+    "quark-mxfp4",
 }
 
 

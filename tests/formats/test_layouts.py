@@ -37,10 +37,11 @@ floats = st.sampled_from(
         ),
         formats.nvfp4.quantization(static=False),
         formats.modelopt_nvfp4.quantization(static=False),
+        *whole_weights.MICROSCALED,
     ]
 )
 quantizations = st.one_of(integers, whole_bytes, floats)
-columns = st.integers(1, 6).map(lambda n: 48 * n)
+columns = st.integers(1, 6).map(lambda n: 96 * n)
 
 
 def matrix(rows, columns, seed, exponent):
@@ -96,6 +97,9 @@ def bound(weight, parts, q):
         return (parts["weight_scale"].float() / parts["weight_global_scale"]).repeat_interleave(16, 1)
     if q.format == "modelopt_nvfp4":
         return (parts["weight_scale"].float() * parts["weight_scale_2"]).repeat_interleave(16, 1)
+    if "mxfp" in q.format:
+        steps = (2.0 ** (parts["weight_scale"].double() - 127)).repeat_interleave(32, 1)
+        return steps if q.bits == 4 else torch.maximum(weight.abs() / 16, steps * 2.0**-10)
     scale = parts.get("weight_scale", parts.get("weight_scale_inv"))
     if scale is None:
         return weight.abs() * U
@@ -163,6 +167,14 @@ def test_nvfp4_refuses_a_ragged_row():
         formats.FORMATS["nvfp4"].layout((8, 24), formats.nvfp4.quantization(static=False))
 
 
+@pytest.mark.parametrize("quantization", whole_weights.MICROSCALED, ids=lambda q: q.format)
+def test_microscaled_formats_refuse_a_ragged_row(quantization):
+    with pytest.raises(
+        MtpforgeError, match=f"MXFP{quantization.bits} needs a multiple of 32 columns, the weight has 48"
+    ):
+        formats.FORMATS[quantization.format].layout((8, 48), quantization)
+
+
 @pytest.mark.parametrize(
     ("quantization", "rows", "columns"),
     [
@@ -171,6 +183,7 @@ def test_nvfp4_refuses_a_ragged_row():
         (Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32"), 1, 1),
         (Quantization("int_quantized", 8, strategy="channel", scale_dtype="BF16"), 1, 1),
         (Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"), 1, 2),
+        *((q, 1, 8 // q.bits) for q in whole_weights.MICROSCALED),
         (Quantization("pack_quantized", 4, strategy="group", group_size=32, scale_dtype="BF16"), 1, 8),
         (Quantization("pack_quantized", 4, strategy="channel", symmetric=False, scale_dtype="BF16"), 8, 8),
         (Quantization("pack_quantized", 8, strategy="channel", symmetric=False, scale_dtype="BF16"), 4, 4),

@@ -38,14 +38,19 @@ EXPECTED = {
     "ct-int8-channel-intquantized-bf16": "INT8 channel",
     "ct-int8-channel-sym-f32": "INT8 channel",
     "ct-int8-g128-sym-bf16": "INT8 g128",
+    "ct-mxfp4-f32": "MXFP4 g32",
+    "ct-mxfp8-f32": "MXFP8 g32",
     "ct-nvfp4-bf16": "NVFP4 g16",
     "ct-nvfp4-f32": "NVFP4 g16",
     "ct-nvfp4-fused-gate-up-f32": "NVFP4 g16",
     "fp8-block128-ragged": "FP8 block 128x128",
     "fp8-block32x64-transformers": "FP8 block 32x64",
     "modelopt-fp8-tensor": "FP8 tensor",
+    "modelopt-mxfp4": "MXFP4 g32",
+    "modelopt-mxfp8": "MXFP8 g32",
     "modelopt-nvfp4-bf16": "NVFP4 g16",
     "modelopt-nvfp4-f32": "NVFP4 g16",
+    "quark-mxfp4": "MXFP4 g32",
 }
 
 
@@ -109,6 +114,7 @@ def quantizations():
         ),
         formats.nvfp4.quantization(static=False),
         formats.modelopt_nvfp4.quantization(static=False),
+        *whole_weights.MICROSCALED,
         *(
             Quantization("pack_quantized", b, "", "group", 32, symmetric=b % 2 == 0, scale_dtype="BF16")
             for b in range(2, 9)
@@ -140,6 +146,31 @@ def test_integer_scales_of_every_dtype_are_read(dtype):
     scale = cast["weight_scale"].float()
     ratio = (scale / parts["weight_scale"]).repeat_interleave(32, 1)
     assert torch.allclose(form.decode(cast, (32, 128), quantization), values * ratio, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["ct-mxfp4-f32", "quark-mxfp4", "ct-mxfp8-f32"])
+def test_exponents_may_be_called_what_they_are(stem):
+    parts, values, _ = matrices(stem)[0]
+    named = parts | {"weight_scale": parts["weight_scale"].view(torch.float8_e8m0fnu)}
+    form, quantization = whole_weights.recognise(specs(named), (32, 128), {})
+    assert quantization.scale_dtype == "U8", "what is written"
+    assert torch.equal(form.decode(named, (32, 128), quantization).to(values.dtype), values)
+
+
+@pytest.mark.parametrize("quantization", whole_weights.MICROSCALED, ids=lambda q: q.format)
+def test_every_exponent_is_its_power_of_two(quantization):
+    """OCP Microscaling 1.0, 5.4.1: byte 0 is 2^-127 and no zero, byte 255 is no number."""
+    form = formats.FORMATS[quantization.format]
+    layout = form.layout((256, 32), quantization)
+    one = {"U8": 0x22, "F8_E4M3": 0x38}[form.codes.dtype]  # E2M1 twice, E4M3: exponent the bias, no mantissa
+    codes = torch.full(layout[form.codes.suffix].shape, one, dtype=torch.uint8)
+    parts = {
+        form.codes.suffix: codes.view(getattr(torch, DTYPES[form.codes.dtype].torch)),
+        "weight_scale": torch.arange(256).to(torch.uint8).reshape(256, 1),
+    }
+    values = form.decode(parts, (256, 32), quantization)
+    assert [float(row[0]) for row in values[:255]] == [2.0**exponent for exponent in range(-127, 128)]
+    assert not values[255].isfinite().any()
 
 
 def test_act_order_reads_the_group_of_every_column():

@@ -36,9 +36,9 @@ def integers(t):
     return (code * scale[..., None]).view(out, columns)
 
 
-def nibbles(packed, scale):
+def nibbles(packed, scale, group=16):
     value = E2M1[torch.stack((packed & 15, packed >> 4), -1).flatten(-2).long()]
-    return (value.view(len(value), -1, 16) * scale[..., None]).flatten(-2)
+    return (value.view(len(value), -1, group) * scale[..., None]).flatten(-2)
 
 
 def decoded(t):
@@ -53,6 +53,12 @@ def decoded(t):
         return nibbles(t["weight"], t["weight_scale"].float() * t["weight_scale_2"].float())
     if "weight_global_scale" in t:  # NVFP4 of compressed-tensors
         return nibbles(t["weight_packed"], t["weight_scale"].float() / t["weight_global_scale"].float())
+    if "weight_scale" in t and t["weight_scale"].dtype == torch.uint8:  # OCP microscaling
+        factors = 2.0 ** (t["weight_scale"].double() - 127)
+        codes = t.get("weight_packed", t.get("weight"))
+        if codes.dtype == torch.uint8:
+            return nibbles(codes, factors, 32).float()
+        return (codes.double().view(len(codes), -1, 32) * factors[..., None]).flatten(-2).float()
     if "weight_scale" in t:  # FP8 or INT8 per channel or per tensor
         scale = t["weight_scale"].float()
         return t["weight"].float() * (scale.view(-1, 1) if scale.numel() > 1 else scale)
