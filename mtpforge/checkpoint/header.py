@@ -18,6 +18,7 @@ from reprlib import repr as brief  # of a value that may be as large and as deep
 from typing import Final
 
 from mtpforge.checkpoint import json_fields
+from mtpforge.checkpoint.tensor_names import WITHIN, plain
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import DTYPES, Shape, Spec, TensorRef
 
@@ -67,17 +68,21 @@ def length(first: bytes, file: str, file_bytes: int) -> int:
 def parse(raw: bytes, file: str, file_bytes: int) -> dict[str, TensorRef]:
     """Where every tensor of a file lies, from the JSON header (without the eight bytes before it).
 
-    file_bytes: size of the whole file; offsets of the refs count from its first byte. Every invalidity is a
-    MtpforgeError that names file, tensor and cause.
+    file_bytes: size of the whole file; offsets of the refs count from its first byte. Names are `plain`. Every
+    invalidity is a MtpforgeError that names file, tensor and cause.
     """
     data_start = LENGTH_BYTES + len(raw)
     entries = _load(raw, file)
     _check_metadata(entries.pop(_METADATA, None), file)
     if len(entries) > MAX_TENSORS:
         raise _invalid(file, f"it lists {len(entries):,} tensors, at most {MAX_TENSORS:,} are allowed")
-    refs = {name: _ref(name, entry, file, data_start, file_bytes) for name, entry in entries.items()}
-    _check_cover(refs.values(), file, data_start, file_bytes)
-    return refs
+    refs = [_ref(name, entry, file, data_start, file_bytes) for name, entry in entries.items()]
+    _check_cover(refs, file, data_start, file_bytes)
+    named = {ref.name: ref for ref in refs}
+    if len(named) < len(refs):
+        twice = Counter(ref.name for ref in refs).most_common(1)[0][0]
+        raise _invalid(file, f"it holds the tensor twice, once below `{WITHIN}`", twice)
+    return named
 
 
 def _load(raw: bytes, file: str) -> dict[str, object]:
@@ -156,7 +161,7 @@ def _ref(name: str, entry: object, file: str, data_start: int, file_bytes: int) 
         raise _invalid(file, f"its data ends at byte {end:,}, the file at {file_bytes:,}: the file is cut short", name)
     if stop - start != spec.n_bytes:
         raise _invalid(file, f"{spec} takes {spec.n_bytes:,} bytes, its data has {stop - start:,}", name)
-    return TensorRef(name, spec, file, data_start + start, data_start + stop)
+    return TensorRef(plain(name), spec, file, data_start + start, data_start + stop)
 
 
 def _spec(dtype: object, dimensions: object, file: str, name: str) -> Spec:

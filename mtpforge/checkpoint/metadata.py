@@ -13,6 +13,7 @@ from typing import Final
 
 from mtpforge.checkpoint import header, json_fields
 from mtpforge.checkpoint.json_fields import Fields
+from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.errors import MtpforgeError, Where, shown
 
 CONFIG: Final = "config.json"
@@ -33,14 +34,16 @@ def config(raw: bytes, file: str = CONFIG) -> Mapping[str, object]:
 
 
 def index(raw: bytes, file: str = INDEX) -> dict[str, str]:
-    """`weight_map` of an index: tensor -> file. A file that is no plain path below the folder is an error."""
+    """`weight_map` of an index: plain name -> file. A file that is no plain path below the folder is an error."""
     whole = json_fields.load(raw, file)
     weight_map = whole.within("weight_map") or whole.refuse("weight_map", "an object")
     files: dict[str, str] = {}
     for name in weight_map.values:
         if why := header.odd_name(name):
             raise _bad_name(name, file, why)
-        files[name] = weight_map.text(name)
+        if plain(name) in files:
+            raise _bad_name(name, file, f"it lists `{shown(plain(name))}` too, which is the same tensor")
+        files[plain(name)] = weight_map.text(name)
     for target in sorted(set(files.values())):
         _refuse_escape(target, file)
     return files

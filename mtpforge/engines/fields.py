@@ -31,13 +31,13 @@ NOT_OF_A_DRAFT: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """required: no default would do. defaults: what is taken for an absent one. rope: as `rope_seen` wants it."""
+    """required: no default would do. defaults: what is taken for an absent one. rope: for `rope_seen`, or None."""
 
     required: Collection[str]
     defaults: Mapping[str, object]
     expert_counts: Collection[str]
     counts_from_zero: Collection[str]
-    rope: Mapping[str, object]
+    rope: Mapping[str, object] | None
 
 
 def refuse(engine: str, text: Mapping[str, object], other: Mapping[str, object], wanted: Fields) -> None:
@@ -49,7 +49,7 @@ def refuse(engine: str, text: Mapping[str, object], other: Mapping[str, object],
         if text.get(name) is None:
             raise _unstated(name, other.get(name), f"{engine} builds the MTP layer from it")
     _refuse_other_kinds(text, wanted)
-    if rope_seen(text, wanted.rope)["rope_theta"] is None:
+    if wanted.rope is not None and rope_seen(text, wanted.rope)["rope_theta"] is None:
         raise _unstated("rope_parameters", other.get("rope_parameters"), f"{engine} would turn positions by a default")
     for field, default in wanted.defaults.items():
         stated = other.get(field)
@@ -64,7 +64,7 @@ def _refuse_other_kinds(text: Mapping[str, object], wanted: Fields) -> None:
     stated = {key for key in wanted.expert_counts if text.get(key) is not None}
     for key in sorted({*wanted.required, *stated} - zero):
         whole_number(text, key)
-    turning = {**wanted.rope, "rope_theta": 1.0}
+    turning = {} if wanted.rope is None else {**wanted.rope, "rope_theta": 1.0}
     rope = rope_seen(text, wanted.rope)
     seen = {**text, **{key: rope[key] for key in turning}}
     for key, default in {**wanted.defaults, **turning}.items():

@@ -111,11 +111,12 @@ class Family:
     is_runnable: bool = False
 
     def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
-        """The part of a config that describes the language model: `text_config` where the top is of another type."""
+        """The part of a config that describes the language model: `text_config` where that, or only that, is of it."""
         nested = config.get("text_config")
-        if config.get("model_type") not in self.model_types and isinstance(nested, Mapping):
-            return nested
-        return config
+        if not isinstance(nested, Mapping):
+            return config
+        is_nested = nested.get("model_type") in self.model_types or config.get("model_type") not in self.model_types
+        return nested if is_nested else config
 
     def layer(self, config: Mapping[str, object]) -> int:
         """Index of the nextn layer."""

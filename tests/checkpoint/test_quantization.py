@@ -21,6 +21,7 @@ INT4_128 = Quantization("pack_quantized", 4, strategy="group", group_size=128, s
 INT8_128 = Quantization("pack_quantized", 8, strategy="group", group_size=128, scale_dtype="BF16")
 INT8 = Quantization("pack_quantized", 8, strategy="channel", scale_dtype="BF16")
 NVFP4 = Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static")
+FP8 = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
 MODELOPT = Quantization(
     "modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"
 )
@@ -42,6 +43,7 @@ RELEASES = {
     "target-fp8": ("fp8", 541, [FP8]),
     "target-glm-4.5": ("", 0, []),
     "target-glm-4.5-air": ("", 0, []),
+    "target-glm-5.3-flash-fp8": ("fp8", 11, [FP8]),
     "target-int4-int8mix-quanttrio": ("compressed-tensors", 8, [INT4_128, INT8_128, INT8]),
     "target-int8mix-nvfp4-festr2": ("compressed-tensors", 8, [NVFP4, INT8_128, INT8]),
     "target-mxfp4-amd": ("quark", 1544, []),

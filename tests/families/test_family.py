@@ -77,8 +77,8 @@ def test_unknown_model_type_names_what_is_known():
         family_of({"model_type": "llama\x1b[31m"})
     assert str(caught.value) == (
         "error: no MTP layer is known for model_type `llama\\x1b[31m`\n"
-        "where: config.json, `model_type`\ncause: known: deepseek_v3, deepseek_v32, glm4_moe, glm_moe_dsa\n"
-        " hint: name a checkpoint of one of them"
+        "where: config.json, `model_type`\ncause: known: deepseek_v3, deepseek_v32, glm4_moe, glm5_next,"
+        " glm5_next_text, glm_moe_dsa\n hint: name a checkpoint of one of them"
     )
 
 

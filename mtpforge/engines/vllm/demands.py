@@ -11,6 +11,7 @@ from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.engines.vllm.matrices import questions
 from mtpforge.engines.vllm.quantization_methods import decide
+from mtpforge.engines.vllm.target_names import as_asked
 from mtpforge.families import Family
 from mtpforge.scheme import Rule, Scheme
 from mtpforge.tensors import BF16
@@ -33,7 +34,7 @@ def stated(draft_config: Mapping[str, object], family: Family) -> Scheme:
 
 def scheme_under(config: Mapping[str, object], quantization: Mapping[str, object], family: Family) -> Scheme:
     """The same for a config and its raw quantization block ({} for none)."""
-    block = parse(quantization)
+    block = parse(as_asked(quantization, family, config))
     asked, dense = questions(family, config), draft_class(family).dense
     decided = {template: decide(block, question) for question in asked for template in question.templates}
     templates = tuple(dict.fromkeys(m.template for m in family.modules(config, 1)))

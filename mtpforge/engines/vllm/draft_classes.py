@@ -5,6 +5,9 @@ model_types         the families that vLLM runs with this class
 expert_count        config keys of the expert count, the one that wins first
 expert_count_twins  keys that repeat it; a draft carries none
 sized_by            whose config.json sizes the layer: `draft`; or `target`, whose expert count is then the draft's
+wrapper             model_type of a draft's config around `text_config`, by which alone vLLM knows the draft; or ""
+around              what vLLM puts before names of the main model where the target's config is nested; or ""
+builds_head         whether the layer has a head of its own until the target's takes its place; true where not said
 without_layer       what vLLM does, asked for MTP, where neither target nor draft has the layer
 head_counts         config keys of what is dealt out over ranks: query heads, then key and value heads
 [dense]             module -> why vLLM never asks whether it is quantized
@@ -22,7 +25,7 @@ fixed (what it must be, whatever the target says: value; trap and why for a targ
 carries the layer and says otherwise; attribute of vLLM's module in which the built model shows
 it, "" for none), computed (what the class does whatever the config says: a draft leaves the
 field out, and one that says otherwise is of another model), rope (keys of rope_parameters
-that may stand beside it, and what is taken for an absent one)
+that may stand beside it, and what is taken for an absent one; false where it turns none)
 """
 
 from __future__ import annotations
@@ -77,6 +80,9 @@ class DraftClass:
     expert_count: tuple[str, ...]
     expert_count_twins: tuple[str, ...]
     sized_by: Literal["draft", "target"]
+    wrapper: str
+    around: str
+    builds_head: bool
     without_layer: str
     head_counts: tuple[str, ...]
     dense: Mapping[str, str]
@@ -90,7 +96,7 @@ class DraftClass:
     defaults: Mapping[str, object]
     fixed: Mapping[str, Fixed]
     computed: Mapping[str, object]
-    rope: Mapping[str, object]
+    rope: Mapping[str, object] | None
     cache: CacheClass | None
 
     @property
@@ -162,6 +168,9 @@ def _read(text: str) -> DraftClass:
         expert_count=tuple(table["expert_count"]),
         expert_count_twins=tuple(table["expert_count_twins"]),
         sized_by=table["sized_by"],
+        wrapper=table.get("wrapper", ""),
+        around=table.get("around", ""),
+        builds_head=table.get("builds_head", True),
         without_layer=table["without_layer"],
         head_counts=tuple(table["head_counts"]),
         dense=table["dense"],
@@ -175,6 +184,6 @@ def _read(text: str) -> DraftClass:
         defaults=fields["defaults"],
         fixed={name: Fixed(**row) for name, row in fields.get("fixed", {}).items()},
         computed=fields.get("computed", {}),
-        rope=fields.get("rope", {}),
+        rope=None if fields.get("rope") is False else fields.get("rope", {}),
         cache=CacheClass(**table["cache"]) if "cache" in table else None,
     )

@@ -47,10 +47,22 @@ def draft_config(
     block = quantization_block.block(
         config, family, scheme, parse(target.quantization), decoded=_decoded(known, source_config)
     )
+    config = _wrapped(config, target, family) if known.wrapper else config
     if block:
         config["quantization_config"] = block
     copied: dict[str, object] = json.loads(json.dumps(dict(sorted(config.items()))))
     return copied
+
+
+def _wrapped(text: Mapping[str, object], target: Checkpoint, family: Family) -> dict[str, object]:
+    """The language model's config in one of the type by which vLLM knows the draft; what it sees with is left out."""
+    return {
+        "architectures": _architectures(target.config, family),
+        "model_type": draft_class(family).wrapper,
+        "dtype": text["dtype"],
+        "text_config": {key: value for key, value in sorted(text.items()) if key != "architectures"}
+        | {"model_type": family.model_types[0]},
+    }
 
 
 def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:

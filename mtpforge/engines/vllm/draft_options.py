@@ -16,8 +16,9 @@ from mtpforge.engines.command import Flag
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.expected import expected
 from mtpforge.engines.vllm.draft_classes import draft_class
-from mtpforge.engines.vllm.matrices import HEAD
+from mtpforge.engines.vllm.matrices import head
 from mtpforge.engines.vllm.quantization_methods import decide
+from mtpforge.engines.vllm.target_names import as_asked
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.sizes import whole_number
@@ -94,13 +95,14 @@ def _refusal(what: str, why: str, fix: str) -> MtpforgeError:
 def _no_head(pair: Pair) -> str:
     """Why the target's head has no quantized copy: it is quantized itself, or not in the model's dtype of 16 bits."""
     dtype = pair.text.get("dtype") or pair.text.get("torch_dtype") or "bfloat16"
-    head = pair.text.get("head_dtype")
+    stated = pair.text.get("head_dtype")
     if dtype not in _HALF:
         return f"the target's dtype is {shown(dtype)}, and only heads of {' or '.join(_HALF)} are quantized"
-    if head not in (None, "model", dtype):
-        return f"`head_dtype` of the target is {shown(head)}, not the model's {dtype}"
+    if stated not in (None, "model", dtype):
+        return f"`head_dtype` of the target is {shown(stated)}, not the model's {dtype}"
     try:
-        stored, reason = decide(parse(pair.target.quantization), HEAD)
+        block = as_asked(pair.target.quantization, pair.family, pair.target.config)
+        stored, reason = decide(parse(block), head(pair.family, pair.target.config))
     except MtpforgeError as error:
         return error.what
     return "" if stored.is_dense else f"the target's lm_head is quantized already: {reason}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
 
 from mtpforge.engines.vllm.draft_classes import draft_class
+from mtpforge.engines.vllm.target_names import around
 from mtpforge.families import Family, Module
 
 
@@ -35,23 +35,27 @@ class Asked:
         return not self.experts and len(self.parts) > 1
 
 
-HEAD: Final = Asked("lm_head", ("lm_head",), (), "ParallelLMHead")
-
-
 def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
     """Every question about the layer, linears in the family's order, experts last."""
-    return _of_layer(family, family.layer(config), family.modules(config, 1))
+    return _of_layer(family, family.prefix(family.layer(config)), family.modules(config, 1))
+
+
+def head(family: Family, config: Mapping[str, object]) -> Asked:
+    """The question about the model's head."""
+    name = f"{around(family, config)}lm_head"
+    return Asked(name, (name,), (), "ParallelLMHead")
 
 
 def main_questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
     """Every question about the model before the layer and about the head; which layers have experts is not asked."""
     modules = family.main_modules(config)
-    layers = (_of_layer(family, layer, modules) for layer in range(family.layer(config)))
-    return (*chain.from_iterable(layers), HEAD)
+    before = around(family, config)
+    layers = (_of_layer(family, before + family.prefix(layer), modules) for layer in range(family.layer(config)))
+    return (*chain.from_iterable(layers), head(family, config))
 
 
-def _of_layer(family: Family, layer: int, modules: Iterable[Module]) -> tuple[Asked, ...]:
-    prefix, known = family.prefix(layer), draft_class(family)
+def _of_layer(family: Family, prefix: str, modules: Iterable[Module]) -> tuple[Asked, ...]:
+    known = draft_class(family)
     sets: dict[str, list[Module]] = {}
     stacks: dict[str, list[Module]] = {}
     for module in modules:

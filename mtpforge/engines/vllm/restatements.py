@@ -96,7 +96,7 @@ def _grouped(block: Block, layer: Layer) -> dict[str, object]:
 def _fp8(block: Block, wish: Wish) -> Iterator[Block]:
     """One quantization for all: the layer's modules are in the list or not."""
     key = "ignored_layers" if block.get("ignored_layers") else "modules_to_not_convert"
-    kept = [entry for entry in parse(block).ignore if not entry.startswith(wish.layer.prefix)]
+    kept = [entry for entry in parse(block).ignore if wish.layer.prefix not in entry]  # below a wrapper it counts too
     yield {**block, key: [*kept, *wish.layer.names(wish.layer.dense)]}
 
 

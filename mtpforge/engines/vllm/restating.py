@@ -20,6 +20,7 @@ from mtpforge.engines.vllm.matrices import Asked, main_questions, questions
 from mtpforge.engines.vllm.quantization_block import layer_of
 from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.engines.vllm.restatements import METHODS, Method, Wish
+from mtpforge.engines.vllm.target_names import as_asked
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.formats import label
@@ -53,19 +54,20 @@ def _able(target: Checkpoint, family: Family) -> tuple[str, ...]:
 
 def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[str, object] | None, str]:
     """The block, or None and why there is none."""
-    config, block = target.config, target.quantization
+    config, block = target.config, as_asked(target.quantization, family, target.config)
     method = METHODS.get(parse(block).method)
     if method is None:
         return None, f"blocks of method `{shown(parse(block).method)}` are not restated"
     rules = _spelled(wanted, method)
     try:
         if not _contradiction(block, config, family, rules):
-            return block, ""
+            return target.quantization, ""
         answers = _as_it_is(json.dumps(config), json.dumps(block))
         wish = Wish(layer_of(config, family, rules), questions(family, config), answers)
         why = ""
         for proposal in method.proposals(block, wish):
-            why = _contradiction(proposal, config, family, rules) or _disturbed(answers, parse(proposal))
+            told = parse(as_asked(proposal, family, config))
+            why = _contradiction(proposal, config, family, rules) or _disturbed(answers, told)
             if not why:
                 return proposal, ""
     except (MtpforgeError, KeyError) as error:  # a format that the method has no word for

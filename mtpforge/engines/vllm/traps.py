@@ -139,6 +139,8 @@ def _not_fixed(target: Checkpoint, text: Mapping[str, object], known: DraftClass
 
 
 def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
+    if not draft_class(family).builds_head:
+        return
     block = parse(target.quantization)
     name = f"{family.prefix(family.layer(target.config))}head"
     head = Asked(name, (name,), ())
@@ -154,8 +156,11 @@ def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
 
 
 def _identity(whole: Mapping[str, object], draft: Mapping[str, object], family: Family) -> Iterator[Trap]:
+    known = draft_class(family)
     if draft.get("model_type") not in family.model_types:
         yield _wrong("model_type", draft.get("model_type"), family.model_types[0], silent=False)
+    elif known.wrapper and whole.get("model_type") != known.wrapper:
+        yield _wrong("model_type", whole.get("model_type"), known.wrapper, silent=False)
     named = whole.get("architectures")
     if not isinstance(named, list) or not named:
         yield _wrong("architectures", named, [family.architecture], silent=False)

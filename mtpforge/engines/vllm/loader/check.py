@@ -52,7 +52,7 @@ def check(request: Request, findings: Findings) -> None:
                 used[name].join(cover)
             else:
                 used[name] = cover
-    hf = engine.target.hf_config
+    hf = engine.target.hf_text_config
     n_nextn = getattr(hf, "num_nextn_predict_layers", 0) or 0
     verdict.judge_dropped(on_disk, used, hf.num_hidden_layers, n_nextn, findings)
 
@@ -78,6 +78,7 @@ def _tensors_of(draft: Path, findings: Findings) -> list[str]:
 
 def _configure(request: Request, findings: Findings) -> Engine:
     from vllm.config import CacheConfig, DeviceConfig, LoadConfig, ModelConfig, ParallelConfig, VllmConfig
+    from vllm.config.kernel import KernelConfig
     from vllm.config.speculative import SpeculativeConfig
 
     with _stage("target config"):
@@ -115,10 +116,14 @@ def _configure(request: Request, findings: Findings) -> Engine:
             load_config=LoadConfig(use_tqdm_on_load=False),
             cache_config=CacheConfig(cache_dtype="bfloat16"),  # no weights depend on it
             device_config=DeviceConfig(device="cpu"),
+            kernel_config=KernelConfig(enable_jit_warmup=False),
+            additional_config={"kda_prefill_backend": "triton"},  # no other kernel of linear attention opens here
         )
     findings.facts["own quantization"] = draft.quantization
     findings.facts["quantization"] = vllm.quant_config.get_name() if vllm.quant_config is not None else None
-    configs.compare(target.hf_config, draft.hf_config, request.compared, findings, same_config=request.same_config)
+    configs.compare(
+        target.hf_text_config, draft.hf_text_config, request.compared, findings, same_config=request.same_config
+    )
     return Engine(vllm, target, draft, speculative, parallel)
 
 
@@ -131,7 +136,7 @@ def _construct_target(engine: Engine) -> dict[str, object]:
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    hf = engine.target.hf_config
+    hf = engine.target.hf_text_config
     keep, n_layers = hf.num_hidden_layers, min(hf.num_hidden_layers, getattr(hf, "first_k_dense_replace", 0) + 1)
     try:
         hf.num_hidden_layers = n_layers

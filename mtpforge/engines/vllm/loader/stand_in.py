@@ -30,6 +30,7 @@ _COMPILED = {
     "vllm.vllm_flash_attn._vllm_fa2_C",
     "vllm.vllm_flash_attn._vllm_fa3_C",
 }
+_PICTURES = "torchvision"
 # Capability questions that a compiled operator answers on a GPU, and from which capability on the answer is yes.
 _SUPPORTED_FROM = {
     "cutlass_scaled_mm_supports_fp8": 89,
@@ -65,6 +66,7 @@ def prepare(capability: int, device: str) -> None:
     import_utils.has_deep_gemm = lambda *_, **__: True
     registry._run_in_subprocess = lambda ask: ask()  # noqa: SLF001  a child would not know this platform
     _stand_in_for_operators()
+    sys.meta_path.append(_Absent())  # transformers has asked by now what is installed
 
 
 def set_groups(tensor_parallel: int, rank: int) -> None:
@@ -99,6 +101,28 @@ class _EmptyExtensions(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Asked last, so only where it is not installed: the package with which models that see prepare pictures.
+
+    Their modules import names of it, which loading never looks into.
+    """
+
+    def find_spec(self, fullname: str, *_: object, **__: object) -> importlib.machinery.ModuleSpec | None:
+        is_meant = fullname.partition(".")[0] == _PICTURES
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if is_meant else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:  # noqa: ARG002
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        def look_up(name: str) -> object:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+        module.__getattr__ = look_up  # type: ignore[method-assign]
 
 
 def _platform(major_minor: tuple[int, int], device: str) -> Any:  # noqa: ANN401  vLLM's class, untyped here

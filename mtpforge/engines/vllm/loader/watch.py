@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .coverage import Box, Coverage, box_of
 
 _ATEN = torch.ops.aten
-# vLLM holds an FP8 `indexer.wk` back until its scale has come: its values stay of interest after their turn.
-_HELD_BACK = ".indexer.wk."
+# vLLM holds these back in FP8 until their scales have come: their values stay of interest after their turn.
+# `indexer.wk` of DeepSeek's class; the others of models/glm5next/common/model.py, _FP8_ATTN_PROJS.
+_HELD_BACK = re.compile(r"\.(indexer\.wk|q_a_proj|kv_a_proj_with_mqa|q_b_proj|o_proj)\.")
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +85,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             read.times += 1
             self._origins[_key(tensor)] = Origin(tensor, read.used, [read], tensor.dtype)
             yield name, tensor
-            if _HELD_BACK not in name:
+            if not _HELD_BACK.search(name):
                 self._origins = {key: o for key, o in self._origins.items() if read not in o.reads}
 
     def settle(self) -> None:
