@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 import mtpforge
+from mtpforge import cli
 from mtpforge.errors import MtpforgeError
 
 
@@ -62,7 +65,7 @@ def test_draft_that_was_not_made_for_an_overlay_is_judged_by_the_target_alone(dr
 def test_target_that_cannot_state_it_refuses_the_plan(tinyglm):
     with pytest.raises(MtpforgeError) as refused:
         mtpforge.plan(tinyglm("nvfp4"), tinyglm("bf16"), scheme="int4-g128-sym")
-    assert refused.value.fix == "`--scheme` with one of: bf16, nvfp4"
+    assert refused.value.fix == "`--scheme` with one of: bf16, nvfp4, nvfp4-w4a16"
 
 
 def links_of(folder):
@@ -133,3 +136,27 @@ def test_build_writes_the_overlay_beside_the_draft(tinyglm, tmp_path):
         check="off",
     )
     assert mtpforge.verify(tmp_path / "draft", tmp_path / "told").ok
+
+
+def test_command_that_makes_it_anew_keeps_what_was_asked_for(draft, tinyglm, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(draft, damaged)
+    weights = next(damaged.glob("*.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    report = mtpforge.verify(damaged, tinyglm("awq-int4"), tinyglm("nvfp4"))
+    fixes = [check.fix for check in report.checks if check.verdict == "failed"]
+    assert any("--scheme nvfp4 --force -o" in fix for fix in fixes), fixes
+
+
+def test_the_page_s_commands_run_in_their_order(tinyglm, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "heads.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^\$ mtpforge (.*)$", text, re.MULTILINE)
+    assert len(lines) > 3
+    for line in lines:
+        words = line.replace("org/GLM-5.2-AWQ-INT4", str(tinyglm("awq-int4")))
+        words = words.replace("org/GLM-5.2-NVFP4", str(tinyglm("nvfp4"))).split()
+        assert cli.main([*words, "--print"] if words[0] == "serve" else words) == 0
+    assert mtpforge.verify("out/draft", "out/told").ok

@@ -35,7 +35,15 @@ def refusal(text):
 
 
 def test_presets_are_those_that_the_documentation_names():
-    assert scheme.names() == ("bf16", "fp8-block128", "int4-g128-sym", "int4-g32-asym", "int8-channel", "nvfp4")
+    assert scheme.names() == (
+        "bf16",
+        "fp8-block128",
+        "int4-g128-sym",
+        "int4-g32-asym",
+        "int8-channel",
+        "nvfp4",
+        "nvfp4-w4a16",
+    )
 
 
 @pytest.mark.parametrize("name", scheme.names())

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge import manifest
+from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint, is_one
 from mtpforge.checkpoint.folder import open_folder
 from mtpforge.engines import engine_of, named
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
+from mtpforge.heads import LIGHTEST
 from mtpforge.manifest import Manifest
+from mtpforge.methods import METHODS
 from mtpforge.places import default_out
 from mtpforge.sourcing import has_layer
 
@@ -40,7 +43,7 @@ def advice(
         words += ["--source", known]
     elif has_layer(target, family_of(target.config)):
         words += ["--standalone"]  # else there may be nothing to build
-    words += [*named(engine), *_ranks(serving or Serving())]
+    words += [*named(engine), *_ranks(serving or Serving()), *(_asked(told) if is_its else ())]
     if is_its and not draft.revision:
         words += ["--force", "-o", draft.label]
     else:
@@ -49,6 +52,17 @@ def advice(
         return _AGAIN.format(shlex.join(words))
     made_for = told.target.rpartition(_HASH)[0] or told.target
     return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
+
+
+def _asked(told: Manifest | None) -> list[str]:
+    """What was asked for besides its sides: a scheme that is not the target's own, and how scales were found."""
+    if told is None:
+        return []
+    body = told.body.get("scheme")
+    name = body.get("name") if isinstance(body, dict) and told.body.get("restated") else ""
+    scheme = ["--scheme", str(name)] if name in (*schemes.names(), LIGHTEST) else []
+    searched = METHODS[told.scales]
+    return scheme if searched.needs_inputs or not searched.is_searched else [*scheme, "--scales", told.scales]
 
 
 def _elsewhere(target: Checkpoint, engine: str) -> list[str]:

@@ -231,12 +231,13 @@ def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFE
     """
     if not os.path.lexists(out):
         return
+    elsewhere = "another output with `--out`" if mark == MANIFEST else "another folder with `--overlay`"
     if not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file()):
         raise MtpforgeError(
             f"the output exists and is no {'draft' if mark == MANIFEST else 'overlay'}",
             where=shown(out),
             why=f"`--force` replaces only folders that hold {mark}",
-            fix="remove it yourself, or choose another output",
+            fix=f"remove it yourself, or choose {elsewhere}",
             code=errors.MACHINE,
         )
     if not force:
