@@ -28,6 +28,11 @@ def test_numbers_match_themselves_and_no_others(wanted):
     assert {n for n in range(300) if expression.fullmatch(str(n))} == wanted
 
 
+def test_names_are_listed_once_and_expressions_stay():
+    entries = ["lm_head", "re:model[.]layers[.]1[.]a$", "model.layers.1.a", "model.layers.1.a", "lm_head"]
+    assert as_expressions(entries) == ["lm_head", "re:model[.]layers[.]1[.]a$", "model.layers.1.a"]
+
+
 def test_names_of_many_layers_become_one_expression():
     names = [f"model.layers.{i}.self_attn.o_proj" for i in range(78)]
     assert as_expressions(["lm_head", *names]) == [
@@ -61,6 +66,19 @@ def test_block_states_the_wanted_scheme_briefly(name, preset, most, release_conf
     told = target_of({**target.config, "quantization_config": block})
     demanded = VLLM.demands(told, None, family)
     assert schemes.name_of(demanded.rules) in (preset, "nvfp4-g16-static")
+
+
+def test_block_that_was_restated_is_restated_again(release_config, target_of):
+    """The layer's groups of the time before give way; the model's keep the format that they had from the block."""
+    config = release_config("target-awq-int4-mtp-ignored")
+    target = target_of(config)
+    family, before = family_of(target.config), target.quantization
+    for preset in ("int8-channel", "int4-g128-sym"):
+        block = VLLM.restate(target, family, schemes.load(preset))
+        target = target_of({**config, "quantization_config": block})
+        assert schemes.name_of(VLLM.demands(target, None, family).rules) == preset
+        formats = {name: group["format"] for name, group in block["config_groups"].items() if name != "mtp_0"}
+        assert formats == dict.fromkeys(before["config_groups"], before["format"])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def _by_layers(entries: Iterable[str]) -> tuple[list[str], dict[tuple[str, tuple
     others: list[str] = []
     layers: dict[tuple[str, str], list[int]] = {}
     for entry in dict.fromkeys(entries):
-        found = None if entry.startswith("re:") else _OF_LAYER.fullmatch(entry)
+        found = _OF_LAYER.fullmatch(entry)  # no expression: `:` is none of its letters
         if found is None:
             others.append(entry)
         else:
