@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from slow_twins import layouts
+from slow_twins import layouts, packers
 from small_plans import DENSE, FP8, INT4, checkpoint, move, plan
 from whole_weights import MICROSCALED
 
@@ -76,6 +76,23 @@ def test_awq_of_real_size_becomes_int4_within_its_rounding(awq, tmp_path):
     steps = parts["weight_scale"].float().repeat_interleave(32, 1)
     # half a step, and what 15 steps of a scale that BF16 rounded may clip
     assert bool(((layouts.integers(parts) - values).abs() <= steps * (0.5 + 15 / 256 + 1e-4)).all())
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "gptq"), (3, "gptq"), (8, "gptq_v2"), (5, "gptq_p")])
+def test_gptq_of_real_size_decodes_band_by_band(tmp_path, bits, kind):
+    """The last band is short, and 3 and 5 bits of zero points straddle words of rows."""
+    shape, seed = (736, 2048), torch.Generator().manual_seed(bits)
+    weight = torch.randn(shape, generator=seed)
+    parts, values = packers.gptq(weight, bits, 128, kind=kind, shuffled=True)
+    quantization = Quantization(kind, bits, "", "group", 128, symmetric=False, scale_dtype="F16")
+    source = checkpoint(tmp_path / "source", {f"m.{suffix}": part.contiguous() for suffix, part in parts.items()})
+    refs = move(source, "m", shape, quantization, DENSE).reads | source.locate(["m.g_idx"])
+    refs["g_idx"] = refs.pop("m.g_idx")
+    stored = StoredWeight(Reader(source.read), refs, shape, quantization)
+    read = [band.decoded() for band in stored.bands(128)]
+    assert len(read) > 3
+    assert torch.equal(torch.cat(read), values)
+    assert torch.equal(stored.open().band(640, 736).decoded(), values[640:])
 
 
 def test_the_memory_of_a_plan_counts_parts_that_are_held_whole(awq):

@@ -64,3 +64,23 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: in
     values = codes.to(torch.float32)
     values -= 2 ** (bits - 1) if zero_point is None else zero_point.to(torch.float32).unsqueeze(-1)
     return values.mul_(scale.to(torch.float32).unsqueeze(-1))
+
+
+def dequantize_biased(codes: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Values code * scale + bias, float32 [rows, groups, size]: product and sum are each rounded to the scale's dtype.
+
+    codes: uint8 [rows, groups, size]; scale and bias, of one dtype, [rows, groups].
+    """
+    product = codes.to(torch.float32).mul_(scale.to(torch.float32).unsqueeze(-1))
+    total = product.to(scale.dtype).to(torch.float32).add_(bias.to(torch.float32).unsqueeze(-1))
+    return total.to(scale.dtype).to(torch.float32)
+
+
+def of_columns(numbers: Tensor, group: Tensor) -> Tensor:
+    """Every column's own of numbers [rows, groups], as [rows, in]; group: int32 [in], the group of each column.
+
+    Scales of a group that is not there are NaN, which no encoder takes: nothing here may wait for a device's answer.
+    """
+    last = numbers.shape[1] - 1
+    of_each = numbers[:, group.clamp(0, last).long()]
+    return of_each.masked_fill_((group < 0) | (group > last), float("nan")) if numbers.is_floating_point() else of_each

@@ -7,6 +7,9 @@ dense     value i occupies bits [i*b, i*b + b) of the row's words, least signifi
 
 legacy    32 // b values a word, the top bits unused. The same for 2, 4 and 8 bits.
 
+planes    the codes' bits apart, lowest first: planes of 4, 2 and 1 bits as they make up b, each dense. Of 32 values all
+          that belongs together is b words: 3 bits are two words of 2 bits, then one of 1 bit. GPTQ's alone.
+
 Codes are unsigned; places past the last value hold code 0. dense is pack_to_int32 of compressed-tensors 0.18.0 and
 later, legacy that of 0.17.1 and earlier. Words are read as bytes, so hosts must be little-endian, as torch's are.
 """
@@ -43,6 +46,31 @@ def unpack_legacy(words: Tensor, bits: int, columns: int) -> Tensor:
     # words are signed: the shift draws the sign along, the mask takes it off again
     codes = (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
     return codes.to(torch.uint8).flatten(-2)[:, :columns]
+
+
+def unpack_planes(words: Tensor, bits: int, columns: int) -> Tensor:
+    """Codes, uint8 [rows, columns], of bit planes int32 [rows, columns * bits / 32]; whole 32s of columns."""
+    chunks = compact(words).view(-1, bits)
+    codes, below = torch.full((len(chunks), 32), 0, dtype=torch.uint8, device=words.device), 0
+    for width in (width for width in (4, 2, 1) if bits & width):
+        codes |= unpack(chunks[:, below : below + width], width, 32) << below
+        below += width
+    return codes.view(words.shape[0], columns)
+
+
+def add_to_fields(words: Tensor, bits: int, number: int) -> Tensor:
+    """Dense words int32 with a number added to every field of them.
+
+    Of 2, 4 and 8 bits to the words as they are, so that a field which overflows carries into the next one; of others
+    to each field by itself, modulo 2^bits.
+    """
+    if not number:
+        return words
+    if 8 % bits == 0:
+        ones: int = 0xFFFFFFFF // (2**bits - 1)
+        return words + number * ones
+    fields = unpack(words, bits, words.shape[1] * 32 // bits)
+    return pack((fields + number) & ((1 << bits) - 1), bits)
 
 
 def compact(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     floats      u |W|                                      u = 2^-8 (BF16), 2^-11 (F16): half a step
     integers    (0.5 + rounding of the scale) s            symmetric (2^b - 1) / 2 u, asymmetric (2^b - 1) u
+    with bias   (1.0 + 3 (2^b - 1) u) |s|                  MLX: the bias is one of the outermost numbers
     FP8 E4M3    max(|W| / 16, 2^-10 s)
     NVFP4       1.0 s                                      the widest gap of E2M1, between 4 and 6, is 2;
                 6 * 2^-10 of the unit at least             block scales below 2^-6 have steps of 2^-9 only
@@ -58,6 +59,12 @@ def integers(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
     codes = 2**quantization.bits - 1
     rounding = codes * _STEP[scale.dtype] * (0.5 if quantization.symmetric else 1.0)
     return Limit(0.0, _spread(scale.float() * (0.5 + rounding + SLACK), quantization, shape))
+
+
+def biased_integers(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
+    """Of integers with a scale and a bias: scale, product and sum are each rounded to the dtype of the scale."""
+    rounding = 3 * (2**quantization.bits - 1) * _STEP[scale.dtype]
+    return Limit(0.0, _spread(scale.float().abs() * (1.0 + rounding + SLACK), quantization, shape))
 
 
 def e4m3(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:

@@ -13,8 +13,10 @@ from mtpforge.formats import (
     explaining,
     fp8_block,
     fp8_scaled,
+    gptq,
     int_quantized,
     microscaled,
+    mlx,
     modelopt_nvfp4,
     nvfp4,
     pack_quantized,
@@ -38,6 +40,8 @@ FORMATS: Final[dict[str, Format]] = {
         microscaled.MXFP4,
         microscaled.QUARK_MXFP4,
         microscaled.MXFP8,
+        *gptq.FORMATS,
+        mlx.FORMAT,
     )
 }
 

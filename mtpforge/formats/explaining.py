@@ -10,7 +10,8 @@ from mtpforge.formats.format import Format, Specs
 from mtpforge.tensors import Quantization, Shape
 
 _SHOWN: Final = 3
-_OPTIONAL: Final = frozenset({"weight_g_idx"})
+_OPTIONAL: Final = frozenset({"weight_g_idx", "g_idx"})
+_SAYS_NOTHING: Final = "`quantization_config` in config.json does not say which"
 
 
 def nearest_miss(
@@ -22,6 +23,7 @@ def nearest_miss(
 ) -> str:
     """One sentence: the format and quantization with the fewest differences, and the first few of them."""
     best: list[str] | None = None
+    alike: list[str] = []
     nearest: tuple[Format, Quantization] | None = None
     guesses = ((form, q) for form in formats.values() for q in form.guesses(parts, shape, block))
     for form, quantization in guesses:
@@ -30,8 +32,12 @@ def nearest_miss(
         except MtpforgeError:  # a group size or block that this shape does not allow
             continue
         differences = _differences(parts, expected)
+        if not differences and form.name not in alike:
+            alike.append(form.name)
         if best is None or len(differences) < len(best):
             best, nearest = differences, (form, quantization)
+    if len(alike) > 1:
+        return f"these are parts of {', '.join(alike[:-1])} and {alike[-1]} alike, and {_SAYS_NOTHING}"
     listed = ", ".join(f"{shown(suffix)} {spec}" for suffix, spec in sorted(parts.items()))
     if not best or nearest is None:
         return f"no format has these parts: {listed}"

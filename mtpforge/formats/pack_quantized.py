@@ -153,8 +153,8 @@ def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization
         zero_point = unpack(bits.compact(parts[_ZERO].t()), width, rows).t()
     codes = unpack(packed, width, columns)
     if _ORDER in parts:
-        group = parts[_ORDER].long()
-        scale, zero_point = scale[:, group], None if zero_point is None else zero_point[:, group]
+        scale = affine.of_columns(scale, parts[_ORDER])
+        zero_point = None if zero_point is None else affine.of_columns(zero_point, parts[_ORDER])
     return affine.dequantize(codes.view(rows, scale.shape[1], -1), scale, zero_point, width).flatten(1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from slow_twins import integers
+from slow_twins import integers, packers
 
 from mtpforge.arithmetic import bits
 
@@ -48,3 +48,26 @@ def test_strided_codes_and_words_are_packed_as_plain_ones(width):
     assert torch.equal(packed, bits.pack(values.t().contiguous(), width))
     for words in (packed.t().contiguous().t(), packed[:1].t().contiguous().t(), packed[:1]):
         assert torch.equal(bits.unpack(words, width, 8), values.t()[: len(words)])
+
+
+@pytest.mark.parametrize("width", [3, 5, 6, 7])
+def test_planes_hold_the_bits_apart(width):
+    values = codes(5, 96, width)
+    assert torch.equal(bits.unpack_planes(packers.planes(values, width), width, 96), values)
+
+
+def test_a_plane_of_three_bits_by_hand():
+    """Number 0 is 7, number 16 is 5: two bits each in the words of 16, then the third bits in a word of 32."""
+    words = torch.tensor([[3, 1, 1 | 1 << 16]], dtype=torch.int32)
+    assert bits.unpack_planes(words, 3, 32)[0].tolist() == [7] + [0] * 15 + [5] + [0] * 15
+
+
+@pytest.mark.parametrize(("width", "word", "sum_"), [(4, -1, 0x11111110), (8, 0x00FF, 0x01010200), (2, 3, 0x55555558)])
+def test_a_number_is_added_to_whole_words_and_carries(width, word, sum_):
+    """As gptqmodel 7.7.0 adds it: 15 + 1 in the lowest field is 0, and the next field has one more."""
+    assert bits.add_to_fields(torch.tensor([[word]], dtype=torch.int32), width, 1).tolist() == [[sum_]]
+
+
+def test_of_three_bits_no_field_carries():
+    words = torch.tensor([integers.pack_dense([7, 0] * 16, 3)], dtype=torch.int32)
+    assert bits.add_to_fields(words, 3, 1).tolist() == [integers.pack_dense([0, 1] * 16, 3)]

@@ -162,6 +162,108 @@ def test_a_config_of_odd_types_is_passed_over(block):
     assert formats.label(only(INT4, block)) == "INT4 g32 asymmetric"
 
 
+GPTQ = {
+    "qweight": Spec("I32", (16, 64)),
+    "qzeros": Spec("I32", (4, 8)),
+    "scales": Spec("F16", (4, 64)),
+    "g_idx": Spec("I32", (128,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"quant_method": "gptq", "checkpoint_format": "gptq"}, "gptq"),
+        ({"quant_method": "GPTQ", "checkpoint_format": "gptq_v2"}, "gptq_v2"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round"}, "auto_round"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, "auto_round"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}, "gptq"),
+    ],
+)
+def test_the_config_says_which_gptq_it_is(block, expected):
+    """Their shapes are the same, their zero points are one apart; bits and groups that it states are not looked at."""
+    without = {suffix: spec for suffix, spec in GPTQ.items() if suffix != "g_idx"}
+    for parts in (GPTQ, without):
+        form, found = whole_weights.recognise(parts, SHAPE, block | {"bits": 8, "group_size": 128})
+        assert (form.name, formats.label(found)) == (expected, "INT4 g32 asymmetric")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {},
+        {"quant_method": "auto-round"},
+        {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq"},
+        {"bits": 4, "group_size": 32},
+    ],
+)
+def test_gptq_that_no_config_tells_apart_is_refused(block):
+    with pytest.raises(MtpforgeError, match="a weight is stored in no known way") as caught:
+        only(GPTQ, block)
+    assert caught.value.why == (
+        "these are parts of gptq, gptq_v2 and auto_round alike, and `quantization_config` in config.json does not say"
+        " which"
+    )
+
+
+@pytest.mark.parametrize("stated", [{"checkpoint_format": "gptq_p"}, {"checkpoint_format": "marlin"}])
+def test_gptq_of_another_kind_than_its_shapes_is_refused(stated):
+    """4 bits have no planes, 5 bits nothing else; marlin's words are shuffled."""
+    five = {"qweight": Spec("I32", (20, 64)), "qzeros": Spec("I32", (4, 10)), "scales": Spec("F16", (4, 64))}
+    for parts, odd in ((GPTQ, stated), (five, {"checkpoint_format": "gptq_v2"}), (five, {})):
+        with pytest.raises(MtpforgeError, match="a weight is stored in no known way"):
+            only(parts, {"quant_method": "gptq"} | odd)
+    assert formats.label(only(five, {"quant_method": "gptq", "checkpoint_format": "gptq_p"})) == "INT5 g32 asymmetric"
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"sym": True}, "INT4 g32"),
+        ({"sym": False}, "INT4 g32 asymmetric"),
+        ({}, "INT4 g32 asymmetric"),
+        ({"sym": True, "dynamic": {"+:.*down.*": {"sym": False}, "-:.*gate": {}}}, "INT4 g32 asymmetric"),
+        ({"sym": True, "dynamic": {"+:.*down.*": {"bits": 8}}}, "INT4 g32"),
+        ({"sym": True, "extra_config": {"a": {"sym": False}}, "dynamic": 7}, "INT4 g32 asymmetric"),
+    ],
+)
+def test_gptq_is_called_symmetric_where_all_of_the_config_says_so(stated, expected):
+    assert formats.label(only(GPTQ, {"quant_method": "gptq"} | stated)) == expected
+
+
+@pytest.mark.parametrize("suffix", ["qweight", "qzeros", "scales"])
+def test_gptq_with_a_part_missing_or_odd_is_noticed(suffix):
+    block = {"quant_method": "gptq"}
+    spec = GPTQ[suffix]
+    lies = [{s: part for s, part in GPTQ.items() if s != suffix}]
+    odd = (Spec("U16", spec.shape), Spec(spec.dtype, (*spec.shape, 3)), Spec(spec.dtype, (5, 7)), Spec(spec.dtype, ()))
+    lies += [GPTQ | {suffix: lie} for lie in odd]
+    for parts in [*lies, GPTQ | {"g_idx": Spec("I32", (64,))}, GPTQ | {"g_idx": Spec("I64", (128,))}]:
+        with pytest.raises(MtpforgeError, match="a weight is stored in no known way"):
+            only(parts, block)
+
+
+def test_the_nearest_gptq_is_explained():
+    block = {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+    assert formats.explain(GPTQ | {"qzeros": Spec("I32", (4, 9))}, SHAPE, block) == (
+        "nearest is gptq_v2 (INT4 g32 asymmetric): qzeros is [4, 9] instead of [4, 8]"
+    )
+
+
+MLX = {"weight": Spec("U32", (64, 12)), "scales": Spec("BF16", (64, 4)), "biases": Spec("BF16", (64, 4))}
+
+
+@pytest.mark.parametrize("suffix", sorted(MLX))
+def test_mlx_with_a_part_missing_or_odd_is_noticed(suffix):
+    assert formats.label(only(MLX, {"bits": 4, "group_size": 64})) == "INT3 g32 asymmetric"
+    spec = MLX[suffix]
+    odd = (Spec("I32", spec.shape), Spec(spec.dtype, (*spec.shape, 3)), Spec(spec.dtype, (5, 7)), Spec(spec.dtype, ()))
+    for parts in [{s: part for s, part in MLX.items() if s != suffix}, *(MLX | {suffix: lie} for lie in odd)]:
+        with pytest.raises(MtpforgeError, match="a weight is stored in no known way"):
+            only(parts)
+
+
 def specs_of(path):
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

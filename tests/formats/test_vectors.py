@@ -17,7 +17,13 @@ FILES = sorted(path.stem for path in VECTORS.glob("*.safetensors") if path.stem 
 NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(torch, d.torch)}
 # what the files themselves do not say
 CONFIGS = {"fp8-block32x64-transformers": {"quant_method": "fp8", "weight_block_size": [32, 64]}}
+COMPUTED_IN = {"autoround": torch.float16}  # libraries whose values are float32 that was rounded on the way
 EXPECTED = {
+    "autoround-gptq-int4-g32-asym": "INT4 g32 asymmetric",
+    "autoround-gptq-int4-g32-sym": "INT4 g32",
+    "autoround-int3-g32-asym": "INT3 g32 asymmetric",
+    "autoround-int4-g32-asym": "INT4 g32 asymmetric",
+    "autoround-int5-g32-asym": "INT5 g32 asymmetric",
     "awq-gemm-int4-g32": "INT4 g32 asymmetric",
     "ct-fp8-channel-bf16": "FP8 channel",
     "ct-fp8-channel-f32": "FP8 channel",
@@ -45,6 +51,19 @@ EXPECTED = {
     "ct-nvfp4-fused-gate-up-f32": "NVFP4 g16",
     "fp8-block128-ragged": "FP8 block 128x128",
     "fp8-block32x64-transformers": "FP8 block 32x64",
+    "gptq-p-int3-g32-asym": "INT3 g32 asymmetric",
+    "gptq-p-int5-g32-sym": "INT5 g32",
+    "gptq-v1-int3-g32-asym": "INT3 g32 asymmetric",
+    "gptq-v1-int4-g32-asym": "INT4 g32 asymmetric",
+    "gptq-v1-int4-g32-sym": "INT4 g32",
+    "gptq-v2-int4-g32-asym": "INT4 g32 asymmetric",
+    "gptq-v2-int4-g32-sym-descact": "INT4 g32",
+    "gptq-v2-int4-g32-sym": "INT4 g32",
+    "gptq-v2-int8-g32-sym": "INT8 g32",
+    "mlx-affine-int3-g32": "INT3 g32 asymmetric",
+    "mlx-affine-int4-g64": "INT4 g64 asymmetric",
+    "mlx-affine-int6-g128": "INT6 g128 asymmetric",
+    "mlx-affine-int8-g64": "INT8 g64 asymmetric",
     "modelopt-fp8-tensor": "FP8 tensor",
     "modelopt-mxfp4": "MXFP4 g32",
     "modelopt-mxfp8": "MXFP8 g32",
@@ -83,8 +102,30 @@ def test_decoding_gives_the_library_s_own_values(stem):
         assert formats.label(quantization) == EXPECTED[stem]
         decoded = form.decode(parts, shape, quantization)
         assert decoded.dtype == torch.float32
-        assert torch.equal(decoded.to(values.dtype), values)
+        rounded = decoded.to(COMPUTED_IN.get(stem.partition("-")[0], values.dtype))
+        assert torch.equal(rounded.to(values.dtype), values)
         assert torch.equal(torch.signbit(decoded), torch.signbit(values)), "the sign of a zero"
+
+
+@pytest.mark.parametrize("stem", [stem for stem in FILES if stem.startswith("mlx")])
+def test_mlx_s_own_rounding_is_within_the_bound(stem):
+    weight = load_file(VECTORS / "source.safetensors")["base"].float()
+    for parts, values, block in matrices(stem):
+        form, quantization = whole_weights.recognise(specs(parts), (32, 128), block)
+        limit, off = form.bound(parts, quantization, (32, 128)), (values.float() - weight).abs()
+        assert not limit.beyond(weight, off).any()
+        assert limit.beyond(weight, off * 4).any()
+
+
+def test_a_column_of_a_group_that_is_not_there_is_nan_which_no_encoder_takes():
+    (parts, values, block) = matrices("gptq-v2-int4-g32-sym-descact")[0]
+    form, quantization = whole_weights.recognise(specs(parts), (32, 128), block)
+    for odd in (4, -1):
+        order = parts["g_idx"].clone()
+        order[77] = odd
+        decoded = form.decode(parts | {"g_idx": order}, (32, 128), quantization)
+        assert decoded[:, 77].isnan().all()
+        assert torch.equal(decoded[:, :77].half(), values[:, :77])
 
 
 def test_a_band_of_rows_decodes_as_in_the_whole_matrix():

@@ -1,0 +1,190 @@
+"""GPTQ and AutoRound: integers of 2 to 8 bits, stored input by input. Read only.
+
+    qweight   I32              [in * b / 32, out]    dense stream along the columns of the weight, one for each row
+    qzeros    I32              [in / g, out * b / 32]    dense stream along the rows
+    scales    F16, BF16, F32   [in / g, out]
+    g_idx     I32              [in]    the group of every column (desc_act); without it column // g
+
+    value = (code - zero_point) * float32(scale)      codes and zero points are 0 to 2^b - 1
+
+Four ways to store codes and zero points, which no shape tells apart; the config does:
+
+    gptq         zero points minus 1. Of 2, 4 and 8 bits 1 is taken from every field of a word at once, so that a zero
+                 point of 0 borrows from the next field; of 3 bits from each field alone, modulo 8
+    gptq_v2      zero points as they are
+    gptq_p       the same, in bit planes: 32 values are words of 4, 2, 1 bits of each, lowest bits first; 3, 5 to 7 bits
+    auto_round   as gptq_v2, in 2 to 8 bits; those of gptq_v2 are 2, 3, 4 and 8, for gptqmodel has the others in planes
+
+    quant_method   says which
+    gptq           checkpoint_format: gptq, also where it is absent; gptq_v2; gptq_p
+    auto-round     packing_format: auto_round and auto_round:gptqmodel are auto_round; auto_round:auto_gptq is gptq;
+                   auto_round:auto_awq is another format's
+
+AutoRound's auto_gptq writes max(zero_point - 1, 0): where it was 0, in groups of positive numbers, the file is wrong by
+a scale, for every reader. Bits and groups are each weight's own, by the shapes, whatever `dynamic` or `extra_config`
+say.
+Sources: gptqmodel 7.7.0 nn_modules/qlinear, utils/model.py; auto-round 0.16.1 export/export_to_autoround/export.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.errors import MtpforgeError
+from mtpforge.formats.format import Codes, Format, PartRows, Specs
+from mtpforge.tensors import Quantization, Shape, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtpforge.arithmetic.limits import Limit
+
+_SCALES: Final = ("F16", "BF16", "F32")
+_ORDER: Final = "g_idx"
+_TAKES: Final = {"strategy": ("group", "channel"), "symmetric": (True, False), "scale_dtype": _SCALES}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of the ways: bits that it has, what is taken from zero points, whether codes lie in bit planes."""
+
+    bits: tuple[int, ...]
+    taken: int = 0
+    is_planar: bool = False
+
+
+_KINDS: Final = {
+    "gptq": _Kind((4, 8, 2, 3), taken=1),
+    "gptq_v2": _Kind((4, 8, 2, 3)),
+    "gptq_p": _Kind((3, 5, 6, 7), is_planar=True),
+    "auto_round": _Kind((4, 8, 2, 3, 5, 6, 7)),
+}
+_AUTO_ROUND: Final = {"auto_round": "auto_round", "auto_round:gptqmodel": "auto_round", "auto_round:auto_gptq": "gptq"}
+
+
+def _stated(block: Mapping[str, object]) -> str:
+    """Which of the ways the config says; "" where it says none."""
+    method = str(block.get("quant_method")).lower()
+    if method == "gptq":
+        return str(block.get("checkpoint_format") or "gptq").lower()
+    return _AUTO_ROUND.get(str(block.get("packing_format")).lower(), "") if method == "auto-round" else ""
+
+
+def _is_symmetric(block: Mapping[str, object]) -> bool:
+    """Whether the config calls every weight symmetric. What decides are the zero points, which are always stored."""
+    overrides = [of for key in ("dynamic", "extra_config") if isinstance(of := block.get(key), Mapping)]
+    stated = [of["sym"] for each in overrides for of in each.values() if isinstance(of, Mapping) and "sym" in of]
+    return all(value is True for value in (block.get("sym"), *stated))
+
+
+def recognise(name: str, parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are GPTQ's and the config says that they are stored this way."""
+    if _stated(block) != name or parts.get(_ORDER, _order(shape)) != _order(shape):
+        return None
+    stored = {suffix: spec for suffix, spec in parts.items() if suffix != _ORDER}
+    found = _shaped(name, parts, shape, symmetric=_is_symmetric(block))
+    return found if found and _holds(shape, found) and layout(shape, found) == stored else None
+
+
+def _shaped(name: str, parts: Specs, shape: Shape, *, symmetric: bool) -> Quantization | None:
+    """What the shapes of codes and scales say."""
+    words, scale, columns = parts.get("qweight"), parts.get("scales"), shape[1]
+    if words is None or scale is None or not words.shape or not scale.shape or not scale.shape[0] or not columns:
+        return None
+    bits, groups = words.shape[0] * 32 // columns, scale.shape[0]
+    if bits not in _KINDS[name].bits or scale.dtype not in _SCALES:
+        return None
+    return _quantization(name, bits, columns // groups if groups > 1 else None, scale.dtype, symmetric=symmetric)
+
+
+def _quantization(name: str, bits: int, size: int | None, dtype: str, *, symmetric: bool) -> Quantization:
+    return Quantization(name, bits, "", "group" if size else "channel", size, symmetric=symmetric, scale_dtype=dtype)
+
+
+def _order(shape: Shape) -> Spec:
+    return Spec("I32", shape[1:])
+
+
+def _holds(shape: Shape, quantization: Quantization) -> bool:
+    """Whether rows and columns fill whole words, and columns whole groups."""
+    whole = 32 if _KINDS[quantization.format].is_planar else 32 // math.gcd(32, quantization.bits)
+    return not (shape[0] % whole or shape[1] % whole or shape[1] % (quantization.group_size or 1))
+
+
+def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+    """What a weight [out, in] is stored as, `g_idx` left out: it may be there or not."""
+    (rows, columns), bits = shape, quantization.bits
+    if not _holds(shape, quantization):
+        raise MtpforgeError(
+            f"GPTQ holds no weight of {rows} rows and {columns} columns in {bits} bits, groups of"
+            f" {quantization.group_size or columns}",
+            why="words of codes and of zero points are full, and groups are not cut",
+        )
+    groups = columns // (quantization.group_size or columns)
+    return {
+        "qweight": Spec("I32", (columns * bits // 32, rows)),
+        "qzeros": Spec("I32", (groups, rows * bits // 32)),
+        "scales": Spec(quantization.scale_dtype or "F16", (groups, rows)),
+    }
+
+
+def rows_in_parts(_shape: Shape, quantization: Quantization, _parts: Specs) -> dict[str, PartRows]:
+    """Rows lie along the second axis; of the zero points 32 are `bits` words."""
+    packed = PartRows(axis=1, rows=32, entries=quantization.bits)
+    return {"qweight": PartRows(axis=1), "qzeros": packed, "scales": PartRows(axis=1)}
+
+
+def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization) -> Tensor:
+    """Float32 [rows, in]."""
+    from mtpforge.arithmetic import affine, bits
+
+    (rows, columns), width, kind = shape, quantization.bits, _KINDS[quantization.format]
+    unpack = bits.unpack_planes if kind.is_planar else bits.unpack
+    codes = unpack(bits.compact(parts["qweight"].t()), width, columns)
+    words = bits.add_to_fields(parts["qzeros"], width, kind.taken)
+    scale, zero_point = parts["scales"].t(), unpack(words, width, rows).t()
+    if _ORDER in parts:
+        scale, zero_point = (affine.of_columns(each, parts[_ORDER]) for each in (scale, zero_point))
+    return affine.dequantize(codes.view(rows, scale.shape[1], -1), scale, zero_point, width).flatten(1)
+
+
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off from those that were rounded under these scales: half a step."""
+    from mtpforge.arithmetic import affine, limits
+
+    scale = parts["scales"].t()
+    return limits.integers(affine.of_columns(scale, parts[_ORDER]) if _ORDER in parts else scale, quantization, shape)
+
+
+def guesses(name: str, parts: Specs, shape: Shape, block: Mapping[str, object]) -> Iterator[Quantization]:
+    """What parts that are almost this format may have been meant to be; nothing where no `qweight` is."""
+    if "qweight" not in parts or _stated(block) not in (name, ""):
+        return
+    if found := _shaped(name, parts, shape, symmetric=_is_symmetric(block)):
+        yield found
+    for bits in _KINDS[name].bits:
+        for size in (128, 32, 64):
+            yield _quantization(name, bits, size, _SCALES[0], symmetric=_is_symmetric(block))
+
+
+FORMATS = tuple(
+    Format(
+        name=name,
+        shown=lambda q: f"INT{q.bits}",
+        takes={"bits": kind.bits, **_TAKES},
+        recognise=partial(recognise, name),
+        layout=layout,
+        rows_in_parts=rows_in_parts,
+        decode=decode,
+        bound=bound,
+        guesses=partial(guesses, name),
+        codes=Codes("qweight", "I32", least=0, largest=-1),
+        reader="",
+        reference="GPTQ, whose library gptqmodel needs another torch than this",
+    )
+    for name, kind in _KINDS.items()
+)
