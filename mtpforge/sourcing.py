@@ -110,6 +110,7 @@ def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     local = frozenset(name.removeprefix(prefix) for name in checkpoint.names if name.startswith(prefix))
     if not local:
         raise _absent(checkpoint, family, layer)
+    _refuse_foreign(checkpoint, family, local)
     _refuse_duplicates(checkpoint, prefix)
     dropped = {name: reason for name in local if (reason := _dropped(family, name))}
     located = checkpoint.locate(prefix + name for name in sorted(local))
@@ -188,6 +189,17 @@ def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError
         return MtpforgeError(what, where=where, why=why, fix=f"correct `{family.nextn}` in config.json, or {hint}")
     why = "it was dropped when the checkpoint was saved, whatever `num_nextn_predict_layers` says"
     return MtpforgeError(what, where=where, why=why, fix=hint)
+
+
+def _refuse_foreign(checkpoint: Checkpoint, family: Family, names: Iterable[str]) -> None:
+    """MtpforgeError for a layer in a format that is known by its names and not read."""
+    if found := formats.foreign(names):
+        raise MtpforgeError(
+            f"the MTP layer of {checkpoint.label} is stored as {found[1]}, which is not read",
+            where=f"`{shown(found[0])}` of the MTP layer",
+            why="its own library alone decodes it, and what it was made from is nearer to the trained weights",
+            fix=f"name what it was made from, {versions.example_for(checkpoint, family)}",
+        )
 
 
 def _refuse_duplicates(checkpoint: Checkpoint, prefix: str) -> None:

@@ -117,12 +117,56 @@ def test_a_layer_that_is_not_whole_is_refused_by_name(single, tmp_path, layout, 
     assert error.value.fix
 
 
-def test_a_layer_in_pickle_is_called_pickle(tmp_path, tinyglm):
+def in_place_of_o_proj(*suffixes):
+    def change(tensors):
+        without("o_proj")(tensors)
+        tensors |= {f"{P}self_attn.o_proj.{suffix}": torch.zeros(4, dtype=torch.uint8) for suffix in suffixes}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "named", "whose"),
+    [
+        (
+            ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
+            "weight.absmax",
+            "bitsandbytes' FP4 or NF4",
+        ),
+        (("weight", "SCB", "weight_format"), "SCB", "bitsandbytes' LLM.int8"),
+        (("codes", "codebooks", "scales"), "codebooks", "AQLM"),
+        (("indices", "centroids.weight", "weight_scale", "weight_bias"), "centroids.weight", "VPTQ"),
+        (("trellis", "suh", "svh", "mcg"), "trellis", "EXL3"),
+        (("q_weight", "q_invperm", "q_scale", "q_scale_max", "q_groups"), "q_weight", "EXL2"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(single, tmp_path, suffixes, named, whose):
+    folder = changed(single("bf16"), tmp_path / "s", in_place_of_o_proj(*suffixes))
+    with pytest.raises(MtpforgeError) as error:
+        layer_of(folder)
+    assert str(error.value).startswith(
+        f"error: the MTP layer of {folder} is stored as {whose}, which is not read\n"
+        f"where: `self_attn.o_proj.{named}` of the MTP layer\n"
+        "cause: its own library alone decodes it, and what it was made from is nearer to the trained weights\n"
+        " hint: name what it was made from, e.g. `--source zai-org/GLM-5.3`"
+    )
+
+
+def test_a_layer_left_dense_beside_such_a_model_is_read(single, tmp_path):
+    """bitsandbytes and others leave modules out: what counts are the layer's own tensors."""
+    block = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    folder = reconfigured(single("bf16"), tmp_path / "s", lambda config: config.update(block))
+    assert {m.quantization.format for m in layer_of(folder).modules.values()} == {"dense"}
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickle_of_any_name_is_called_pickle(tmp_path, tinyglm, name):
     (tmp_path / "config.json").write_bytes((tinyglm("bf16") / "config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(MtpforgeError) as error:
         layer_of(tmp_path)
-    assert error.value.why == "`pytorch_model.bin` is pickle, only safetensors are read"
+    assert error.value.why == f"`{name}` is pickle, only safetensors are read"
+    assert error.value.fix.startswith("name a source that holds it, e.g. `--source ")
 
 
 def test_an_expert_that_lost_its_zero_points_is_not_taken_for_symmetric(single, tinyglm, tmp_path):

@@ -21,10 +21,11 @@ from mtpforge.formats import (
     nvfp4,
     pack_quantized,
 )
+from mtpforge.formats.foreign import foreign
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape
 
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "label", "refusal", "whole"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "foreign", "label", "refusal", "whole"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
