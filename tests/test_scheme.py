@@ -41,6 +41,8 @@ def test_presets_are_those_that_the_documentation_names():
         "int4-g128-sym",
         "int4-g32-asym",
         "int8-channel",
+        "mxfp4",
+        "mxfp8",
         "nvfp4",
         "nvfp4-w4a16",
     )

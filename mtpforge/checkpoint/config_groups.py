@@ -16,6 +16,7 @@ from mtpforge.tensors import Quantization
 Strategy: TypeAlias = Literal["tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"]
 STRATEGIES: Final = ("tensor", "channel", "group", "block", "token", "tensor_group", "attn_head")
 NVFP4_GROUP: Final = 16
+MX_GROUP: Final = 32
 MAX_DIGITS: Final = 8  # of the size of a block
 SCALE_DTYPES: Final = {
     "float16": "F16",
@@ -143,6 +144,8 @@ def quantization_of(group: Group, stored_as: str) -> Quantization:
         case "nvfp4-pack-quantized" if _isnvfp4(weights):
             static: Literal["static", "none"] = "static" if group.input_activations else "none"
             return nvfp4("nvfp4", static)
+        case "mxfp4-pack-quantized" | "mxfp8-quantized" if _is_microscaled(weights, stored_as):
+            return _microscaled(group, weights)
     raise unsupported(group.name, f"format {stored_as} with {weights.bits}-bit {weights.type} weights is not written")
 
 
@@ -154,6 +157,25 @@ def nvfp4(format_name: str, input_scale: Literal["static", "none"]) -> Quantizat
     """NVFP4 under either name: groups of 16 columns, scales in E4M3 under one global scale."""
     return Quantization(
         format_name, 4, strategy="group", group_size=NVFP4_GROUP, scale_dtype="F8_E4M3", input_scale=input_scale
+    )
+
+
+def _is_microscaled(weights: Args, stored_as: str) -> bool:
+    told = weights.type, weights.group_size, weights.symmetric, weights.scale_dtype or "U8"
+    return stored_as.startswith(f"mxfp{weights.bits}-") and told == ("float", MX_GROUP, True, "U8")
+
+
+def _microscaled(group: Group, weights: Args) -> Quantization:
+    inputs = _input_scale(group)
+    if inputs == "static":
+        raise unsupported(group.name, f"static activations beside MXFP{weights.bits} are not written")
+    return microscaled(f"mxfp{weights.bits}", weights.bits, inputs)
+
+
+def microscaled(format_name: str, bits: int, input_scale: Literal["none", "dynamic"]) -> Quantization:
+    """MXFP4 or MXFP8 under any name: groups of 32 columns, exponents for scales."""
+    return Quantization(
+        format_name, bits, strategy="group", group_size=MX_GROUP, scale_dtype="U8", input_scale=input_scale
     )
 
 

@@ -19,7 +19,10 @@ _FORMAT_NAMES: Final = {
     "int_quantized": "int-quantized",
     "fp8_scaled": "float-quantized",
     "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "mxfp8": "mxfp8-quantized",
 }
+_INTEGERS: Final = ("pack_quantized", "int_quantized")
 
 
 def compressed_format(q: Quantization) -> str:
@@ -39,10 +42,9 @@ def group(q: Quantization, targets: Sequence[str]) -> dict[str, object]:
 
 
 def _weights(q: Quantization) -> dict[str, object]:
-    is_float = q.format in ("fp8_scaled", "nvfp4")
     stated: dict[str, object] = {
         "num_bits": q.bits,
-        "type": "float" if is_float else "int",
+        "type": "int" if q.format in _INTEGERS else "float",
         "strategy": "tensor_group" if q.format == "nvfp4" else q.strategy,
         "symmetric": q.symmetric,
         "dynamic": False,
@@ -61,6 +63,8 @@ def _activations(q: Quantization) -> dict[str, object] | None:
         return None
     if q.format == "nvfp4":
         return {**_weights(q), "dynamic": "local"}
+    if q.format in ("mxfp4", "mxfp8"):
+        return {**_weights(q), "dynamic": True}
     kind = {"num_bits": 8, "type": "float" if q.format == "fp8_scaled" else "int", "symmetric": True}
     if q.input_scale == "static":
         return {**kind, "strategy": "tensor", "dynamic": False}
@@ -73,6 +77,8 @@ def algorithm(q: Quantization) -> dict[str, object]:
     """One of ModelOpt's `quantized_layers`: `quant_algo`, and what goes with it."""
     if q.format == "fp8_scaled":
         return {"quant_algo": "FP8"}
+    if q.format == "mxfp8":
+        return {"quant_algo": "MXFP8", "group_size": q.group_size}
     return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
 
 
@@ -93,6 +99,7 @@ def is_modelopt(kinds: Iterable[Quantization]) -> bool:
     """Whether ModelOpt has."""
     return all(
         q.format == "modelopt_nvfp4"
+        or (q.format == "mxfp8" and q.input_scale == "dynamic")
         or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
         for q in kinds
     )

@@ -158,6 +158,16 @@ def test_nvfp4_without_activations_needs_no_input_scale():
     assert quantization_of(group, "nvfp4-pack-quantized").input_scale == "none"
 
 
+@pytest.mark.parametrize(("bits", "stored_as"), [(4, "mxfp4-pack-quantized"), (8, "mxfp8-quantized")])
+@pytest.mark.parametrize("inputs", ["none", "dynamic"])
+def test_microscaled_weights_are_stored_alike_whatever_the_activations(bits, stored_as, inputs):
+    weights = {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}
+    activations = {"input_activations": {**weights, "dynamic": True}} if inputs == "dynamic" else {}
+    assert quantization_of(group_of(weights, **activations), stored_as) == Quantization(
+        f"mxfp{bits}", bits, strategy="group", group_size=32, scale_dtype="U8", input_scale=inputs
+    )
+
+
 INT_GROUP = {"num_bits": 4, "strategy": "group", "group_size": 32}
 
 
@@ -168,10 +178,22 @@ INT_GROUP = {"num_bits": 4, "strategy": "group", "group_size": 32}
         (INT_GROUP, "marlin-24", {}, "format marlin-24 with 4-bit int weights is not written"),
         (INT_GROUP, "float-quantized", {}, "format float-quantized with 4-bit int weights is not written"),
         (
-            {**INT_GROUP, "type": "float"},
+            {**INT_GROUP, "type": "float", "scale_dtype": "torch.bfloat16"},
             "mxfp4-pack-quantized",
             {},
             "format mxfp4-pack-quantized with 4-bit float weights is not",
+        ),
+        (
+            {**INT_GROUP, "type": "float"},
+            "mxfp8-quantized",
+            {},
+            "format mxfp8-quantized with 4-bit float weights is not",
+        ),
+        (
+            {**INT_GROUP, "type": "float"},
+            "mxfp4-pack-quantized",
+            {"input_activations": {"num_bits": 8, "type": "float"}},
+            "static activations beside MXFP4 are not written",
         ),
         (
             {**INT_GROUP, "actorder": "group"},
@@ -278,6 +300,7 @@ def test_mixed_precision_of_modelopt():
     assert config.quantized_layers == {"m.a": Layer("NVFP4", 16), "m.b": Layer("FP8")}
     assert modelopt_quantization("fp8").format == "fp8_scaled"
     assert modelopt_quantization("W4A16_NVFP4", 16).input_scale == "none"
+    assert modelopt_quantization("MXFP8", 16).group_size == 32
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ import os
 
 import pytest
 
+from mtpforge import scheme as schemes
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES
 from mtpforge.engines.vllm import installed
+from mtpforge.families import family_of
 from mtpforge.planning import plan
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
@@ -34,6 +37,26 @@ def accepted(source, target, folder):
 def test_draft_from_every_source_is_accepted_beside_every_target(tinyglm, tmp_path, source, target):
     report = accepted(tinyglm(source), tinyglm(target), tmp_path / "draft")
     assert report.facts["tensors"] >= 71
+
+
+@pytest.mark.parametrize("preset", ["mxfp4", "mxfp8"])
+@pytest.mark.parametrize("source", ["bf16", "nvfp4"])
+def test_microscaled_drafts_are_accepted_beside_targets_that_ask_for_them(tinyglm, tmp_path, source, preset):
+    plain = open_checkpoint(str(tinyglm("bf16")))
+    block = ENGINES["vllm"].restate(plain, family_of(plain.config), schemes.load(preset))
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps({**plain.config, "quantization_config": dict(block)}))
+    accepted(tinyglm(source), target, tmp_path / "draft")
+
+
+def test_mxfp8_is_accepted_beside_modelopt(tinyglm, tmp_path):
+    config = json.loads((tinyglm("nvfp4") / "config.json").read_text())
+    config["quantization_config"]["quant_algo"] = "MXFP8"
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config))
+    assert accepted(tinyglm("nvfp4"), target, tmp_path / "draft").facts["tensors"] == 119
 
 
 @pytest.mark.parametrize(("ignored", "n_tensors"), [(None, 167), (["*indexer*"], 183)], ids=["experts", "linears too"])

@@ -44,6 +44,13 @@ KINDS = {
     ),
     "nvfp4": Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"),
     "nvfp4 weights only": Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"),
+    **{
+        f"mxfp{bits} {inputs}": Quantization(
+            f"mxfp{bits}", bits, strategy="group", group_size=32, scale_dtype="U8", input_scale=inputs
+        )
+        for bits in (4, 8)
+        for inputs in ("none", "dynamic")
+    },
     "modelopt nvfp4": Quantization(
         "modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"
     ),
@@ -90,6 +97,16 @@ def test_every_quantization_is_stated_so_that_it_is_read_back(kind, dense, relea
     draft = draft_of(target_of(config), scheme)
     again = VLLM.demands(target_of(draft), None, family_of(draft))
     assert quantizations(again, draft) == quantizations(scheme, config)
+
+
+@pytest.mark.parametrize("first", ["mxfp4 none", "mxfp8 dynamic"])
+def test_microscaled_experts_stand_beside_the_other_methods_of_their_libraries(first, release_config, target_of):
+    rest = "modelopt nvfp4" if first == "mxfp8 dynamic" else "pack int3 g32"
+    always = [Rule(p, BF16, "") for p in ("eh_proj", "mlp.gate", "self_attn.indexer.*")]
+    scheme = Scheme("mine", (*always, Rule("mlp.experts.*", KINDS[first], ""), Rule("*", KINDS[rest], "")))
+    draft = draft_of(target_of(release_config("target-bf16")), scheme)
+    again = VLLM.demands(target_of(draft), None, family_of(draft))
+    assert quantizations(again, draft) == quantizations(scheme, draft)
 
 
 @pytest.mark.parametrize("last", ["nvfp4", "fp8 channel", "modelopt nvfp4"])

@@ -164,6 +164,16 @@ def test_weight_only_nvfp4_in_the_side_file_alone_is_refused(scheme):
     assert caught.value.fix.startswith("add a `quantization_config`")
 
 
+def test_mxfp8_in_a_nested_block_needs_its_two_fields(scheme):
+    """quantization/modelopt.py:1273."""
+    inside = {"quant_algo": "MXFP8", "kv_cache_quant_algo": None, "exclude_modules": []}
+    nested = {"quant_method": "modelopt", "quantization": inside}
+    assert quantized(scheme(nested)).keys() >= EXPERTS
+    del inside["exclude_modules"]
+    with pytest.raises(MtpforgeError, match="`MXFP8 quantization requires the following fields`: exclude_modules"):
+        scheme(nested)
+
+
 def test_nvfp4_in_the_side_file_needs_its_three_fields(scheme):
     """quantization/modelopt.py:815."""
     inside = {"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": None, "exclude_modules": []}

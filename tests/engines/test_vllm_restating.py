@@ -54,6 +54,9 @@ STATED = (
     ("target-w4a16-mtp-canada-quant", "nvfp4", 1700),
     ("target-int4-int8mix-quanttrio", "int4-g128-sym", 3100),
     ("target-bf16", "int4-g32-asym", 900),
+    ("target-bf16", "mxfp4", 900),
+    ("target-awq-int4-mtp-ignored", "mxfp4", 2000),
+    ("target-bf16", "mxfp8", 1300),
 )
 
 

@@ -280,7 +280,10 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
             "drafts with `model.layers.78.self_attn.fused_qkv_a_proj`",
         ),
         (
-            group(weights={"num_bits": 4, "type": "float", "group_size": 32}, stored_as="mxfp4-pack-quantized"),
+            group(
+                weights={"num_bits": 4, "type": "float", "group_size": 32, "scale_dtype": "torch.bfloat16"},
+                stored_as="mxfp4-pack-quantized",
+            ),
             "the quantization asked for cannot be written",
         ),
         (

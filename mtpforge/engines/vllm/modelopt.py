@@ -22,7 +22,11 @@ _OF_LINEARS: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", *_NVFP4, 
 _BY_METHOD_ALONE: Final = ("FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 # _normalize_quantization_config names a method for these alone where config.json has no block.
 _OF_SIDE_FILE: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", _MIXED)
-_OF_NVFP4_IN_SIDE_FILE: Final = ("group_size", "kv_cache_quant_algo", "exclude_modules")
+# Keys that _from_config of the class for an algorithm asks of a nested block.
+_NESTED: Final = {
+    **dict.fromkeys(_NVFP4, ("group_size", "kv_cache_quant_algo", "exclude_modules")),
+    "MXFP8": ("kv_cache_quant_algo", "exclude_modules"),
+}
 
 
 def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
@@ -60,9 +64,11 @@ def _refuse_whole(block: QuantConfig) -> None:
         raise unmade(f"{algo} under quant_method {named}", "quant_algo")
     if algo in _BY_METHOD_ALONE and named != "modelopt":
         raise refused(what, "quant_method", f"`Unsupported ModelOpt quant_algo` {algo} under {shown(named)}")
-    missing = [key for key in _OF_NVFP4_IN_SIDE_FILE if inner is not None and key not in inner]
-    if missing and algo in _NVFP4:
-        raise refused(what, "quantization", f"`NVFP4 quantization requires the following fields`: {', '.join(missing)}")
+    missing = [key for key in _NESTED.get(algo, ()) if inner is not None and key not in inner]
+    if missing:
+        named = algo.removeprefix("W4A16_")
+        why = f"`{named} quantization requires the following fields`: {', '.join(missing)}"
+        raise refused(what, "quantization", why)
     if algo == _MIXED and not block.quantized_layers:
         raise refused(
             what,

@@ -184,8 +184,11 @@ def _unquantized(_block: Block, wish: Wish) -> Iterator[Block]:
     }
 
 
+_COMPRESSED: Final = {"modelopt_nvfp4": "nvfp4", "fp8_block": "fp8_scaled", "quark_mxfp4": "mxfp4"}
+
+
 def _as_compressed(q: Quantization) -> Quantization:
-    return replace(q, format={"modelopt_nvfp4": "nvfp4", "fp8_block": "fp8_scaled"}.get(q.format, q.format))
+    return replace(q, format=_COMPRESSED.get(q.format, q.format))
 
 
 def _as_modelopt(q: Quantization) -> Quantization:
