@@ -2,7 +2,7 @@
 
     is_compressed, is_fp8, is_modelopt   whether a method has words for a set of quantizations
     compressed_format, group             a format of compressed-tensors, one of its `config_groups`
-    algorithm                            what ModelOpt names
+    algorithm, quark                     what ModelOpt names, what Quark configures
 
 Which names a list or a target holds, and what stands around them, is the engine's business.
 """
@@ -80,6 +80,18 @@ def algorithm(q: Quantization) -> dict[str, object]:
     if q.format == "mxfp8":
         return {"quant_algo": "MXFP8", "group_size": q.group_size}
     return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
+
+
+def quark(q: Quantization) -> dict[str, object]:
+    """Quark's config of weights and activations, in its 0.11's words."""
+    spec = {"dtype": "fp4", "qscheme": "per_group", "ch_axis": -1, "group_size": q.group_size, "scale_format": "e8m0"}
+    inputs = None if q.input_scale == "none" else {**spec, "is_dynamic": True}
+    return {"weight": {**spec, "is_dynamic": False}, "input_tensors": inputs, "output_tensors": None, "bias": None}
+
+
+def is_quark(kinds: Collection[Quantization]) -> bool:
+    """Whether Quark has words for all: one kind alone."""
+    return len(kinds) == 1 and all(q.format == "quark_mxfp4" for q in kinds)
 
 
 def is_compressed(kinds: Iterable[Quantization]) -> bool:

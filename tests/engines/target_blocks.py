@@ -216,6 +216,21 @@ def block(of, inputs=None, form="pack-quantized", targets=("Linear",), **more):
 
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
 FP8 = {"num_bits": 8, "type": "float"}
+FP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0", "is_dynamic": False}
+
+
+def quark(inputs=None, **more):
+    """A Quark block that leaves what its releases leave: every attention."""
+    return {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "global_quant_config": {"weight": FP4, "input_tensors": inputs, "output_tensors": None, "bias": None},
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+        "exclude": ["re:.*self_attn.*", "lm_head"],
+    } | more
+
+
 MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "ignore": ["model.layers.78*"]}
 OF_EXPERTS = {EXPERTS[0]: {"quant_algo": "NVFP4", "group_size": 16}}
 SIDE = {
@@ -224,6 +239,11 @@ SIDE = {
 }
 # Hand edits and rare schemes that were answered wrongly once, always asked: (block, side files, what both must say).
 NAMED = {
+    "mxfp4 of quark": (quark(), {}, "made"),
+    "mxfp4 of quark beside mxfp4 activations": (quark(FP4 | {"is_dynamic": True}), {}, "made"),
+    "mxfp4 of quark, experts by name": (
+        quark(global_quant_config={"weight": None},
+              layer_quant_config={"*mlp.*experts*": quark()["global_quant_config"]}), {}, "made"),
     "mixed precision, layers in the side file": (MIXED, {"hf_quant_config.json": SIDE}, "made"),
     "mixed precision without layers": (MIXED, {}, "refused"),
     "int4 g128 beside fp8 activations": (block(INT4, ACTIVATIONS[1]), {}, "made"),

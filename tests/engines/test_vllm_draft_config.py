@@ -51,6 +51,12 @@ KINDS = {
         for bits in (4, 8)
         for inputs in ("none", "dynamic")
     },
+    **{
+        f"quark mxfp4 {inputs}": Quantization(
+            "quark_mxfp4", 4, strategy="group", group_size=32, scale_dtype="U8", input_scale=inputs
+        )
+        for inputs in ("none", "dynamic")
+    },
     "modelopt nvfp4": Quantization(
         "modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"
     ),

@@ -164,6 +164,18 @@ def test_weight_only_nvfp4_in_the_side_file_alone_is_refused(scheme):
     assert caught.value.fix.startswith("add a `quantization_config`")
 
 
+def test_parts_of_one_matrix_with_two_configs_of_quark_are_refused(scheme):
+    """quantization/quark/quark.py:793."""
+    fp4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
+    block = {"quant_method": "quark", "export": {}, "exclude": ["re:.*self_attn.*"]}
+    block["global_quant_config"] = {"weight": fp4, "input_tensors": None}
+    assert {q.format for q in quantized(scheme(block)).values()} == {"quark_mxfp4"}
+    block["layer_quant_config"] = {"*.up_proj": {"weight": fp4, "input_tensors": {**fp4, "is_dynamic": True}}}
+    with pytest.raises(MtpforgeError, match="different configs") as caught:
+        scheme(block)
+    assert "`Found a different quantization configuration`" in caught.value.why
+
+
 def test_mxfp8_in_a_nested_block_needs_its_two_fields(scheme):
     """quantization/modelopt.py:1273."""
     inside = {"quant_algo": "MXFP8", "kv_cache_quant_algo": None, "exclude_modules": []}

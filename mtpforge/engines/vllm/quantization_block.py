@@ -147,9 +147,22 @@ def _modelopt(layer: Layer) -> dict[str, object]:
     return {**stated, "quant_algo": stating.algorithm(q)["quant_algo"], "config_groups": groups}
 
 
+def _quark(layer: Layer) -> dict[str, object]:
+    (q,) = layer.sets
+    return {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "global_quant_config": stating.quark(q),
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+        "exclude": ["lm_head", *layer.heads, *layer.names(layer.dense)],
+    }
+
+
 # quant_method -> whether it can state a set of quantizations, and how it does. The target's own method is tried first.
 _METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[Layer], dict[str, object]]]]] = {
     "compressed-tensors": (stating.is_compressed, _compressed_tensors),
     "fp8": (stating.is_fp8, _fp8),
     "modelopt": (stating.is_modelopt, _modelopt),
+    "quark": (stating.is_quark, _quark),
 }

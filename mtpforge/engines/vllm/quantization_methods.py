@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization
-from mtpforge.engines.vllm import compressed_tensors, modelopt
+from mtpforge.engines.vllm import compressed_tensors, modelopt, quark
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import below, exact_or_regex, listed, quoted, skipped
+from mtpforge.engines.vllm.name_matching import quoted, skipped
 from mtpforge.engines.vllm.refusals import refused, unmade
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
@@ -76,22 +76,10 @@ def _no_fp8(key: str, why: str) -> MtpforgeError:
     return refused("vLLM takes no such FP8 block", key, why)
 
 
-def _quark(block: QuantConfig, asked: Asked) -> Decision:
-    # vllm quantization/quark/utils.py: should_ignore_layer; for experts any entry below their name counts
-    if block.raw.get("export") is None:
-        raise refused("vLLM takes no such Quark block", "export", "`The export key should be included`")
-    entry = (below(asked, block.ignore) if asked.experts else None) or listed(
-        asked, block.ignore, exact_or_regex, "exclude"
-    )
-    if entry is None:
-        raise unmade(f"`{asked.name}` quantized by Quark", "exclude")
-    return BF16, f"exclude entry `{quoted(entry)}`"
-
-
 METHODS: Final[dict[str, Decide]] = {
     "": _unquantized,
     "compressed-tensors": compressed_tensors.decide,
     "fp8": _fp8,
     "modelopt": modelopt.decide,
-    "quark": _quark,
+    "quark": quark.decide,
 }
