@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from stored_layer import store
 
 FAMILIES = ("deepseek_v3", "deepseek_v32")
 N_EXPERTS = 16
@@ -65,37 +66,12 @@ UNQUANTIZED = ("embed_tokens", "lm_head", "shared_head.head", "eh_proj", "mlp.ga
 
 
 def write(folder: Path, family: str, **changed: object) -> Path:
-    """Three layers by transformers in BF16, the last of which becomes the MTP layer; what is around it by torch.
-
-    Inside that layer lie copies of embedding and head, as in the releases.
-    """
+    """Three layers in BF16, the last of which becomes the MTP layer, with the copies that releases have in it."""
     kind = {"deepseek_v3": "DeepseekV3", "deepseek_v32": "DeepseekV32"}[family]
     sizes = SIZES | (INDEXER if family == "deepseek_v32" else {}) | changed
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    width, held = model.config.hidden_size, model.state_dict()
-    norm = type(model.model.norm)
-    around = {
-        "eh_proj": torch.nn.Linear(2 * width, width, bias=False),
-        "enorm": norm(width),
-        "hnorm": norm(width),
-        "shared_head.norm": norm(width),
-        "shared_head.head": model.lm_head,
-        "embed_tokens": model.model.embed_tokens,
-    }
-    stored = dict(load_file(folder / "model.safetensors")) | {
-        f"{P}{name}.{key}": value.detach().to(torch.bfloat16).clone()
-        for name, module in around.items()
-        for key, value in module.state_dict().items()
-    }
-    biases = {name: torch.randn(N_EXPERTS) for name in held if name.endswith("e_score_correction_bias")}
-    save_file(stored | biases, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    for key in ("rope_parameters", "num_mtp_layers", "mlp_layer_types", "layer_types", "dtype"):
-        config.pop(key, None)
-    (folder / "config.json").write_text(json.dumps(config | PUBLISHED))
-    return folder
+    return store(model, folder, PUBLISHED)
 
 
 def fp8_block(family: str) -> dict[str, object]:
