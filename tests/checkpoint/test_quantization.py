@@ -43,6 +43,7 @@ RELEASES = {
     "target-fp8": ("fp8", 541, [FP8]),
     "target-glm-4.5": ("", 0, []),
     "target-glm-4.5-air": ("", 0, []),
+    "target-glm-4.7-flash": ("", 0, []),
     "target-glm-5.3-flash-fp8": ("fp8", 11, [FP8]),
     "target-int4-int8mix-quanttrio": ("compressed-tensors", 8, [INT4_128, INT8_128, INT8]),
     "target-int8mix-nvfp4-festr2": ("compressed-tensors", 8, [NVFP4, INT8_128, INT8]),

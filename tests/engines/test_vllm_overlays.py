@@ -31,7 +31,13 @@ pytestmark = [
 ]
 LAYER = "model.layers.3."
 # Questions of vLLM about an attention, its cache among them, and about what lies around all layers.
-ASKED = {"glm_moe_dsa": (6, 2), "glm4_moe": (3, 1), "deepseek_v3": (5, 2), "deepseek_v32": (6, 2)}
+ASKED = {
+    "deepseek_v3": (5, 2),
+    "deepseek_v32": (6, 2),
+    "glm4_moe": (3, 1),
+    "glm4_moe_lite": (5, 2),
+    "glm_moe_dsa": (6, 2),
+}
 VLLM = ENGINES["vllm"]
 
 # Schemes that are no presets: what stands in the place of a preset's rule for its quantized modules.

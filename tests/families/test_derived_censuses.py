@@ -15,6 +15,7 @@ RELEASES = {
     "deepseek-v3.2": (61, 791, 778, (129280, 7168)),
     "glm-4.5": (92, 500, 0, (151552, 5120)),
     "glm-4.5-air": (46, 402, 0, None),
+    "glm-4.7-flash": (47, 210, 0, (154880, 2048)),
 }
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 

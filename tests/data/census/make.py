@@ -2,7 +2,7 @@
 
 Derived, not read from releases: names and shapes of transformers' decoder layer on the meta device under the release's
 config in `../configs`, and around it what every draft class of vLLM 0.33.0 with such a layer loads (glm4_moe_mtp.py,
-deepseek_mtp.py). Dtypes: BF16, but for the correction bias, which transformers keeps in float32.
+glm4_moe_lite_mtp.py, deepseek_mtp.py). Dtypes: BF16, but for the correction bias, which transformers keeps in float32.
 Where the config says FP8, matrices are E4M3 with F32 `weight_scale_inv` for every block of 128 x 128, also those at the
 edges; never the router, eh_proj, the indexer's weights_proj, embedding and head.
 """
@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 # Whether the release repeats embedding and head inside its layer.
-COPIES = {"deepseek-v3": True, "deepseek-v3.2": True, "glm-4.5": True, "glm-4.5-air": False}
+COPIES = {"deepseek-v3": True, "deepseek-v3.2": True, "glm-4.5": True, "glm-4.5-air": False, "glm-4.7-flash": True}
 PLAIN = ("eh_proj", "mlp.gate", "self_attn.indexer.weights_proj", "embed_tokens", "shared_head.head")
 BLOCK = 128
 
