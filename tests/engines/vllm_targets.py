@@ -58,6 +58,7 @@ def of_kind(preset, **stored):
 
 WANTED = (
     *map(schemes.load, schemes.names()),
+    *map(schemes.load, ("bf16", "fp8-block128") * 2),  # method fp8 can state no others, and is to state some
     of_kind("nvfp4", input_scale="none"),
     of_kind("fp8-block128", format="fp8_scaled", strategy="tensor", block=None, input_scale="static"),
     of_kind("fp8-block128", format="fp8_scaled", strategy="channel", block=None, scale_dtype="BF16"),
