@@ -65,7 +65,9 @@ def test_draft_that_was_not_made_for_an_overlay_is_judged_by_the_target_alone(dr
 def test_target_that_cannot_state_it_refuses_the_plan(tinyglm):
     with pytest.raises(MtpforgeError) as refused:
         mtpforge.plan(tinyglm("nvfp4"), tinyglm("bf16"), scheme="int4-g128-sym")
-    assert refused.value.fix == "`--scheme` with one of: bf16, nvfp4, nvfp4-w4a16"
+    assert refused.value.fix.startswith("`--scheme` with one of: bf16, ")
+    assert "nvfp4" in refused.value.fix
+    assert "int4" not in refused.value.fix
 
 
 def links_of(folder):

@@ -60,6 +60,7 @@ def test_awq_of_real_size_decodes_band_by_band(awq):
     assert torch.equal(stored.open().band(2944, 3072).decoded(), values[2944:])
 
 
+@pytest.mark.slow
 def test_awq_of_real_size_is_built_as_the_library_reads_it(awq, tmp_path):
     """check="full": compressed-tensors decodes every band too, and a difference ends the build."""
     source, values = awq

@@ -140,7 +140,9 @@ def test_preset_that_quantizes_the_attention_is_refused_with_those_that_do_not(b
     with pytest.raises(MtpforgeError) as caught:
         overlay.beside(built(None)[1], VLLM, schemes.load("int4-g128-sym"))
     assert caught.value.why == "`self_attn.q_a_proj` would be BF16 (vLLM builds the attention dense), not INT4 g128"
-    assert caught.value.fix == "`--scheme` with one of: bf16, nvfp4"
+    able = caught.value.fix.partition(": ")[2].split(", ")
+    assert {"bf16", "mxfp4", "nvfp4"} <= set(able)
+    assert {"fp8-block128", "int4-g32-asym", "int8-channel"}.isdisjoint(able)
 
 
 def test_attention_in_fp8_is_copied_where_vllm_decodes_it_and_decoded_where_it_does_not(built, sources):
