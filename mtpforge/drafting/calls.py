@@ -187,23 +187,23 @@ def validate(
     return Report("validate", found.checks + answer.checks, found.traps + answer.traps, facts, found.summary)
 
 
-def serve_command(
-    draft: Named,
-    target: Named,
-    *,
-    engine: str = DEFAULT,
-    tp: int = 1,
-    ep: bool = False,
-    speculative_tokens: int = 3,
-    kv_cache_dtype: str = "auto",
-    draft_options: Mapping[str, object] | None = None,
-    port: int | None = None,
-    overlay: str | Path | None = None,
-    offline: bool = False,
-) -> list[str]:
+class ServeOptions(TypedDict, total=False):
+    """How a draft is to be served; `explain_serve` has the defaults."""
+
+    engine: str
+    tp: int
+    ep: bool
+    speculative_tokens: int
+    kv_cache_dtype: str
+    draft_options: Mapping[str, object] | None
+    port: int | None
+    overlay: str | Path | None
+    offline: bool
+
+
+def serve_command(draft: Named, target: Named, **options: Unpack[ServeOptions]) -> list[str]:
     """The words of the command that serves a target with a draft, with every flag that the pair needs."""
-    asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
-    return _served(draft, target, engine, asked, overlay, offline=offline).argv
+    return explain_serve(draft, target, **options).argv
 
 
 def explain_serve(
@@ -222,15 +222,9 @@ def explain_serve(
 ) -> Command:
     """The same command, each flag and key with its reason, and what could be added: `print` shows it."""
     asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
-    return _served(draft, target, engine, asked, overlay, offline=offline)
-
-
-def _served(
-    draft: Named, target: Named, engine: str, serving: Serving, overlay: str | Path | None, *, offline: bool
-) -> Command:
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    return serving_command(place, served, engine, serving, None if overlay is None else Path(overlay))
+    return serving_command(place, served, engine, asked, None if overlay is None else Path(overlay))
 
 
 def capture(

@@ -13,9 +13,12 @@ from typing import Any, Final
 
 import regex
 
+from mtpforge.errors import MtpforgeError, Where, shown
+
 MAX_CHARACTERS: Final = 4_096  # of one expression; those of published configs have 478 at most
 MAX_REPEATS: Final = 100_000  # counts are unrolled when compiled: a{100}{100}{100} takes 280 MB
 MAX_SECONDS: Final = 0.25  # for one name; an honest expression takes microseconds
+_LONG: Final = 72  # characters of an entry in a sentence
 _COUNT: Final = regex.compile(r"\{(\d+)")
 
 
@@ -41,3 +44,24 @@ def _compiled(expression: str) -> Any:  # noqa: ANN401  regex brings no types
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def quoted(entry: str) -> str:
+    """An entry as reasons quote it: expressions that list every layer are cut."""
+    text = shown(entry)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
+
+
+def exact_or_regex(name: str, entry: str) -> bool:
+    """Whether an entry is the name, or `re:` and an expression that matches from its start (not to its end)."""
+    if not entry.startswith("re:"):
+        return entry == name
+    try:
+        return matches(entry[3:], name)
+    except ValueError as error:
+        raise MtpforgeError(
+            f"`{quoted(entry)}` is no regular expression that can be followed",
+            where=Where("config.json", inside="quantization_config"),
+            why=shown(error),
+            fix="correct the entry in that config.json",
+        ) from error

@@ -11,6 +11,7 @@ from typing import Final
 from mtpforge.engines.rope import rope_seen
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families.sizes import misstated, whole_number
+from mtpforge.report import Trap
 
 # Of the target as a whole, or of the run that saved it: a draft does not repeat them.
 NOT_OF_A_DRAFT: Final = frozenset(
@@ -93,4 +94,18 @@ def _unstated(field: str, known: object, why: str) -> MtpforgeError:
         where=Where("config.json", inside=f"`{field}`"),
         why=why,
         fix=f"add {whole} to config.json, as the {'source' if known is not None else 'published base model'} states it",
+    )
+
+
+def wrong(engine: str, field: str, ours: object, theirs: object, *, silent: bool, remedy: str) -> Trap:
+    """The trap of a draft whose config.json says otherwise than it must. remedy: how to make the draft anew."""
+    said = f"`{field}` is {shown(json.dumps(ours, default=str))}" if ours is not None else f"`{field}` is missing"
+    return Trap(
+        f"config-{field}",
+        "error",
+        f"the draft's {said}, it must be {shown(json.dumps(theirs, default=str))}"
+        + (f"; {engine} would not notice" if silent else ""),
+        f"correct `{field}` in the draft's config.json, or {remedy}",
+        where=f"draft's config.json, {field}",
+        silent=silent,
     )

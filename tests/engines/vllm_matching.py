@@ -16,6 +16,7 @@ from vllm.model_executor.layers.quantization.quark.utils import should_ignore_la
 from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_skipped
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig
+from mtpforge.engines import expressions
 from mtpforge.engines.vllm import compressed_tensors, name_matching
 from mtpforge.engines.vllm.matrices import Asked, questions
 from mtpforge.errors import MtpforgeError
@@ -78,7 +79,7 @@ def both(question, listed):
         yield (
             "compressed-tensors ignore",
             outcome(lambda: should_ignore_layer(name, listed, FUSED)),
-            outcome(lambda: name_matching.listed(ours, listed, name_matching.exact_or_regex, "ignore") is not None),
+            outcome(lambda: name_matching.listed(ours, listed, expressions.exact_or_regex, "ignore") is not None),
         )
         group = Group("g", tuple(listed), "", None)
         block = QuantConfig("compressed-tensors", groups=(group,))
@@ -117,7 +118,7 @@ def both(question, listed):
             lambda: (
                 (
                     (name_matching.below(ours, listed) if question.experts else None)
-                    or name_matching.listed(ours, listed, name_matching.exact_or_regex, "exclude")
+                    or name_matching.listed(ours, listed, expressions.exact_or_regex, "exclude")
                 )
                 is not None
             )

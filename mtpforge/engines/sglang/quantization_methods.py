@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Final, TypeAlias
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig, fp8_quantization, quantization_of
+from mtpforge.engines.expressions import quoted
 from mtpforge.engines.sglang.matrices import Asked
-from mtpforge.engines.sglang.name_matching import ignored, quoted, skipped, targeted
+from mtpforge.engines.sglang.name_matching import ignored, skipped, targeted
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 

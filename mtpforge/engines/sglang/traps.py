@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines import fields
 from mtpforge.engines.rope import rope_seen
 from mtpforge.engines.sglang.draft_classes import draft_class
 from mtpforge.engines.sglang.matrices import questions
@@ -103,13 +103,4 @@ def _experts(target: Mapping[str, object], draft: Mapping[str, object], family: 
 
 
 def _wrong(field: str, ours: object, theirs: object, *, silent: bool) -> Trap:
-    said = f"`{field}` is {shown(json.dumps(ours, default=str))}" if ours is not None else f"`{field}` is missing"
-    return Trap(
-        f"config-{field}",
-        "error",
-        f"the draft's {said}, it must be {shown(json.dumps(theirs, default=str))}"
-        + ("; SGLang would not notice" if silent else ""),
-        f"correct `{field}` in the draft's config.json, or {{anew}}",
-        where=f"{_DRAFT}, {field}",
-        silent=silent,
-    )
+    return fields.wrong("SGLang", field, ours, theirs, silent=silent, remedy="{anew}")

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mtpforge.checkpoint.quantization import Group, QuantConfig, quantization_of
+from mtpforge.engines.expressions import exact_or_regex, quoted
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import exact_or_regex, listed, quoted
+from mtpforge.engines.vllm.name_matching import listed
 from mtpforge.engines.vllm.refusals import refused
 from mtpforge.engines.vllm.weight_schemes import OF_ACTIVATIONS, PACKED, RefusalError, Stored, experts, linear
 from mtpforge.errors import MtpforgeError, Where, shown

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.checkpoint.quantization import QuantConfig, modelopt_quantization
+from mtpforge.engines.expressions import quoted
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import excluded, quoted
+from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.refusals import refused, unmade
 from mtpforge.errors import shown
 from mtpforge.tensors import BF16, Quantization

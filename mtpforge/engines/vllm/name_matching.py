@@ -8,40 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
-from mtpforge.engines import expressions
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.errors import MtpforgeError, Where
 
 Matches: TypeAlias = Callable[[str, str], bool]
-_LONG: Final = 72
-
-
-def quoted(entry: str) -> str:
-    """An entry as reasons quote it: expressions that list every layer are cut."""
-    text = shown(entry)
-    return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
 def exact(name: str, entry: str) -> bool:
     """Whether an entry is the name."""
     return entry == name
-
-
-def exact_or_regex(name: str, entry: str) -> bool:
-    """Whether an entry is the name, or `re:` and an expression that matches from its start (not to its end)."""
-    if not entry.startswith("re:"):
-        return entry == name
-    try:
-        return expressions.matches(entry[3:], name)
-    except ValueError as error:
-        raise MtpforgeError(
-            f"`{shown(entry)}` is no regular expression that can be followed",
-            where=Where("config.json", inside="quantization_config"),
-            why=shown(error),
-            fix="correct the entry in the target's config.json",
-        ) from error
 
 
 def listed(asked: Asked, entries: Sequence[str], matches: Matches, key: str) -> str | None:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization
+from mtpforge.engines.expressions import quoted
 from mtpforge.engines.vllm import compressed_tensors, modelopt, quark
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import quoted, skipped
+from mtpforge.engines.vllm.name_matching import skipped
 from mtpforge.engines.vllm.refusals import refused, unmade
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization

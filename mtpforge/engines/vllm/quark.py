@@ -13,8 +13,9 @@ from typing import Final
 
 from mtpforge.checkpoint.config_groups import MX_GROUP, microscaled
 from mtpforge.checkpoint.quantization import QuantConfig
+from mtpforge.engines.expressions import exact_or_regex, quoted
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import below, exact_or_regex, listed, quoted
+from mtpforge.engines.vllm.name_matching import below, listed
 from mtpforge.engines.vllm.refusals import refused, unmade
 from mtpforge.tensors import BF16, Quantization
 

@@ -13,10 +13,11 @@ from typing import Final, TypeAlias
 
 from mtpforge.checkpoint import stating
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines.expressions import exact_or_regex
 from mtpforge.engines.vllm import quantization_block
 from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards
 from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import exact_or_regex, excluded
+from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.quantization_block import Layer
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import label

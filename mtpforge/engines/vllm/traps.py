@@ -9,6 +9,7 @@ from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
+from mtpforge.engines import fields
 from mtpforge.engines.rope import rope_seen
 from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
@@ -285,13 +286,4 @@ def _stated(config: Mapping[str, object], family: Family, scheme: Scheme) -> Ite
 
 
 def _wrong(field: str, ours: object, theirs: object, *, silent: bool) -> Trap:
-    said = f"`{field}` is {shown(json.dumps(ours, default=str))}" if ours is not None else f"`{field}` is missing"
-    return Trap(
-        f"config-{field}",
-        "error",
-        f"the draft's {said}, it must be {shown(json.dumps(theirs, default=str))}"
-        + ("; vLLM would not notice" if silent else ""),
-        f"correct `{field}` in the draft's config.json, or {_REBUILD}",
-        where=f"{_DRAFT}, {field}",
-        silent=silent,
-    )
+    return fields.wrong("vLLM", field, ours, theirs, silent=silent, remedy=_REBUILD)
