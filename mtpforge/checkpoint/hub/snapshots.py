@@ -26,7 +26,7 @@ def snapshot(checkpoint: Checkpoint) -> Path:
     wanted = set(metadata.index(index).values()) if index else {f"model{metadata.SUFFIX}"}
     missing = sorted(file for file in wanted if not (home / file).is_file())
     if missing:
-        raise _absent(checkpoint, f"{len(missing)} of its weight files are missing, the first is {shown(missing[0])}")
+        raise _absent(checkpoint, f"weight files that are missing: {len(missing)}, the first is {shown(missing[0])}")
     return home
 
 
