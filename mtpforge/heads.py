@@ -104,8 +104,8 @@ def _templates(modules: Iterable[Module]) -> tuple[str, ...]:
 
 
 def _stated(target: Checkpoint, engine: Engine, family: Family, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
-    """Target and scheme as `overlay.beside` has them. MtpforgeError where the engine would build another head."""
-    told, scheme = overlay.beside(target, engine, wanted)
+    """Target and scheme as `overlay.attempt` has them. MtpforgeError where the engine would build another head."""
+    told, scheme = overlay.attempt(target, engine, wanted)
     if engine.decides == "draft":
         config = engine.draft_config(target, target.config, family, scheme, served_experts(family, target))
         if not _alike(engine.demands(target, config, family), scheme, family, target):

@@ -65,7 +65,7 @@ class Engine:
     draft_config(target, source_config, family, scheme, n_experts): the draft's config.json; refuses the same.
     restate(target, family, wanted): the quantization block that the engine has to be told of the target, so that it
         builds the draft as wanted and nothing else otherwise; the target's own where that says so already, or where a
-        draft's block decides. MtpforgeError, with what could be, where it cannot be said.
+        draft's block decides. MtpforgeError where it cannot be said.
     told_config(target): the target's config.json as the engine sees it, told what it has to be.
     stated(draft_config, family): the scheme that a draft's own block states.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.

@@ -7,13 +7,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Engine
+from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.scheme import Scheme
 
 
 def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
+    """What `attempt` gives; its refusal with the presets that the engine could be told of, or is told of already."""
+    try:
+        return attempt(target, engine, wanted)
+    except MtpforgeError as error:
+        if error.fix:
+            raise
+        able = ", ".join(name for name in schemes.names() if _can_state(target, engine, schemes.load(name)))
+        fix = f"`--scheme` with one of: {able}" if able else "leave `--scheme` out: the target's own is taken"
+        raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
+
+
+def _can_state(target: Checkpoint, engine: Engine, wanted: Scheme) -> bool:
+    try:
+        engine.restate(target, family_of(target.config), wanted)
+    except MtpforgeError:
+        return False
+    return True
+
+
+def attempt(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
     """The target, restated where it has to be, and the wanted scheme in the formats of the target's method.
 
     MtpforgeError where the engine cannot be told to build such a draft beside it. Where a draft's own config decides,

@@ -131,7 +131,7 @@ def as_served(draft: Checkpoint, target: Checkpoint, engine: Engine) -> Checkpoi
             return target
         with errors_of(draft):
             wanted = engine.stated(own_config(draft), family_of(target.config))
-        return overlay.beside(target, engine, wanted)[0]
+        return overlay.attempt(target, engine, wanted)[0]
     except MtpforgeError as error:
         if error.code == errors.REMOTE:
             raise

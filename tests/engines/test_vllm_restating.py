@@ -105,7 +105,7 @@ REFUSED = (
 def test_what_the_method_cannot_state_is_refused_with_what_it_can(name, preset, why, able, release_config, target_of):
     target = target_of(release_config(name))
     with pytest.raises(MtpforgeError) as refused:
-        VLLM.restate(target, family_of(target.config), schemes.load(preset))
+        overlay.beside(target, VLLM, schemes.load(preset))
     assert why in refused.value.why
     assert refused.value.fix.endswith(able or "the target's own is taken")
 

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 
-from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import QuantConfig, parse
@@ -31,25 +30,18 @@ def restate(target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, 
     """The raw quantization block under which vLLM builds the layer as wanted, and the rest of the model as before.
 
     Formats are taken as the target's method spells them: NVFP4 is NVFP4 in ModelOpt's tensors or compressed-tensors'.
-    MtpforgeError, with the presets that could be stated, where no block of that method says it.
+    MtpforgeError without a fix where no block of that method says it: what could be said takes as long again to find.
     """
     with errors_of(target):
         found, why = _found(target, family, wanted)
     if found is not None:
         return found
     method = parse(target.quantization).method
-    able = ", ".join(_able(target, family))
     raise MtpforgeError(
         f"method `{shown(method) or 'none'}` of the target cannot state scheme {wanted.name} for the MTP layer alone",
         where=target.label,
         why=why,
-        fix=f"`--scheme` with one of: {able}" if able else "leave `--scheme` out: the target's own is taken",
     )
-
-
-def _able(target: Checkpoint, family: Family) -> tuple[str, ...]:
-    """The presets that the target's method can state for the layer, or states already."""
-    return tuple(name for name in schemes.names() if _found(target, family, schemes.load(name))[0] is not None)
 
 
 def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[str, object] | None, str]:
