@@ -157,8 +157,7 @@ def _doubts(family: Family, search: _Search) -> Iterator[str]:
     """Why no published base model was tried."""
     of = versions.versions(search.said)
     if not of:
-        which = f"no name, card or config says which {family.stem} the target is"
-        yield f"{which}: heads of several fit its shape, and that of another version drafts badly"
+        yield versions.unsaid(family)
     elif len(of) > 1:
         yield f"it states more than one version: {versions.told(family, search.said)}"
     elif not versions.bases(family, search.said):

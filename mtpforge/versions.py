@@ -81,6 +81,14 @@ def told(family: Family, statements: Iterable[Statement]) -> str:
     )
 
 
+def unsaid(family: Family) -> str:
+    """Why nothing is taken for a target that states no version; only versions of one shape can be confused."""
+    unknown = f"no name, card or config says which {family.stem} the target is"
+    if len(family.base_models) > 1:
+        return f"{unknown}: heads of several fit its shape, and that of another version drafts badly"
+    return f"{unknown}: one base model of its shape is known, and a head of any other drafts badly"
+
+
 def bases(family: Family, statements: Iterable[Statement]) -> tuple[str, ...]:
     """The published base models of the one version that is stated; () where none is, or more than one."""
     of = versions(statements)

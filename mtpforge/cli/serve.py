@@ -117,7 +117,7 @@ def command(  # noqa: D103 -- the help text above
     more: tuple[str, ...],
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint
-    from mtpforge.drafting.serving import doubts, serving_command
+    from mtpforge.drafting.serving import serving_command
     from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
 
@@ -128,16 +128,15 @@ def command(  # noqa: D103 -- the help text above
     made = serving_command(path, served, engine, serving, overlay)
     _refuse_twice(made.argv, more)
     argv = [*made.argv, *more]
-    found = doubts(path, served)
-    screen.traps(found)
+    screen.traps(made.traps)
     if path != served.location:  # a draft
         judge = shlex.join(["mtpforge", "verify", draft, "--target", target, *options.kept("engine", "tp", "ep")])
         screen.note(f"note: no weight was read; `{judge}` reads them all")
     if explain:
-        return with_keys(_explained(screen, made, argv), {"traps": found})
+        return with_keys(_explained(screen, made, argv), {"traps": made.traps})
     if only_print:
         screen.command_line(argv)
-        return Ending({"serve": argv, "traps": found})
+        return Ending({"serve": argv, "traps": made.traps})
     if screen.json:
         raise MtpforgeError(
             "`--json` would have nothing to say while a server runs",

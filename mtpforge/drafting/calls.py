@@ -1,11 +1,13 @@
 """The functions of `import mtpforge`: one for what each command does, for names, paths and opened checkpoints alike.
 
 Options are called as on the command line, `_` for `-`, and mean the same. Nothing is printed: `on_remark` is given what
-is decided on the way, `on_progress` how far long phases are. What a user can cause is an MtpforgeError.
+is decided on the way, `on_progress` how far long phases are. What a user can cause is an MtpforgeError; what spoils a
+result that has no room to say so is a Python warning.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from mtpforge.families import family_of
 from mtpforge.nextn import texts
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.planning import Plan
-from mtpforge.report import OnProgress, Report
+from mtpforge.report import OnProgress, Report, advice
 from mtpforge.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -202,8 +204,14 @@ class ServeOptions(TypedDict, total=False):
 
 
 def serve_command(draft: Named, target: Named, **options: Unpack[ServeOptions]) -> list[str]:
-    """The words of the command that serves a target with a draft, with every flag that the pair needs."""
-    return explain_serve(draft, target, **options).argv
+    """The words of the command that serves a target with a draft, with every flag that the pair needs.
+
+    What would spoil the drafts all the same is a Python warning: words have no room for it.
+    """
+    command = explain_serve(draft, target, **options)
+    for line in advice(command.traps):
+        warnings.warn(line, stacklevel=2)
+    return command.argv
 
 
 def explain_serve(

@@ -16,7 +16,6 @@ from mtpforge.engines.engine import Serving, own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
-from mtpforge.report import Trap
 from mtpforge.verifying import as_served, glance
 
 _SAID: Final = 3  # findings that are spelled out; `verify` has them all
@@ -28,23 +27,18 @@ def serving_command(
     """The command, each flag with its reason.
 
     draft: an absolute folder, or the target's own location to draft with its own layer. overlay: the folder of links
-    that stands for the target, made where it is not there yet.
+    that stands for the target, made where it is not there yet. Its traps would spoil the drafts without a word of the
+    engine.
     """
     refuse_unknown(ENGINES[engine], serving)
     held = target if draft == target.location else open_checkpoint(draft)
+    doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
     target = as_served(held, target, ENGINES[engine])
     _refuse_misfit(draft, target, engine, serving)
     if overlay is not None:
         target = overlaying.at(target, ENGINES[engine], overlay)
     scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
-    return ENGINES[engine].serve(target, draft, serving, scheme)
-
-
-def doubts(draft: str, target: Checkpoint) -> tuple[Trap, ...]:
-    """What would spoil the drafts of a pair that can be served, without a word of the engine."""
-    if draft == target.location:
-        return ()
-    return traps.of_other_version(target, open_checkpoint(draft), family_of(target.config))
+    return replace(ENGINES[engine].serve(target, draft, serving, scheme), traps=doubts)
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:

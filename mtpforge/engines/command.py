@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mtpforge import tables
+from mtpforge.report import Trap, advice
 
 COLUMNS: Final = ("flag", "why, and who decides")
 
@@ -45,11 +46,13 @@ class Command:
 
     offers: keys of the engine's that would make drafting cheaper beside this target and are not in the command, each
     with a value to begin with; `mtpforge serve --draft-option NAME=VALUE` puts one in.
+    traps: what would spoil the drafts all the same.
     """
 
     start: tuple[str, ...]
     flags: tuple[Flag, ...]
     offers: tuple[Flag, ...] = ()
+    traps: tuple[Trap, ...] = ()
 
     @property
     def argv(self) -> list[str]:
@@ -72,11 +75,11 @@ class Command:
         return f"<{' '.join(self.start)}, {len(self.flags)} flags>"
 
     def __str__(self) -> str:
-        """Every flag with its reason, then what could be added."""
-        return tables.text(" ".join(self.start), COLUMNS, [*self.rows, *self.offered])
+        """Every flag with its reason, then what could be added and what is doubtful."""
+        return tables.text(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))
 
     def _repr_html_(self) -> str:
-        return tables.html(" ".join(self.start), COLUMNS, [*self.rows, *self.offered])
+        return tables.html(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))
 
 
 def keys_of(value: Mapping[str, object], reason: str, source: str) -> tuple[Flag, ...]:

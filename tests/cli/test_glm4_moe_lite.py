@@ -48,6 +48,10 @@ def test_plan_beside_int4_counts_every_byte(run, source, target, tmp_path):
 def test_without_a_source_the_release_is_named(run, target):
     ran = run("build", "--target", target, "--dry-run")
     assert ran.code == 3
+    assert (
+        "cause: no name, card or config says which GLM the target is: one base model of its shape is known, and a head"
+        " of any other drafts badly\n"
+    ) in ran.err
     assert " hint: name it, e.g. `--source zai-org/GLM-4.7-Flash` for GLM-4.7-Flash\n" in ran.err
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import mtpforge
+
 LIST = "`--source zai-org/GLM-5.3` for GLM-5.3, `--source zai-org/GLM-5.2` for GLM-5.2"
 BADLY = "a head trained for another version drafts badly (2.7 tokens a step where 3.6 were due)"
 
@@ -81,6 +83,15 @@ def test_serve_warns_of_a_draft_of_another_version(run, draft, target):
     assert f"warning: {FOUND}\n" in ran.err
     (trap,) = run("serve", draft, "--target", target, "--print", "--json").document["traps"]
     assert (trap["id"], trap["message"]) == ("other-version", FOUND)
+
+
+def test_python_warns_of_a_draft_of_another_version(draft, target):
+    (trap,) = mtpforge.explain_serve(draft, target).traps
+    assert (trap.id, trap.message) == ("other-version", FOUND)
+    assert f"warning: {FOUND}" in str(mtpforge.explain_serve(draft, target))
+    with pytest.warns(UserWarning, match="the draft is GLM-5[.]3 by its mtpforge.json") as warned:
+        mtpforge.serve_command(draft, target)
+    assert [line.filename for line in warned] == [__file__]  # where it was called
 
 
 def test_verify_warns_of_a_source_of_another_version(run, target, tinyglm):
