@@ -140,16 +140,45 @@ def test_build_writes_the_overlay_beside_the_draft(tinyglm, tmp_path):
     assert mtpforge.verify(tmp_path / "draft", tmp_path / "told").ok
 
 
-def test_command_that_makes_it_anew_keeps_what_was_asked_for(draft, tinyglm, tmp_path):
-    damaged = tmp_path / "damaged"
-    shutil.copytree(draft, damaged)
-    weights = next(damaged.glob("*.safetensors"))
+def damaged(draft):
+    """One bit turned over."""
+    weights = next(draft.glob("*.safetensors"))
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    report = mtpforge.verify(damaged, tinyglm("awq-int4"), tinyglm("nvfp4"))
-    fixes = [check.fix for check in report.checks if check.verdict == "failed"]
-    assert any("--scheme nvfp4 --force -o" in fix for fix in fixes), fixes
+    return draft
+
+
+def anew(draft, target, source, **more):
+    """What verify says to do, once."""
+    report = mtpforge.verify(draft, target, source, **more)
+    (fix,) = {check.fix for check in report.checks if check.verdict == "failed" and check.fix}
+    return fix
+
+
+def test_command_that_makes_it_anew_keeps_what_was_asked_for(draft, tinyglm, tmp_path):
+    fix = anew(damaged(shutil.copytree(draft, tmp_path / "draft")), tinyglm("awq-int4"), tinyglm("nvfp4"))
+    assert "--scheme nvfp4 --force -o" in fix
+
+
+def test_command_that_makes_it_anew_names_the_scheme_file(tinyglm, tmp_path, monkeypatch):
+    """Where it lay is not recorded: one that is not found here is said to be a file."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(mtpforge.dump_scheme(mtpforge.load_scheme("nvfp4")))
+    pair = tinyglm("awq-int4"), tinyglm("nvfp4")
+    made = damaged(mtpforge.build(*pair, out="draft", scheme="./mine.toml", check="off").path)
+    command = f"--scheme ./mine.toml --force -o {tmp_path / 'draft'}`"
+    assert anew(made, *pair).endswith(command)
+    Path("mine.toml").unlink()
+    assert anew(made, *pair).endswith(f"{command}, where `mine.toml` is the scheme file that it was made with")
+
+
+def test_command_that_makes_it_anew_keeps_a_scheme_that_only_the_draft_states(tinyglm, tmp_path):
+    pair = tinyglm("bf16"), tinyglm("bf16")
+    for asked in ("fp8-block128", "bf16"):
+        made = mtpforge.build(*pair, out=tmp_path / asked, scheme=asked, check="off", engine="sglang", standalone=True)
+        fix = anew(damaged(made.path), *pair, engine="sglang")
+        assert ("--scheme fp8-block128" in fix, "--scheme" in fix) == (asked != "bf16",) * 2
 
 
 def test_the_page_s_commands_run_in_their_order(tinyglm, tmp_path, monkeypatch):

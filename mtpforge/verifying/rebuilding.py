@@ -43,26 +43,51 @@ def advice(
         words += ["--source", known]
     elif has_layer(target, family_of(target.config)):
         words += ["--standalone"]  # else there may be nothing to build
-    words += [*named(engine), *_ranks(serving or Serving()), *(_asked(told) if is_its else ())]
+    asked = _scheme(told, target, engine) if is_its and told is not None else ""
+    words += [*named(engine), *_ranks(serving or Serving()), *(("--scheme", asked) if asked else ())]
+    words += _search(told) if is_its and told is not None else ()
     if is_its and not draft.revision:
         words += ["--force", "-o", draft.label]
     else:
         words += _elsewhere(target, engine)
     if told is None or is_its or not told.target:
-        return _AGAIN.format(shlex.join(words))
+        return _AGAIN.format(shlex.join(words)) + _which(asked)
     made_for = told.target.rpartition(_HASH)[0] or told.target
     return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
 
 
-def _asked(told: Manifest | None) -> list[str]:
-    """What was asked for besides its sides: a scheme that is not the target's own, and how scales were found."""
-    if told is None:
-        return []
+def _scheme(told: Manifest, target: Checkpoint, engine: str) -> str:
+    """What `--scheme` was given: "" for the target's own scheme, a preset, or a file by the name that the scheme has.
+
+    Where the file lay is not recorded: nothing of this machine is.
+    """
     body = told.body.get("scheme")
-    name = body.get("name") if isinstance(body, dict) and told.body.get("restated") else ""
-    scheme = ["--scheme", str(name)] if name in (*schemes.names(), LIGHTEST) else []
+    name = body.get("name") if isinstance(body, dict) else None
+    if not isinstance(name, str) or not name or not (told.body.get("restated") or _chosen(name, told, target, engine)):
+        return ""
+    return name if name in (*schemes.names(), LIGHTEST) else f"./{shown(name)}.toml"
+
+
+def _chosen(name: str, told: Manifest, target: Checkpoint, engine: str) -> bool:
+    """Whether a draft whose own config decides is of another scheme than the engine's choice beside this target."""
+    judge = engine_of(engine)
+    if judge.decides == "target" or told.body.get("engine") != engine:
+        return False
+    with suppress(MtpforgeError):
+        return name != judge.demands(target, None, family_of(target.config)).name
+    return True
+
+
+def _which(asked: str) -> str:
+    """Which file is meant by a scheme that lies elsewhere, or nowhere."""
+    is_missing = asked.startswith("./") and not Path(asked).is_file()
+    return f", where `{asked[2:]}` is the scheme file that it was made with" if is_missing else ""
+
+
+def _search(told: Manifest) -> list[str]:
+    """How scales were found, where no calibration inputs are needed for it."""
     searched = METHODS[told.scales]
-    return scheme if searched.needs_inputs or not searched.is_searched else [*scheme, "--scales", told.scales]
+    return [] if searched.needs_inputs or not searched.is_searched else ["--scales", told.scales]
 
 
 def _elsewhere(target: Checkpoint, engine: str) -> list[str]:
