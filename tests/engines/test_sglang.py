@@ -14,7 +14,7 @@ from mtpforge.engines.sglang import SGLANG
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.scheme import Rule, Scheme, load
-from mtpforge.tensors import BF16, Quantization
+from mtpforge.tensors import BF16, Quantization, Spec
 
 DENSE = ("eh_proj", "mlp.gate", "self_attn.indexer.wk", "self_attn.indexer.weights_proj")
 NOT_PACKED = ("self_attn.kv_b_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")
@@ -240,6 +240,15 @@ def test_ranks_that_cut_a_head_a_block_or_nothing(target):
     assert [t.id for t in SGLANG.serving_traps(family, target.config, load("bf16"), Serving(0))] == [
         "tensor-parallel-size"
     ]
+
+
+def test_a_rank_holds_its_part_of_what_is_split_and_all_of_the_rest():
+    """A scale of a whole matrix is one number on every rank."""
+    expert = "mlp.experts.0.down_proj"
+    shapes = {f"{expert}.weight": (64, 128), f"{expert}.weight_scale_2": (), "eh_proj": (64,)}
+    specs = {f"model.layers.78.{name}": Spec("F32", shape) for name, shape in shapes.items()}
+    taken = [SGLANG.memory(family_of({"model_type": "glm_moe_dsa"}), specs, Serving(n)) for n in (1, 4)]
+    assert taken == [64 * 128 * 4 + 4 + 256, 64 * 128 + 4 + 256]
 
 
 def test_its_loader_cannot_be_asked_yet(target, tmp_path):

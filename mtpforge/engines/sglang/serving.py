@@ -135,6 +135,6 @@ def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
     """Bytes of weights that a draft adds on one rank; its KV cache and the shared embedding and head not counted."""
     ranks, split = max(serving.tensor_parallel, 1), draft_class(family).split
     return sum(
-        -(-spec.n_bytes // ranks) if not split.keys().isdisjoint(name.split(".")) else spec.n_bytes
+        -(-spec.n_bytes // ranks) if spec.shape and not split.keys().isdisjoint(name.split(".")) else spec.n_bytes
         for name, spec in specs.items()
     )
