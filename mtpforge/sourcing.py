@@ -22,6 +22,7 @@ from mtpforge.families import Family, family_of
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.families.family import Module, Plain
 from mtpforge.scheme import Scheme
+from mtpforge.stacks import unstacked
 from mtpforge.tensors import Quantization, Spec, TensorRef
 from mtpforge.weights import Reader, StoredWeight
 
@@ -114,7 +115,9 @@ def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     _refuse_duplicates(checkpoint, prefix)
     dropped = {name: reason for name in local if (reason := _dropped(family, name))}
     located = checkpoint.locate(prefix + name for name in sorted(local))
-    refs = {name: located[prefix + name] for name in sorted(local)}
+    refs = unstacked(
+        family, checkpoint.config, checkpoint.quantization, {name: located[prefix + name] for name in sorted(local)}
+    )
     n_experts = _count_experts(checkpoint, family, refs)
     plain = _plain(checkpoint, family.plain(checkpoint.config, n_experts), refs)
     parts = _parts(checkpoint, family, refs.keys() - dropped.keys() - plain.keys(), n_experts)

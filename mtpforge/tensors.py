@@ -73,7 +73,11 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where the bytes of one tensor lie: file of the checkpoint `origin`, absolute byte range [start, stop)."""
+    """Where the bytes of one tensor lie: file of the checkpoint `origin`, absolute byte range [start, stop).
+
+    stride: bytes from one entry of the leading axis to the next where others lie between them, else 0: the range then
+    holds more than the tensor, and `weights.Reader` leaves the rest out.
+    """
 
     name: str
     spec: Spec
@@ -81,20 +85,45 @@ class TensorRef:
     start: int
     stop: int
     origin: str = "source"
+    stride: int = 0
 
     @property
     def place(self) -> Where:
         """The tensor as errors name it."""
         return Where(self.file, self.name, origin=self.origin)
 
+    @property
+    def step(self) -> int:
+        """Bytes from one entry of the leading axis to the next."""
+        return self.stride or (self.stop - self.start) // self.spec.shape[0]
+
     def rows(self, first: int, last: int) -> TensorRef:
         """Rows [first, last) of the leading axis: a contiguous part of the same bytes."""
         n_rows, rest = self.spec.shape[0], self.spec.shape[1:]
         if not 0 <= first <= last <= n_rows:
             raise ValueError(f"rows {first}:{last} of {n_rows}")
-        row_bytes = (self.stop - self.start) // n_rows
-        spec = Spec(self.spec.dtype, (last - first, *rest))
-        return replace(self, spec=spec, start=self.start + first * row_bytes, stop=self.start + last * row_bytes)
+        spec, start = Spec(self.spec.dtype, (last - first, *rest)), self.start + first * self.step
+        skipped = self.step - Spec(self.spec.dtype, rest).n_bytes if self.stride and first < last else 0
+        return replace(self, spec=spec, start=start, stop=start + (last - first) * self.step - skipped)
+
+    def part(self, number: int) -> TensorRef:
+        """One entry of the leading axis, such as one expert of a stack, without that axis."""
+        entry = self.rows(number, number + 1)
+        return replace(entry, spec=Spec(self.spec.dtype, self.spec.shape[1:]), stride=0)
+
+    def every(self, step: int, first: int) -> TensorRef:
+        """Rows first, first + step, first + 2 * step and so on."""
+        n_rows, entry = len(range(first, self.spec.shape[0], step)), Spec(self.spec.dtype, self.spec.shape[1:]).n_bytes
+        start, stride = self.start + first * self.step, step * self.step
+        spec = Spec(self.spec.dtype, (n_rows, *self.spec.shape[1:]))
+        return replace(self, spec=spec, start=start, stop=start + (n_rows - 1) * stride + entry, stride=stride)
+
+    def columns(self, first: int, last: int) -> TensorRef:
+        """Columns [first, last) of a matrix."""
+        n_rows, n_columns = self.spec.shape
+        width, step = Spec(self.spec.dtype, (1,)).n_bytes, self.step
+        start, stop = self.start + first * width, self.stop - (n_columns - last) * width
+        return replace(self, spec=Spec(self.spec.dtype, (n_rows, last - first)), start=start, stop=stop, stride=step)
 
 
 @dataclass(frozen=True, slots=True)

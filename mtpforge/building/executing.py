@@ -109,8 +109,12 @@ class Executor:
         return len(shared) == 1
 
     def _copy(self, move: Move, outputs: Mapping[str, Output]) -> None:
-        """Every part byte for byte, but for a scale that is widened; looked at for numbers that no weight may hold."""
-        by_suffix = {w.suffix: w for w in move.writes}
+        """Every part byte for byte, but for what the shape implies, and a widened scale; numbers are looked at."""
+        form, by_suffix = FORMATS[move.wanted.format], {w.suffix: w for w in move.writes}
+        if form.implied and form.matrix_parts is not None:
+            made = form.matrix_parts(move.shape, move.wanted, None)
+            for suffix in form.implied:
+                outputs[by_suffix.pop(suffix).name].add(made[suffix])
         for band in self._weight(move).bands(_copy_rows(move)):
             self._advance(0)
             bad_numbers.refuse_parts(move, band)

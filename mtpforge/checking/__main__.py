@@ -81,7 +81,7 @@ def _answer(request: dict[str, Any], decoders: dict[str, Decoder]) -> None:
     used: dict[str, str] = {}
     for sample in request["samples"]:
         weight = {
-            suffix: parts.Part(p["path"], p["dtype"], tuple(p["shape"]), p["start"])
+            suffix: parts.Part(p["path"], p["dtype"], tuple(p["shape"]), p["start"], p["stride"])
             for suffix, p in sample["parts"].items()
         }
         decoder, shape = decoders[sample["reader"]], tuple(sample["shape"])

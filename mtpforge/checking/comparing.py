@@ -234,6 +234,7 @@ def request(samples: Iterable[Sample], paths: Mapping[str, str | os.PathLike[str
                     "dtype": ref.spec.dtype,
                     "shape": ref.spec.shape,
                     "start": ref.start,
+                    "stride": ref.stride,
                 }
                 for suffix, ref in sample.reads.items()
             },

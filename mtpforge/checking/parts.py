@@ -15,12 +15,16 @@ BAND_ELEMENTS: Final = 1 << 20  # bounds the libraries' temporaries to some tens
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a part lies: an absolute path, the bytes of it, dtype and shape."""
+    """Where a part lies: an absolute path, the bytes of it, dtype and shape.
+
+    stride: bytes from a row to the next where others lie between them, else 0.
+    """
 
     path: str
     dtype: str
     shape: tuple[int, ...]
     start: int
+    stride: int = 0
 
     def rows(self, first: int, last: int) -> tuple[bytearray, tuple[int, ...]]:
         """Bytes and shape of rows [first, last) of the leading axis; a scalar part is read whole."""
@@ -29,8 +33,15 @@ class Part:
         first, last = (0, 1) if not self.shape else (min(first, n_rows), min(last, n_rows))
         buffer = bytearray((last - first) * row_bytes)
         with open(self.path, "rb", buffering=0) as file:  # noqa: PTH123 -- no buffer: a few rows of a large file
-            n_read = os.preadv(file.fileno(), [buffer], self.start + first * row_bytes)
-        if n_read != len(buffer):
+            if self.stride:
+                rows = [
+                    os.pread(file.fileno(), row_bytes, self.start + row * self.stride) for row in range(first, last)
+                ]
+                buffer[:] = b"".join(rows)
+                n_read = len(buffer)
+            else:
+                n_read = os.preadv(file.fileno(), [buffer], self.start + first * row_bytes)
+        if n_read != (last - first) * row_bytes:
             raise OSError(f"{self.path} ends early")
         return buffer, (last - first, *rest) if self.shape else ()
 

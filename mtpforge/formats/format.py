@@ -134,6 +134,7 @@ class Format:
     reader: the function of checking/libraries.py that decodes the same bytes by the format's own library; "" where no
         library can be asked.
     reference: library and function that it asks, or why there is none.
+    implied: matrix parts that follow from the shape of the weight; a copy makes them anew, and believes no stored one.
     unread(parts, shape, quantization): why the reader cannot be asked about just these parts, "" where it can.
     """
 
@@ -157,6 +158,7 @@ class Format:
     packed_rows: Callable[[Mapping[str, Tensor], Shape, Quantization], PackedRows | None] | None = None
     row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None
+    implied: frozenset[str] = frozenset()
 
 
 def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

@@ -274,4 +274,5 @@ FORMAT = Format(
     search=search,
     packed_rows=packed_rows,
     row_packing=row_packing,
+    implied=frozenset({"weight_shape"}),
 )

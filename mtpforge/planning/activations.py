@@ -8,7 +8,7 @@ to each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
@@ -17,6 +17,7 @@ from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import InputScale
 from mtpforge.planning.steps import InputScaleMove, Write
+from mtpforge.sourcing import StoredLayer
 from mtpforge.tensors import Quantization, TensorRef
 
 _SUFFIXES = frozenset(f.input_scale.suffix for f in FORMATS.values() if f.input_scale)
@@ -24,24 +25,40 @@ _SUFFIXES = frozenset(f.input_scale.suffix for f in FORMATS.values() if f.input_
 
 @dataclass(frozen=True, slots=True)
 class ScaleSource:
-    """A layer that may hold activation scales: of which checkpoint, under which prefix, and how the plan names it."""
+    """A layer that may hold activation scales: of which checkpoint, under which prefix, and how the plan names it.
+
+    held: full name -> tensor of a layer that is known already, which may be one expert's share of a stack.
+    """
 
     checkpoint: Checkpoint
     origin: str
     prefix: str
     own_layer: bool
     description: str
+    held: Mapping[str, TensorRef] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.held or name in self.checkpoint.names
+
+    def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
+        """Where tensors lie."""
+        asked = list(names)
+        known = {name: self.held[name] for name in asked if name in self.held}
+        return known | self.checkpoint.locate(name for name in asked if name not in known)
 
 
 def sources(
-    family: Family, source: Checkpoint, target: Checkpoint | None, given: Checkpoint | None
+    family: Family, source: Checkpoint, stored: StoredLayer, target: Checkpoint | None, given: Checkpoint | None
 ) -> tuple[ScaleSource, ...]:
-    """The layers to look into, in order."""
+    """The layers to look into, in order. stored: the source's own."""
     found: list[ScaleSource] = []
     if given is not None:
         found += _layers(family, given, "scales", "the `--input-scales` checkpoint's")
-    layer = family.prefix(family.layer(source.config))
-    found.append(ScaleSource(source, "source", layer, own_layer=True, description="the source's own MTP layer"))
+    layer = family.prefix(stored.layer)
+    held = {f"{layer}{name}.{s}": ref for name, module in stored.modules.items() for s, ref in module.parts.items()}
+    found.append(
+        ScaleSource(source, "source", layer, own_layer=True, description="the source's own MTP layer", held=held)
+    )
     if target is not None and target.has_headers:
         found += _layers(family, target, "target", "the target's")
     return tuple(found)
@@ -80,9 +97,9 @@ def move(
     for place in places:
         refs = _scales(place, modules, n_kept or {})
         if refs:
-            read = _convention(place, refs[0], convention)
+            read = _convention(place, next(iter(refs)), convention)
             return InputScaleMove(
-                reads=tuple(replace(ref, origin=place.origin) for ref in refs),
+                reads=tuple(replace(ref, origin=place.origin) for ref in refs.values()),
                 read_divisor=read.divisor,
                 read_reciprocal=read.reciprocal,
                 write=write,
@@ -98,16 +115,15 @@ def move(
     )
 
 
-def _scales(place: ScaleSource, modules: tuple[Module, ...], kept: Mapping[int, int]) -> tuple[TensorRef, ...]:
-    """Refs of every stored scale that feeds these modules in this layer; none unless all are there."""
+def _scales(place: ScaleSource, modules: tuple[Module, ...], kept: Mapping[int, int]) -> dict[str, TensorRef]:
+    """Every stored scale that feeds these modules in this layer, by name; none unless all are there."""
     names: list[str] = []
     for module in modules:
         found = _names(place, module, kept)
         if not found:
-            return ()
+            return {}
         names += found
-    located = place.checkpoint.locate(names)
-    return tuple(located[name] for name in names)
+    return place.locate(names)
 
 
 def _names(place: ScaleSource, module: Module, kept: Mapping[int, int]) -> list[str]:
@@ -123,7 +139,7 @@ def _names(place: ScaleSource, module: Module, kept: Mapping[int, int]) -> list[
         name
         for candidate in candidates
         for suffix in sorted(_SUFFIXES)
-        if (name := f"{place.prefix}{candidate}.{suffix}") in place.checkpoint.names
+        if (name := f"{place.prefix}{candidate}.{suffix}") in place
     ]
 
 
@@ -138,24 +154,24 @@ def _experts_of(place: ScaleSource, template: str) -> list[str]:
     return [template.replace("*", number) for number in sorted((n for n in numbers if n.isdigit()), key=int)]
 
 
-def _convention(place: ScaleSource, ref: TensorRef, wanted: InputScale) -> InputScale:
+def _convention(place: ScaleSource, name: str, wanted: InputScale) -> InputScale:
     """What the stored number means: told by the suffix and by the codes beside it.
 
     A file of scales alone has no codes; it is taken to be written for the draft that it is given to.
     """
-    module, _, suffix = ref.name.rpartition(".")
+    module, _, suffix = name.rpartition(".")
     suffixes = {form.codes.suffix for form in FORMATS.values() if form.codes}
-    beside = [n for s in sorted(suffixes) if (n := f"{module}.{s}") in place.checkpoint.names]
+    beside = [n for s in sorted(suffixes) if (n := f"{module}.{s}") in place]
     if not beside and place.origin == "scales" and suffix == wanted.suffix:
         return wanted
-    dtype = place.checkpoint.locate(beside)[beside[0]].spec.dtype if beside else ""
+    dtype = place.locate(beside)[beside[0]].spec.dtype if beside else ""
     for form in FORMATS.values():
         scale = form.input_scale
         if scale and scale.suffix == suffix and form.codes and form.codes.dtype == dtype:
             return scale
     raise MtpforgeError(
         f"cannot tell what `{suffix}` means here",
-        where=f"{ref.file}, {shown(ref.name)}",
+        where=f"{place.locate([name])[name].file}, {shown(name)}",
         why=f"the weight beside it is {dtype or 'absent'}; FP8 and NVFP4 divide the same amax by different numbers",
         fix="name another checkpoint: `--input-scales ORG/NAME`",
     )

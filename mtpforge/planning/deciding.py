@@ -77,7 +77,7 @@ def plan(
     if kept is not None:
         _refuse_unpruned(family, served, source, stored, kept)
     layer = family.layer(served.config)
-    places = activations.sources(family, source, target, input_scales)
+    places = activations.sources(family, source, stored, target, input_scales)
     config = judge.draft_config(served, source.config, family, wanted, n_experts)
     draft = _Draft(family, judge, wanted, stored, family.prefix(layer), places, kept, method(scales))
     steps = (*_weight_steps(draft, family.modules(config, n_experts)), *_plain_steps(draft, config, n_experts))

@@ -42,8 +42,8 @@ class Move:
 
     module: local name in the source. shape: [out, in]. reads: suffix -> part. stored, wanted: how it is stored, and how
     the draft must store it. action "copy": every write is the read of the same suffix, byte for byte, but for a scale
-    that is widened without loss (BF16 to F32); a static input scale has an InputScaleMove of its own. action "encode":
-    decode, then encode, the scales found by `scales`.
+    that is widened without loss (BF16 to F32) and what follows from the shape (`Format.implied`); a static input scale
+    has an InputScaleMove of its own. action "encode": decode, then encode, the scales found by `scales`.
     """
 
     module: str

@@ -66,8 +66,16 @@ class Reader:
         for key, ref in refs.items():
             span = buffer[starts[key] : starts[key] + ref.stop - ref.start]
             self._read(ref, span.numpy().data)
-            found[key] = span.view(getattr(torch, DTYPES[ref.spec.dtype].torch)).view(ref.spec.shape)
+            found[key] = _apart(span, ref).view(getattr(torch, DTYPES[ref.spec.dtype].torch)).view(ref.spec.shape)
         return found
+
+
+def _apart(span: Tensor, ref: TensorRef) -> Tensor:
+    """The bytes of the tensor alone, where others lie between its rows."""
+    if not ref.stride:
+        return span
+    n_rows = ref.spec.shape[0]
+    return span.as_strided((n_rows, ref.spec.n_bytes // n_rows), (ref.stride, 1)).reshape(-1)
 
 
 def _plain_memory(n_bytes: int) -> Tensor:
