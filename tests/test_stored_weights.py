@@ -79,6 +79,34 @@ def test_awq_of_real_size_becomes_int4_within_its_rounding(awq, tmp_path):
     assert bool(((layouts.integers(parts) - values).abs() <= steps * (0.5 + 15 / 256 + 1e-4)).all())
 
 
+def gptq_values(parts, size):
+    """Float32 [out, in]: byte by byte, symmetric."""
+    codes = torch.stack([(parts["qweight"] >> 8 * byte) & 255 for byte in range(4)], 1).flatten(0, 1)
+    return ((codes - 128).float() * parts["scales"].float().repeat_interleave(size, 0)).t()
+
+
+@pytest.mark.parametrize(
+    ("stored", "values", "steps"),
+    [
+        (AWQ, awq_values, 0.5 + 15 / 2048),
+        (Quantization("gptq", 8, "", "group", 128, scale_dtype="F16"), gptq_values, 0.5 + 128 / 2048),
+    ],
+    ids=lambda of: getattr(of, "format", ""),
+)
+def test_weights_laid_out_by_inputs_are_written_band_by_band(stored, values, steps, tmp_path):
+    """Every band has a piece of every line of the file; the last band is short."""
+    shape = (1376, 6144)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(5)).bfloat16()
+    source = checkpoint(tmp_path / "source", {"m.weight": weight})
+    step = Step(moves=(move(source, "m", shape, DENSE, stored),))
+    assert len(list(bands(shape))) > 2
+    draft = build(plan(source, [step]), {"source": source}, tmp_path / "draft", check="off")
+    parts = {name.removeprefix("m."): part for name, part in load_file(draft.path / "model.safetensors").items()}
+    scale = parts["scales"].float().repeat_interleave(128, 0).t()
+    assert bool(((values(parts, 128) - weight.float()).abs() <= scale * (steps + 1e-4)).all())
+    assert peak_bytes(step) == 640 * 6144 * 16 + sum(part.nbytes for part in parts.values())
+
+
 @pytest.mark.parametrize(("bits", "kind"), [(4, "gptq"), (3, "gptq"), (8, "gptq_v2"), (5, "gptq_p")])
 def test_gptq_of_real_size_decodes_band_by_band(tmp_path, bits, kind):
     """The last band is short, and 3 and 5 bits of zero points straddle words of rows."""

@@ -40,7 +40,9 @@ def encode(weights: Sequence[Tensor], quantization: Quantization) -> list[dict[s
     stored = []
     for weight in weights:
         given = amax if form.needs_amax(quantization) else None
-        matrix = form.matrix_parts((weight.shape[0], weight.shape[1]), quantization, given)
+        shape = (weight.shape[0], weight.shape[1])
+        matrix = form.matrix_parts(shape, quantization, given)
         bands = [form.encode(band, quantization, matrix) for band in torch.split(weight, BAND_ROWS)]
-        stored.append(matrix | {suffix: torch.cat([band[suffix] for band in bands]) for suffix in bands[0]})
+        lie = form.rows_in_parts(shape, quantization, form.layout(shape, quantization))
+        stored.append(matrix | {s: torch.cat([band[s] for band in bands], lie[s].axis) for s in bands[0]})
     return stored

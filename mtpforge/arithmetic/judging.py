@@ -62,7 +62,7 @@ def searched(
     """Of a search for scales that counts |error|^power; `reference`, `values`: float32 [rows, in]."""
     plain = _rounded(form, parts, quantization, reference).sub_(reference)
     inside = _inside(form, parts, quantization, reference)
-    scale = parts["weight_scale"].float()
+    scale = _scale(form, parts).float()
     groups = (*scale.shape, -1)
     far = ~((values - inside).abs_().view(groups) <= scale.unsqueeze(-1) * (0.5 + SLACK))
     ours = (values - reference).abs_().pow_(power).view(groups).sum(-1)
@@ -78,7 +78,7 @@ def fitted(form: Format, parts: Parts, quantization: Quantization, reference: Te
     shape = (values.shape[0], values.shape[1])
     ours, theirs = (_ends(form, held, quantization, shape) for held in (parts, nearest))
     beyond = (ours[0] != theirs[0]) | (ours[1] != theirs[1])  # equal ends: equal scale and zero point
-    scale, codes = parts["weight_scale"].float(), 2**quantization.bits
+    scale, codes = _scale(form, parts).float(), 2**quantization.bits
     off = (values - _inside(form, parts, quantization, reference)).abs_()
     off = off.view(*scale.shape, -1).div_(scale.unsqueeze(-1) * codes)
     spread = off.square().mean(-1) <= gptq.MOST_OF_GROUP**2 * (1 + _MORE)
@@ -127,7 +127,7 @@ def groups(
     best = _least(form, parts, quantization, reference).view(apart).sum(-1) if quantization.bits == _FEW else own
     close = own <= (best + least) * arithmetic(quantization)
     same = close
-    if torch.finfo(parts["weight_scale"].dtype).eps <= _SAME:
+    if torch.finfo(_scale(form, parts).dtype).eps <= _SAME:
         theirs = _ends(form, nearest, quantization, shape)
         ends = [(a - b).abs_().view(apart)[..., 0] for a, b in zip((low, high), theirs, strict=True)]
         same = same | (torch.maximum(*ends) <= span[..., 0] * _SAME)
@@ -185,6 +185,13 @@ def _ends(form: Format, parts: Parts, quantization: Quantization, shape: Shape) 
     ends = ({**parts, suffix: torch.full_like(parts[suffix], end)} for end in (form.codes.least, form.codes.largest))
     low, high = (form.decode(held, shape, quantization) for held in ends)
     return low, high
+
+
+def _scale(form: Format, parts: Parts) -> Tensor:
+    """Scales of the groups, as stored, [rows, groups]."""
+    if form.codes is None:
+        raise AssertionError(f"{form.name} has no codes")
+    return form.codes.scale(parts)
 
 
 def _rounded(form: Format, parts: Parts, quantization: Quantization, reference: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How far a decoded weight may lie from the one that was encoded; `s` is the stored scale of the weight.
 
     floats      u |W|                                      u = 2^-8 (BF16), 2^-11 (F16): half a step
-    integers    (0.5 + rounding of the scale) s            symmetric (2^b - 1) / 2 u, asymmetric (2^b - 1) u
+    integers    (0.5 + rounding of the scale) s            symmetric (2^b - 1) / 2 u, asymmetric (2^b - 1) u;
+                                                           of F16 scales below 2^-14 u s is 2^-25
     with bias   (1.0 + 3 (2^b - 1) u) |s|                  MLX: the bias is one of the outermost numbers
     FP8 E4M3    max(|W| / 16, 2^-10 s)
     NVFP4       1.0 s                                      the widest gap of E2M1, between 4 and 6, is 2;
@@ -26,6 +27,7 @@ from mtpforge.tensors import Quantization, Shape
 SLACK: Final = 1e-4
 _TINY_BLOCK: Final = 6 * 2.0**-10  # 6 times half a step of a subnormal E4M3 scale: its block is cut off by that much
 _LEAST: Final = 1e-37  # below it float32 and BF16 lose their own precision
+_SUBNORMAL: Final = {torch.float16: 2.0**-25}  # half a step of numbers below 2^-14; those of BF16 and F32 are nothing
 _STEP: Final = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 0.0}
 
 
@@ -56,9 +58,10 @@ def integers(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:
 
     A scale that was rounded down to its dtype clips the ends of its range, by as many steps as there are codes.
     """
-    codes = 2**quantization.bits - 1
-    rounding = codes * _STEP[scale.dtype] * (0.5 if quantization.symmetric else 1.0)
-    return Limit(0.0, _spread(scale.float() * (0.5 + rounding + SLACK), quantization, shape))
+    codes = (2**quantization.bits - 1) * (0.5 if quantization.symmetric else 1.0)
+    step = scale.float() * _STEP[scale.dtype]
+    rounding = step.clamp_min_(_SUBNORMAL.get(scale.dtype, 0.0)).mul_(codes)
+    return Limit(0.0, _spread(rounding.add_(scale.float() * (0.5 + SLACK)), quantization, shape))
 
 
 def biased_integers(scale: Tensor, quantization: Quantization, shape: Shape) -> Limit:

@@ -88,7 +88,7 @@ def whole(quantization: Quantization) -> tuple[int, int]:
     (8, 8) for packed INT4 with zero points: eight codes of a row are a word, and so are eight zero points of a column.
     """
     form = FORMATS[quantization.format]
-    shape = BAND_ROWS, quantization.group_size or BAND_ROWS
+    shape = BAND_ROWS, math.lcm(quantization.group_size or 1, BAND_ROWS)
     lie = form.rows_in_parts(shape, quantization, form.layout(shape, quantization))
     rows = math.lcm(*(part.rows // math.gcd(part.rows, part.entries) for part in lie.values()))
     if form.codes is None or lie[form.codes.suffix].axis:

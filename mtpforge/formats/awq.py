@@ -1,8 +1,8 @@
-"""AWQ `gemm`: integers of 4 bits, stored input by input. Read only.
+"""AWQ `gemm`: integers of 4 bits, stored input by input.
 
     qweight   I32         [in, out / 8]        a word holds 8 rows of the weight
     qzeros    I32         [in / g, out / 8]    the same
-    scales    F16, BF16   [in / g, out]
+    scales    F16, BF16   [in / g, out]         written as F16, as AutoAWQ does, and the codes under what that holds
 
     bits of a word    0..3   4..7   8..11   12..15   16..19   20..23   24..27   28..31
     row of the 8        0      2       4        6        1        3        5        7
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Format, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -81,8 +81,44 @@ def _unpacked(words: Tensor) -> Tensor:
     return in_order.reshape(len(words), count)
 
 
+def _packed(codes: Tensor) -> Tensor:
+    """Words int32 [n, rows / 8] of codes uint8 [n, rows]."""
+    from mtpforge.arithmetic import bits
+
+    places = codes.reshape(len(codes), -1, _A_WORD // 2, 2).permute(0, 1, 3, 2)
+    return bits.pack(places.reshape(len(codes), codes.shape[1]), _BITS)
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every part has rows."""
+    return {}
+
+
+def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    from mtpforge.arithmetic import searching
+
+    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
+
+
+def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
+    """The same parts, codes and scales by a method's finder."""
+    from mtpforge.arithmetic import bits, scales
+
+    dtype = scales.torch_dtype(quantization.scale_dtype or _SCALES[0])
+    groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
+    codes, scale, zero_point = find(groups, _BITS, dtype, False)
+    if zero_point is None:
+        raise AssertionError("AWQ stores zero points")
+    return {
+        "qweight": _packed(codes.flatten(1).t()),
+        "qzeros": _packed(zero_point.t()),
+        "scales": bits.compact(scale.to(dtype).t()),
+    }
+
+
 def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
-    """How far decoded weights may be off from those that were rounded under these scales: half a step."""
+    """How far decoded weights may be off: half a step, and what rounding the scale clips."""
     from mtpforge.arithmetic import limits
 
     return limits.integers(parts["scales"].t(), quantization, shape)
@@ -111,7 +147,10 @@ FORMAT = Format(
     decode=decode,
     bound=bound,
     guesses=guesses,
-    codes=Codes("qweight", "I32", least=0, largest=-1),
+    codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),
     reader="awq",
     reference="compressed-tensors AutoAWQConverter, then pack-quantized decompress",
+    matrix_parts=matrix_parts,
+    encode=encode,
+    search=search,
 )

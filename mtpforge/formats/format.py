@@ -64,13 +64,15 @@ class Codes:
     """The part that holds the codes.
 
     least, largest: what an element of it is where every code in it is the least, the largest; equal where scales of
-    groups and channels do not decide how far a weight may be off.
+    groups and channels do not decide how far a weight may be off. scale(parts): as stored, [rows, groups]; of formats
+    that have a search.
     """
 
     suffix: str
     dtype: str
     least: int = 0
     largest: int = 0
+    scale: Callable[[Mapping[str, Tensor]], Tensor] = lambda parts: parts["weight_scale"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""GPTQ and AutoRound: integers of 2 to 8 bits, stored input by input. Read only.
+"""GPTQ and AutoRound: integers of 2 to 8 bits, stored input by input.
 
     qweight   I32              [in * b / 32, out]    dense stream along the columns of the weight, one for each row
     qzeros    I32              [in / g, out * b / 32]    dense stream along the rows
-    scales    F16, BF16, F32   [in / g, out]
-    g_idx     I32              [in]    the group of every column (desc_act); without it column // g
+    scales    F16, BF16, F32   [in / g, out]    written as F16, as the libraries do, codes under what that holds
+    g_idx     I32              [in]    the group of every column (desc_act); without it column // g; not written
 
     value = (code - zero_point) * float32(scale)      codes and zero points are 0 to 2^b - 1
 
@@ -21,8 +21,11 @@ Four ways to store codes and zero points, which no shape tells apart; the config
                    auto_round:auto_awq is another format's
 
 AutoRound's auto_gptq writes max(zero_point - 1, 0): where it was 0, in groups of positive numbers, the file is wrong by
-a scale, for every reader. Bits and groups are each weight's own, by the shapes, whatever `dynamic` or `extra_config`
-say.
+a scale, for every reader; here it is written as GPTQ does. Bits and groups are each weight's own, by the shapes,
+whatever `dynamic` or `extra_config` say.
+
+Written are gptq and gptq_v2, which engines ask for: vLLM takes neither planes nor auto_round. It skips the zero points
+of symmetric weights, so `bound` lets none pass but 2^(b-1).
 Sources: gptqmodel 7.7.0 nn_modules/qlinear, utils/model.py; auto-round 0.16.1 export/export_to_autoround/export.py.
 """
 
@@ -35,7 +38,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Format, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -50,16 +53,17 @@ _TAKES: Final = {"strategy": ("group", "channel"), "symmetric": (True, False), "
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One of the ways: bits that it has, what is taken from zero points, whether codes lie in bit planes."""
+    """One of the ways: bits that it has, what is taken from zero points, bit planes or not, written or only read."""
 
     bits: tuple[int, ...]
     taken: int = 0
     is_planar: bool = False
+    is_written: bool = False
 
 
 _KINDS: Final = {
-    "gptq": _Kind((4, 8, 2, 3), taken=1),
-    "gptq_v2": _Kind((4, 8, 2, 3)),
+    "gptq": _Kind((4, 8, 2, 3), taken=1, is_written=True),
+    "gptq_v2": _Kind((4, 8, 2, 3), is_written=True),
     "gptq_p": _Kind((3, 5, 6, 7), is_planar=True),
     "auto_round": _Kind((4, 8, 2, 3, 5, 6, 7)),
 }
@@ -142,21 +146,66 @@ def decode(parts: Mapping[str, Tensor], shape: Shape, quantization: Quantization
     """Float32 [rows, in]."""
     from mtpforge.arithmetic import affine, bits
 
-    (rows, columns), width, kind = shape, quantization.bits, _KINDS[quantization.format]
-    unpack = bits.unpack_planes if kind.is_planar else bits.unpack
+    (rows, columns), width = shape, quantization.bits
+    unpack = bits.unpack_planes if _KINDS[quantization.format].is_planar else bits.unpack
     codes = unpack(bits.compact(parts["qweight"].t()), width, columns)
-    words = bits.add_to_fields(parts["qzeros"], width, kind.taken)
-    scale, zero_point = parts["scales"].t(), unpack(words, width, rows).t()
+    scale, zero_point = parts["scales"].t(), _zero_points(parts, rows, quantization)
     if _ORDER in parts:
         scale, zero_point = (affine.of_columns(each, parts[_ORDER]) for each in (scale, zero_point))
     return affine.dequantize(codes.view(rows, scale.shape[1], -1), scale, zero_point, width).flatten(1)
 
 
+def _zero_points(parts: Mapping[str, Tensor], rows: int, quantization: Quantization) -> Tensor:
+    """What is subtracted from the codes, uint8 [rows, groups]."""
+    from mtpforge.arithmetic import bits
+
+    kind, width = _KINDS[quantization.format], quantization.bits
+    words = bits.add_to_fields(parts["qzeros"], width, kind.taken)
+    return (bits.unpack_planes if kind.is_planar else bits.unpack)(words, width, rows).t()
+
+
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every part has rows."""
+    return {}
+
+
+def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    from mtpforge.arithmetic import searching
+
+    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
+
+
+def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
+    """The same parts, codes and scales by a method's finder."""
+    import torch
+
+    from mtpforge.arithmetic import bits, scales
+
+    width, dtype = quantization.bits, scales.torch_dtype(quantization.scale_dtype or _SCALES[0])
+    groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
+    codes, scale, zero_point = find(groups, width, dtype, quantization.symmetric)
+    if zero_point is None:
+        zero_point = torch.full_like(scale, 2 ** (width - 1), dtype=torch.uint8)
+    words = bits.pack(zero_point.t(), width)
+    return {
+        "qweight": bits.compact(bits.pack(codes.flatten(1), width).t()),
+        "qzeros": bits.add_to_fields(words, width, -_KINDS[quantization.format].taken),
+        "scales": bits.compact(scale.to(dtype).t()),
+    }
+
+
 def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
-    """How far decoded weights may be off from those that were rounded under these scales: half a step."""
+    """How far decoded weights may be off: half a step, and what rounding the scale clips.
+
+    Nothing is near enough where a symmetric weight has another zero point than its engines take for granted.
+    """
     from mtpforge.arithmetic import affine, limits
 
     scale = parts["scales"].t()
+    if quantization.symmetric:
+        other = _zero_points(parts, shape[0], quantization) != 2 ** (quantization.bits - 1)
+        scale = scale.masked_fill(other, float("nan"))
     return limits.integers(affine.of_columns(scale, parts[_ORDER]) if _ORDER in parts else scale, quantization, shape)
 
 
@@ -182,9 +231,12 @@ FORMATS = tuple(
         decode=decode,
         bound=bound,
         guesses=partial(guesses, name),
-        codes=Codes("qweight", "I32", least=0, largest=-1),
+        codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),
         reader="",
         reference="GPTQ, whose library gptqmodel needs another torch than this",
+        matrix_parts=matrix_parts if kind.is_written else None,
+        encode=encode if kind.is_written else None,
+        search=search if kind.is_written else None,
     )
     for name, kind in _KINDS.items()
 )

@@ -34,7 +34,7 @@ EXACT = {
     "answers": "eq ne lt gt bitwise_and",
     "integers": "bitwise_or bitwise_or_ bitwise_xor __lshift__ __rshift__ mul add arange",
     "moves": "view _unsafe_view t unsqueeze squeeze expand select slice split unbind stack clone copy_ alias detach"
-    " constant_pad_nd index_select index permute empty empty_like full lift_fresh",
+    " constant_pad_nd index_select index permute empty empty_like full full_like lift_fresh",
 }
 ALLOWED = {name for names in EXACT.values() for name in names.split()}
 
@@ -94,6 +94,12 @@ def _quantizations():
                 strategy = "group" if size else "channel"
                 yield Quantization("pack_quantized", width, "", strategy, size, symmetric=symmetric, scale_dtype="BF16")
 
+    for size in (32, 48):
+        yield Quantization("awq", 4, "", "group", size, symmetric=False, scale_dtype="F16")
+    for name in ("gptq", "gptq_v2"):
+        for width in (3, 4, 8):
+            yield Quantization(name, width, "", "group", 32, symmetric=width != 3, scale_dtype="F16")
+
 
 QUANTIZATIONS = [*_quantizations(), *whole_weights.MICROSCALED]
 
@@ -130,8 +136,8 @@ def test_every_format_that_is_written_is_here():
 @pytest.mark.parametrize("rows", [128, 300])
 @pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{formats.label(q)}-{q.scale_dtype or q.dtype}")
 def test_a_band_is_decoded_and_encoded_on_its_device(q, rows):
-    shape = (rows, columns(q))
     form = FORMATS[q.format]
+    shape = (rows // 32 * 32 if form.codes and form.codes.suffix == "qweight" else rows, columns(q))
     with Watch() as watch:
         values = form.decode(there(shape, q), shape, q)
         assert (values.device, values.dtype, tuple(values.shape)) == (DEVICE, torch.float32, shape)

@@ -6,8 +6,10 @@ import pytest
 import torch
 import whole_weights
 from safetensors.torch import load_file
+from slow_twins import packers
 
 from mtpforge import formats
+from mtpforge.arithmetic import searching
 from mtpforge.tensors import Quantization
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
@@ -240,6 +242,72 @@ def test_the_stored_vectors_of_float_formats_are_what_we_write(sources, stem):
         **dict(zip(("ct-mxfp4-f32", "quark-mxfp4", "ct-mxfp8-f32"), whole_weights.MICROSCALED, strict=True)),
     }[stem]
     same(whole_weights.encode([sources["base"]], q)[0], disk)
+
+
+@pytest.mark.parametrize(
+    ("stem", "bits", "kind", "symmetric"),
+    [
+        ("awq-gemm-int4-g32", 4, "awq", False),
+        ("gptq-v1-int4-g32-sym", 4, "gptq", True),
+        ("gptq-v1-int4-g32-asym", 4, "gptq", False),
+        ("gptq-v1-int3-g32-asym", 3, "gptq", False),
+        ("gptq-v2-int4-g32-sym", 4, "gptq_v2", True),
+        ("gptq-v2-int4-g32-asym", 4, "gptq_v2", False),
+        ("gptq-v2-int8-g32-sym", 8, "gptq_v2", True),
+        ("autoround-gptq-int4-g32-sym", 4, "gptq", True),
+    ],
+)
+def test_codes_laid_out_by_inputs_are_packed_as_their_libraries_pack_them(stem, bits, kind, symmetric):
+    """The bytes of autoawq, gptqmodel and auto-round, from the codes, scales and zero points that these hold."""
+    theirs = load_file(VECTORS / f"{stem}.safetensors")
+    disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
+    disk.pop("g_idx", None)
+    codes, zeros = packers.unpacked(disk, bits, kind)
+    assert zeros.unique().tolist() == [2 ** (bits - 1)] or not symmetric
+    scale = disk["scales"].t().float()
+
+    def find(weight, *_):
+        return codes.to(torch.uint8).view(weight.shape), scale, None if symmetric else zeros.to(torch.uint8)
+
+    q = Quantization(kind, bits, "", "group", 32, symmetric=symmetric, scale_dtype="F16")
+    same(formats.FORMATS[kind].search(torch.empty(codes.shape), q, {}, find), disk)
+
+
+@pytest.mark.parametrize("name", [n for n in WEIGHTS if n not in {"huge", "least", "one row", "zero"}])
+@pytest.mark.parametrize(("kind", "bits", "symmetric"), [("awq", 4, False), ("gptq", 4, True), ("gptq_v2", 8, True)])
+def test_numbers_laid_out_by_inputs_are_compressed_tensors_own(
+    compressed_tensors, weights, kind, bits, symmetric, name
+):
+    """The same codes, zero points and F16 scales, in another order; of what F16 and whole words can hold."""
+    arguments = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 32}
+    theirs = compressed_tensors.encode(weights[name], "pack-quantized", scale_dtype=torch.float16, **arguments)
+    q = Quantization(kind, bits, "", "group", 32, symmetric=symmetric, scale_dtype="F16")
+    ours = whole_weights.encode([weights[name]], q)[0]
+    codes, zeros = packers.unpacked(ours, bits, kind)
+    assert torch.equal(ours["scales"].t().float(), theirs["weight_scale"].float())
+    steps = (codes.unflatten(1, (-1, 32)) - zeros.unsqueeze(-1)).float() * theirs["weight_scale"].float().unsqueeze(-1)
+    assert torch.equal(steps.flatten(1), compressed_tensors.decode(theirs, "pack-quantized", **arguments).float())
+    assert torch.equal(whole_weights.decode(ours, tuple(weights[name].shape), q), steps.flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["gptq", "gptq_v2"])
+def test_a_zero_point_that_engines_take_for_granted_must_be_the_middle(weights, kind):
+    """Codes and zero point one higher are the same values to a reader of both, others to vLLM."""
+    q = Quantization(kind, 8, "", "group", 32, scale_dtype="F16")
+    weight, form = weights["random"], formats.FORMATS[kind]
+    assert not form.bound(form.encode(weight, q, {}), q, (144, 128)).absolute.isnan().any()
+
+    def find(rows, bits, dtype, symmetric):
+        codes, scale, _ = searching.nearest(searching.whole_range)(rows, bits, dtype, symmetric)
+        middle = torch.full_like(scale, 128, dtype=torch.uint8)
+        middle[5, 2] += 1
+        codes[5, 2] = codes[5, 2].clamp(max=254) + 1
+        return codes, scale, middle
+
+    odd = form.search(weight, q, {}, find)
+    off = (form.decode(odd, (144, 128), q) - weight).abs()
+    beyond = form.bound(odd, q, (144, 128)).beyond(weight, off)
+    assert beyond.nonzero().unique(dim=0).tolist() == [[5, column] for column in range(64, 96)]
 
 
 def test_modelopt_fp8_differs_in_the_sign_of_zero_alone(modelopt, sources):

@@ -1,5 +1,7 @@
 """layout() says what encode() makes, and what a round trip may lose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import whole_weights
@@ -40,7 +42,23 @@ floats = st.sampled_from(
         *whole_weights.MICROSCALED,
     ]
 )
-quantizations = st.one_of(integers, whole_bytes, floats)
+by_inputs = st.one_of(
+    st.builds(
+        lambda size, dtype: Quantization("awq", 4, "", "group", size, symmetric=False, scale_dtype=dtype),
+        st.sampled_from([16, 32, 48]),
+        st.sampled_from(["F16", "BF16"]),
+    ),
+    st.builds(
+        lambda name, bits, symmetric, size: Quantization(
+            name, bits, "", "group" if size else "channel", size, symmetric=symmetric, scale_dtype="F16"
+        ),
+        st.sampled_from(["gptq", "gptq_v2"]),
+        st.sampled_from([2, 3, 4, 8]),
+        st.booleans(),
+        st.sampled_from([None, 16, 32, 48]),
+    ),
+)
+quantizations = st.one_of(integers, whole_bytes, floats, by_inputs)
 columns = st.integers(1, 6).map(lambda n: 96 * n)
 
 
@@ -53,29 +71,41 @@ def matrix(rows, columns, seed, exponent):
 
 def shrunk(quantization, columns):
     """The quantization, with a group size that divides the columns."""
-    from dataclasses import replace
 
     if quantization.group_size and columns % quantization.group_size:
         return replace(quantization, group_size=16)
     return quantization
 
 
+def filled(quantization, rows):
+    """So many rows, or some more, where the format has no words that are partly filled."""
+    whole = formats.whole(quantization)[0] if quantization.format in {"awq", "gptq", "gptq_v2"} else 1
+    return -(-rows // whole) * whole
+
+
+def block(quantization):
+    """What a config says of it: the bits, and GPTQ's way to store zero points."""
+    v2 = {"checkpoint_format": "gptq_v2"} if quantization.format == "gptq_v2" else {}
+    method = {"quant_method": "gptq", "sym": quantization.symmetric} if "gptq" in quantization.format else {}
+    return {"config_groups": {"g": {"weights": {"num_bits": quantization.bits}}}} | method | v2
+
+
 @settings(max_examples=40, deadline=None)
 @given(quantizations, st.integers(1, 300), columns)
 def test_encoders_make_what_layout_says(quantization, rows, columns):
     q = shrunk(quantization, columns)
+    rows = filled(q, rows)
     parts = whole_weights.encode([matrix(rows, columns, rows, 0)], q)[0]
     expected = formats.FORMATS[q.format].layout((rows, columns), q)
     assert {s: Spec(NAMES[t.dtype], tuple(t.shape)) for s, t in parts.items()} == expected
-    assert whole_weights.recognise(
-        expected, (rows, columns), {"config_groups": {"g": {"weights": {"num_bits": q.bits}}}}
-    )
+    assert whole_weights.recognise(expected, (rows, columns), block(q))
 
 
 @settings(max_examples=40, deadline=None)
 @given(quantizations, st.integers(129, 300), columns, st.integers(0, 99))
 def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed):
     q = shrunk(quantization, columns)
+    rows = filled(q, rows)
     weight = matrix(rows, columns, seed, -5)
     form = formats.FORMATS[q.format]
     matrix_parts = form.matrix_parts(weight.shape, q, weight.abs().amax() if form.needs_amax(q) else None)
@@ -88,11 +118,11 @@ def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed
 
 def bound(weight, parts, q):
     """Largest error that each element of an integer or float code may have, by the rounding of code and scale."""
-    if q.format in {"pack_quantized", "int_quantized"}:
-        scale = parts["weight_scale"].float()
-        levels = 2**q.bits - 1
-        slack = 0.5 + levels * U * (0.5 if q.symmetric else 1) + 1e-4
-        return (slack * scale).repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+    if q.format in {"pack_quantized", "int_quantized"} or "qweight" in parts:
+        scale = parts["weight_scale"].float() if "weight_scale" in parts else parts["scales"].t().float()
+        half_step = (scale * 2.0**-11).clamp(min=2.0**-25) if q.scale_dtype == "F16" else scale * U
+        most = scale * (0.5 + 1e-4) + half_step * (2**q.bits - 1) * (0.5 if q.symmetric else 1)
+        return most.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
     if q.format == "nvfp4":
         return (parts["weight_scale"].float() / parts["weight_global_scale"]).repeat_interleave(16, 1)
     if q.format == "modelopt_nvfp4":
@@ -112,7 +142,8 @@ def bound(weight, parts, q):
 @given(quantizations, st.integers(1, 140), columns, st.integers(0, 99), st.integers(-20, 20))
 def test_a_round_trip_stays_within_the_bound_of_its_format(quantization, rows, columns, seed, exponent):
     q = shrunk(quantization, columns)
-    weight = matrix(rows, columns, seed, exponent)
+    rows = filled(q, rows)
+    weight = matrix(rows, columns, seed, min(exponent, 15) if q.scale_dtype == "F16" else exponent)
     parts = whole_weights.encode([weight], q)[0]
     error = (whole_weights.decode(parts, (rows, columns), q) - weight).abs()
     assert (error <= bound(weight, parts, q)).all()
@@ -190,6 +221,7 @@ def test_microscaled_formats_refuse_a_ragged_row(quantization):
         (Quantization("pack_quantized", 3, strategy="channel", symmetric=False, scale_dtype="BF16"), 32, 32),
         (Quantization("pack_quantized", 6, strategy="channel", symmetric=False, scale_dtype="BF16"), 16, 16),
         (Quantization("awq", 4, strategy="group", group_size=128, symmetric=False, scale_dtype="F16"), 8, 1),
+        (Quantization("gptq", 4, strategy="group", group_size=128, scale_dtype="F16"), 8, 1),
     ],
 )
 def test_a_matrix_is_cut_where_no_element_of_a_part_is(quantization, rows, columns):

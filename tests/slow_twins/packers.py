@@ -91,6 +91,32 @@ def awq(weight, size):
     return {"qweight": words(codes), "qzeros": words(zeros), "scales": scales.t()}, values
 
 
+def unpacked(parts, bits, kind):
+    """Codes [out, in] and zero points [out, groups] of parts as `awq`, `gptq` and the other kinds hold them."""
+    if kind == "awq":
+        codes, zeros = (_in_order(parts[suffix]) for suffix in ("qweight", "qzeros"))
+        return codes.t(), zeros.t()
+    words = parts["qzeros"].long() % 2**32
+    if kind == "gptq" and bits != 3:
+        words = (words + sum(1 << place for place in range(0, 32, bits))) % 2**32
+    zeros = _numbers(words, bits)
+    if kind == "gptq" and bits == 3:
+        zeros = (zeros + 1) % 8
+    return _numbers(parts["qweight"].t(), bits), zeros.t()
+
+
+def _numbers(words, bits):
+    """Of dense streams, one a row, bit by bit: int64 [rows, 32 / bits * words]."""
+    single = ((words.long()[..., None] >> torch.arange(32)) & 1).flatten(1)
+    return (single.unflatten(1, (-1, bits)) << torch.arange(bits)).sum(-1)
+
+
+def _in_order(words):
+    found = torch.empty(len(words), words.shape[1], 8, dtype=torch.int64)
+    found[..., AWQ_PLACES] = _numbers(words, 4).unflatten(1, (-1, 8))
+    return found.flatten(1)
+
+
 def mlx(weight, bits, size):
     """BF16 scale and bias for every group; product and sum are rounded to BF16 when it is read."""
     groups = weight.float().unflatten(1, (-1, size))
