@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from mtpforge import errors
+from mtpforge.engines import installed as asking
 from mtpforge.engines.vllm import installed
 from mtpforge.errors import MtpforgeError
 from mtpforge.tensors import Spec, TensorRef
@@ -127,19 +128,20 @@ def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, monkeypatch, tmp
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     kept = tmp_path / "kept.txt"
-    body = f'echo "$PYTHONPATH:$CUDA_VISIBLE_DEVICES:$2" > {kept}; ls -d "${{PYTHONPATH%%:*}}"/$2/check.py >> {kept}; '
+    body = f'echo "$PYTHONPATH:$CUDA_VISIBLE_DEVICES:$2" > {kept}; '
+    body += f'ls -d "${{PYTHONPATH%%:*}}"/$(echo $2 | tr . /)/check.py >> {kept}; '
     installed.check(tmp_path, tmp_path, python=interpreter(body + answering(REPORT, tmp_path)))
     first, found = kept.read_text().splitlines()
-    assert first.endswith("::mtpforge_loader")
-    assert found.endswith("mtpforge_loader/check.py")
+    assert first.endswith("::mtpforge.engines.vllm.loader")
+    assert found.endswith("mtpforge/engines/vllm/loader/check.py")
     assert not first.startswith(str(Path(installed.__file__).parents[3]))
 
 
 def test_loader_imports_nothing_of_mtpforge_beside_itself(tmp_path):
-    (tmp_path / "alone").symlink_to(Path(installed.__file__).parent / "loader", target_is_directory=True)
+    name = asking.module_of(installed.LOADER, tmp_path)
     code = (
-        "import sys, alone.check, alone.stand_in, alone.configs, alone.__main__\n"
-        "print([m for m in sys.modules if m.startswith('mtpforge')])"
+        f"import sys, mtpforge, {name}.check, {name}.stand_in, {name}.configs, {name}.__main__\n"
+        "print(mtpforge.__file__, [m for m in sys.modules if m.startswith('mtpforge.formats')])"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     found = subprocess.run(
@@ -150,11 +152,11 @@ def test_loader_imports_nothing_of_mtpforge_beside_itself(tmp_path):
         text=True,
         check=True,
     )
-    assert found.stdout == "[]\n"
+    assert found.stdout == f"{tmp_path}/mtpforge/__init__.py []\n"
 
 
 def test_no_engine_here_says_how_to_name_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(asking.importlib.util, "find_spec", lambda name: None)
     error = refusal(lambda: installed.check(tmp_path, tmp_path))
     assert error.code == errors.MACHINE
     assert str(error) == (
@@ -249,7 +251,7 @@ class Remote:
 
 
 def test_hub_target_of_a_method_that_reads_headers_is_laid_out_with_them(tmp_path):
-    folder = installed._as_folder(Remote({"quant_method": "awq"}), tmp_path / "target")
+    folder = asking.as_folder(Remote({"quant_method": "awq"}), tmp_path / "target", installed.LOADER.reads_headers)
     with safe_open(folder / "model.safetensors", "pt") as file:
         found = {n: (file.get_slice(n).get_dtype(), file.get_slice(n).get_shape()) for n in sorted(Remote.names)}
     assert found == {"a.qweight": ("I32", [4, 2]), "b.weight": ("BF16", [3])}
@@ -259,11 +261,11 @@ def test_hub_target_of_a_method_that_reads_headers_is_laid_out_with_them(tmp_pat
 
 def test_hub_target_with_modelopts_side_file_keeps_it(tmp_path):
     block = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
-    folder = installed._as_folder(Remote(block), tmp_path / "target")
+    folder = asking.as_folder(Remote(block), tmp_path / "target")
     assert json.loads((folder / "hf_quant_config.json").read_text()) == block
     assert json.loads((folder / "config.json").read_text()) == Remote.config
 
 
 def test_hub_target_of_another_method_is_its_config_alone(tmp_path):
-    folder = installed._as_folder(Remote({}), tmp_path / "target")
+    folder = asking.as_folder(Remote({}), tmp_path / "target")
     assert [path.name for path in folder.iterdir()] == ["config.json"]

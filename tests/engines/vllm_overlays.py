@@ -29,9 +29,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 from mtpforge import scheme as schemes  # noqa: E402
 from mtpforge.checkpoint import open_checkpoint  # noqa: E402
 from mtpforge.engines import ENGINES  # noqa: E402
+from mtpforge.engines.loading.verdict import Findings  # noqa: E402
 from mtpforge.engines.vllm.loader import check as loader  # noqa: E402
 from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
-from mtpforge.engines.vllm.loader.verdict import Findings  # noqa: E402
 from mtpforge.errors import MtpforgeError  # noqa: E402
 from mtpforge.families import family_of  # noqa: E402
 

@@ -34,9 +34,9 @@ from mtpforge import scheme as schemes  # noqa: E402
 from mtpforge.checkpoint import open_checkpoint  # noqa: E402
 from mtpforge.engines import ENGINES, overlay  # noqa: E402
 from mtpforge.engines.expected import expected  # noqa: E402
+from mtpforge.engines.loading.verdict import Findings  # noqa: E402
 from mtpforge.engines.vllm.loader import check as loader  # noqa: E402
 from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
-from mtpforge.engines.vllm.loader.verdict import Findings  # noqa: E402
 from mtpforge.errors import MtpforgeError  # noqa: E402
 from mtpforge.families import family_of  # noqa: E402
 from mtpforge.scheme import Rule, Scheme  # noqa: E402

@@ -2,16 +2,13 @@
 
     request.py    what is asked: one record, JSON in
     stand_in.py   a CUDA platform without a driver, process groups without processes
-    headers.py    safetensors headers of the draft, and tensors of their shapes without values
-    coverage.py   which blocks of a tensor were touched, and how often
-    watch.py      sees every copy into a parameter
     configs.py    fields of the draft's config that the engine reads and does not compare
-    verdict.py    from what was seen to errors and notes
+    habits.py     what vLLM does with parameters beside loading them
     check.py      the steps in order: configs, target class, draft class, load_weights
     __main__.py   request file in, report file out
 
-This package runs in the engine's environment, beside the engine's own pins: it imports the standard library, numpy,
-torch and vLLM, and of mtpforge only its own files. `engines/vllm/installed.py` starts it.
+What other engines' checks do too lies in `engines/loading`, which runs beside it; of mtpforge nothing else does.
+`engines/vllm/installed.py` starts it.
 
 Real: ModelConfig, SpeculativeConfig, VllmConfig, the quantization config made from the target, the target's class, the
 MTP class, its load_weights, the default loader with its file selection and strict check.

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import traceback
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from . import configs, stand_in, verdict
-from .coverage import Coverage
-from .headers import read_header, without_values
+from mtpforge.engines.loading import verdict
+from mtpforge.engines.loading.coverage import Coverage
+from mtpforge.engines.loading.files import tensors_of
+from mtpforge.engines.loading.headers import without_values
+from mtpforge.engines.loading.refusing import RefusedError, refused, stage
+from mtpforge.engines.loading.verdict import Findings, Rank
+from mtpforge.engines.loading.watch import Watch
+
+from . import configs, stand_in
+from .habits import HABITS, HELD_BACK
 from .request import Request
-from .verdict import Findings, Rank
-from .watch import Watch
 
-_MAX_WORDS = 1500
-
-
-class RefusedError(Exception):
-    """The engine refused: the stage and its own words."""
+_PACKAGE = "vllm"
 
 
 class Engine(NamedTuple):
@@ -39,7 +36,7 @@ def check(request: Request, findings: Findings) -> None:
     """Fill `findings`; returns when vLLM accepts the draft, RefusedError with its words when it does not."""
     from vllm.model_executor.model_loader import default_loader
 
-    on_disk = _tensors_of(Path(request.draft), findings)
+    on_disk = tensors_of(Path(request.draft), findings)
     stand_in.set_groups(request.tensor_parallel, 0)
     engine = _configure(request, findings)
     context = _construct_target(engine)
@@ -54,26 +51,7 @@ def check(request: Request, findings: Findings) -> None:
                 used[name] = cover
     hf = engine.target.hf_text_config
     n_nextn = getattr(hf, "num_nextn_predict_layers", 0) or 0
-    verdict.judge_dropped(on_disk, used, hf.num_hidden_layers, n_nextn, findings)
-
-
-def _tensors_of(draft: Path, findings: Findings) -> list[str]:
-    """Every tensor in the draft's files, indexed or not."""
-    files = sorted(draft.glob("*.safetensors"))
-    if not files:
-        raise RefusedError(f"no *.safetensors in {draft}")
-    where: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        try:
-            for name in read_header(file):
-                where[name].append(file.name)
-        except (ValueError, KeyError) as error:
-            raise RefusedError(f"draft file {file.name}: {error}") from error
-    for name, found in where.items():
-        if len(found) > 1:
-            findings.errors.append(f"{name} is in {len(found)} files ({', '.join(found)}): the last one read wins")
-    findings.facts["tensors"] = len(where)
-    return list(where)
+    verdict.judge_dropped(on_disk, used, HABITS, (hf.num_hidden_layers, n_nextn), findings)
 
 
 def _configure(request: Request, findings: Findings) -> Engine:
@@ -81,7 +59,7 @@ def _configure(request: Request, findings: Findings) -> Engine:
     from vllm.config.kernel import KernelConfig
     from vllm.config.speculative import SpeculativeConfig
 
-    with _stage("target config"):
+    with stage(_PACKAGE, "target config"):
         parallel = ParallelConfig(
             tensor_parallel_size=request.tensor_parallel,
             enable_expert_parallel=request.expert_parallel,
@@ -95,7 +73,7 @@ def _configure(request: Request, findings: Findings) -> Engine:
             trust_remote_code=False,
             hf_overrides=request.overrides,
         )
-    with _stage("draft config"):
+    with stage(_PACKAGE, "draft config"):
         speculative = SpeculativeConfig(
             model=request.draft,
             method="mtp",
@@ -108,7 +86,7 @@ def _configure(request: Request, findings: Findings) -> Engine:
         raise RefusedError(
             f"draft config: vLLM chose method {speculative.method!r} instead of 'mtp' (the draft's path is read)"
         )
-    with _stage("vLLM config"):
+    with stage(_PACKAGE, "vLLM config"):
         vllm = VllmConfig(
             model_config=target,
             parallel_config=parallel,
@@ -141,7 +119,7 @@ def _construct_target(engine: Engine) -> dict[str, object]:
     try:
         hf.num_hidden_layers = n_layers
         with (
-            _stage(f"target model, layers 0-{n_layers - 1}"),
+            stage(_PACKAGE, f"target model, layers 0-{n_layers - 1}"),
             set_default_torch_dtype(engine.target.dtype),
             torch.device("meta"),
         ):
@@ -165,16 +143,16 @@ def _load_rank(
     at = f" (rank {rank} of {request.tensor_parallel})" if request.tensor_parallel > 1 else ""
     overridden = getattr(engine.speculative, "apply_draft_overrides", lambda config: config)(engine.vllm)
     device = torch.device("meta" if request.meta else "cpu")
-    with _stage(f"construction of the draft model{at}"), set_default_torch_dtype(engine.draft.dtype), device:
+    with stage(_PACKAGE, f"construction of the draft model{at}"), set_default_torch_dtype(engine.draft.dtype), device:
         model = initialize_model(vllm_config=overridden, model_config=engine.draft)
     if rank == 0:
         findings.facts["class"] = f"{type(model).__module__}.{type(model).__name__}"
         doubts = findings.errors if request.same_config else findings.notes
         configs.check_built(model, request.built, doubts)
-    watch = Watch(model)
+    watch = Watch(model, HELD_BACK)
     _load(model, engine.draft, overridden, watch, at)
     watch.settle()
-    verdict.judge_rank(Rank(watch, model, at, first=rank == 0), findings)
+    verdict.judge_rank(Rank(watch, model, at, HABITS, first=rank == 0), findings)
     for prefix, have in (getattr(model, "_pending_indexer_wk_fp8", None) or {}).items():
         findings.errors.append(
             f"{prefix}.wk: only its {'/'.join(have)} came; vLLM still waits for the other half and never loads this "
@@ -196,20 +174,4 @@ def _load(model: torch.nn.Module, draft: Any, vllm_config: Any, watch: Watch, at
         with set_default_torch_dtype(draft.dtype), watch, set_current_vllm_config(vllm_config):
             loader.load_weights(model, draft)
     except Exception as error:
-        raise _refused(f"load_weights{at}, at {next(reversed(watch.reads), None)}", error) from error
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    """Whatever vLLM raises here is its refusal."""
-    try:
-        yield
-    except Exception as error:
-        raise _refused(name, error) from error
-
-
-def _refused(stage: str, error: Exception) -> RefusedError:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/vllm/" in frame.filename]
-    where = f" ({frames[-1].filename.rsplit('/vllm/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
-    words = " ".join(line.strip() for line in str(error).splitlines() if "For further information" not in line)
-    return RefusedError(f"{stage}: {type(error).__name__}: {words[:_MAX_WORDS]}{where}")
+        raise refused(_PACKAGE, f"load_weights{at}, at {next(reversed(watch.reads), None)}", error) from error

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from mtpforge.engines.loading import comparing
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
-    from .verdict import Findings
-
-ROPE = "rope_parameters"  # whichever keys of config.json state it
+    from mtpforge.engines.loading.verdict import Findings
 
 
 def compare(
@@ -24,16 +24,10 @@ def compare(
     """
     doubts = findings.errors if same_config else findings.notes
 
-    def pair(name: str, default: object = None) -> tuple[object, object]:
-        return getattr(target, name, default), getattr(draft, name, default)
+    def pair(name: str) -> tuple[object, object]:
+        return getattr(target, name, None), getattr(draft, name, None)
 
-    for name, default in {**compared, ROPE: None}.items():
-        ours, theirs = pair(name, default)
-        if ours != theirs:
-            doubts.append(
-                f"config {name}: draft has {_plain(theirs)!r}, target {_plain(ours)!r}; vLLM builds the layer with one "
-                "of them and does not compare"
-            )
+    comparing.compare("vLLM", target, draft, compared, doubts)
     ours, theirs = pair("max_position_embeddings")
     if ours != theirs:
         findings.notes.append(
@@ -59,7 +53,3 @@ def check_built(model: torch.nn.Module, built: Mapping[str, tuple[str, object]],
                     f"{name}: {attribute} is {shown}, it must be {value}: the draft's config.json lacks "
                     f"{json.dumps(field)}: {json.dumps(value)}"
                 )
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, int | float | str | bool | None | list | dict) else str(value)

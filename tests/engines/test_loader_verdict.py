@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mtpforge.engines.loading.coverage import Coverage
+from mtpforge.engines.loading.verdict import Findings, Rank, judge_dropped, judge_rank, spans
+from mtpforge.engines.loading.watch import Watch
 from mtpforge.engines.vllm.loader import configs
-from mtpforge.engines.vllm.loader.coverage import Coverage
-from mtpforge.engines.vllm.loader.verdict import Findings, Rank, judge_dropped, judge_rank, spans
-from mtpforge.engines.vllm.loader.watch import Watch
+from mtpforge.engines.vllm.loader.habits import HABITS, HELD_BACK
 
 
 class Layer(torch.nn.Module):
@@ -41,14 +42,14 @@ def place(model, name, tensor):
 def load(stored, loading=place):
     model = torch.nn.Module()
     model.layer = Layer()
-    watch = Watch(model)
+    watch = Watch(model, HELD_BACK)
     with watch:
         for name, tensor in watch.feed(stored.items()):
             loading(model.layer, name, tensor)
     watch.settle()
     findings = Findings()
-    judge_rank(Rank(watch, model, "", first=True), findings)
-    judge_dropped(stored, {name: read.used for name, read in watch.reads.items()}, 3, 1, findings)
+    judge_rank(Rank(watch, model, "", HABITS, first=True), findings)
+    judge_dropped(stored, {name: read.used for name, read in watch.reads.items()}, HABITS, (3, 1), findings)
     return findings
 
 
@@ -142,7 +143,7 @@ def test_transposed_copy_counts_as_use_of_its_source():
 def test_layers_below_are_passed_over_and_a_layer_above_is_not():
     findings = Findings()
     names = ["model.layers.0.mlp.up_proj.weight", "model.layers.2.norm.weight", "lm_head.weight", "model.layers.4.x"]
-    judge_dropped(names, {name: Coverage((2,)) for name in names}, 3, 1, findings)
+    judge_dropped(names, {name: Coverage((2,)) for name in names}, HABITS, (3, 1), findings)
     assert findings.errors == ["model.layers.4.x: read and dropped without a word"]
     assert findings.notes == ["3 tensors outside the MTP layer passed over: main layers (2 tensors), lm_head.weight"]
 

@@ -61,9 +61,27 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def without_values(files: Iterable[str], *_: object, **__: object) -> Iterator[tuple[str, torch.Tensor]]:
-    """What vLLM's safetensors_weights_iterator yields, on the meta device: same order by file and name."""
+    """What the engines' safetensors_weights_iterator yields, on the meta device: same order by file and name."""
     import torch
 
     for path in sorted(files):
         for name, entry in read_header(Path(path)).items():
             yield name, torch.empty(entry["shape"], dtype=getattr(torch, TORCH_NAMES[entry["dtype"]]), device="meta")
+
+
+def with_values_of(files: Iterable[str], suffix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same, but tensors whose names end so have their values, on the CPU: engines compare them while loading."""
+    import torch
+
+    for path in sorted(files):
+        with Path(path).open("rb") as file:
+            (n_bytes,) = struct.unpack("<Q", file.read(8))
+            for name, entry in read_header(Path(path)).items():
+                dtype = getattr(torch, TORCH_NAMES[entry["dtype"]])
+                if not name.endswith(suffix):
+                    yield name, torch.empty(entry["shape"], dtype=dtype, device="meta")
+                    continue
+                start, stop = entry["data_offsets"]
+                file.seek(8 + n_bytes + start)
+                data = bytearray(file.read(stop - start))
+                yield name, torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])

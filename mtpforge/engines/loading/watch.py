@@ -1,4 +1,4 @@
-"""Sees every copy into a parameter below vLLM: from which tensor, which part, with which change of dtype or shape."""
+"""Sees every copy into a parameter: from which tensor, which part, with which change of dtype or shape."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .coverage import Box, Coverage, box_of
 
 _ATEN = torch.ops.aten
-# vLLM holds these back in FP8 until their scales have come: their values stay of interest after their turn.
-# `indexer.wk` of DeepSeek's class; the others of models/glm5next/common/model.py, _FP8_ATTN_PROJS.
-_HELD_BACK = re.compile(r"\.(indexer\.wk|q_a_proj|kv_a_proj_with_mqa|q_b_proj|o_proj)\.")
+_NOTHING = re.compile(r"(?!)")
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +60,15 @@ def _key(tensor: torch.Tensor) -> int:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """A dispatch mode around load_weights."""
+    """A dispatch mode around load_weights.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    held_back: names of tensors that the engine keeps until others have come, so that their values stay of interest
+    after their turn.
+    """
+
+    def __init__(self, model: torch.nn.Module, held_back: re.Pattern[str] = _NOTHING) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._held_back = held_back
         self.parameters = {_key(p): (name, p) for name, p in model.named_parameters()}
         self.written = {name: Coverage(p.shape) for name, p in model.named_parameters()}
         self.reads: dict[str, Read] = {}
@@ -85,7 +88,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             read.times += 1
             self._origins[_key(tensor)] = Origin(tensor, read.used, [read], tensor.dtype)
             yield name, tensor
-            if not _HELD_BACK.search(name):
+            if not self._held_back.search(name):
                 self._origins = {key: o for key, o in self._origins.items() if read not in o.reads}
 
     def settle(self) -> None:
@@ -142,7 +145,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             origin.cover.add(box_of(value, origin.root))
             if value.numel() != to.numel():
                 self.spreads.append(Spread(source, tuple(value.shape), name, tuple(to.shape)))
-            # A view with another dtype is a reinterpretation that vLLM asked for; a conversion is judged by its start.
+            # A view with another dtype is a reinterpretation, and meant; a conversion is judged by its start.
             if origin.dtype == origin.root.dtype:
                 got = value.dtype
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mtpforge.engines.vllm.loader.headers import read_header, without_values
+from mtpforge.engines.loading.headers import read_header, without_values
 
 TENSORS = {
     "b": torch.zeros(3, 4, dtype=torch.bfloat16),

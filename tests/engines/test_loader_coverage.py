@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from mtpforge.engines.vllm.loader.coverage import Coverage, box_of
+from mtpforge.engines.loading.coverage import Coverage, box_of
 
 BASE = torch.empty(4, 6, 5)
 VIEWS = {

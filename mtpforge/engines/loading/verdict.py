@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
 
     from .watch import Watch
 
-# Replaced by the target's own after loading: a draft need not hold them.
-_SHARED = re.compile(r"(^|\.)(embed_tokens|lm_head|shared_head\.head)\.")
-# Parameters with a defined value when the checkpoint has none.
-_DEFAULTED = re.compile(
-    r"\.(k_scale|v_scale|q_scale|prob_scale|[kvq]_zero_point|w13_bias|w2_bias|(w13_|w2_)?(weight_)?g_idx(_sort_indices)?)$"
-)
-# compressed-tensors' record of the unpacked shape: vLLM has a place for it and never reads it.
-_UNREAD = re.compile(r"weight_shape$")
-_INPUT_SCALES = ("input_global_scale", "input_scale")
 _LAYER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 _TOP = re.compile(r"(lm_head\.|model\.norm\.|model\.embed_tokens\.)")
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
@@ -45,12 +36,31 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Habits:
+    """What one engine does with parameters and tensors beside loading them.
+
+    engine: for people. shared: parameters that the target's own replace after loading; a draft need not hold them.
+    unread: parameters that the engine has a place for and never reads. once_a_set: parameters that every matrix of a
+    fused set writes, by design. passed_over: tensors that are dropped by design. keeps_default: whether a parameter of
+    the built model has a defined value where the checkpoint has none.
+    """
+
+    engine: str
+    shared: re.Pattern[str]
+    unread: re.Pattern[str]
+    once_a_set: re.Pattern[str]
+    passed_over: re.Pattern[str]
+    keeps_default: Callable[[torch.nn.Module, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Rank:
     """What one rank was seen to load. at: ends every message; first: what holds for all ranks is said once."""
 
     watch: Watch
     model: torch.nn.Module
     at: str
+    habits: Habits
     first: bool
 
 
@@ -60,7 +70,7 @@ def judge_rank(rank: Rank, findings: Findings) -> None:
     n_loaded = sum(_judge_parameter(rank, name, cover, findings) for name, cover in watch.written.items())
     if first:
         findings.facts["parameters"] = {"total": len(watch.written), "loaded": n_loaded}
-    _judge_casts(watch, at, findings)
+    _judge_casts(rank, findings)
     for source, got, name, want in watch.spreads[:_SHOWN]:
         findings.errors.append(f"{source} {list(got)} was spread over {name} block {list(want)}{at}")
     for name, read in watch.reads.items():
@@ -69,14 +79,14 @@ def judge_rank(rank: Rank, findings: Findings) -> None:
                 f"{name} is stored as {read.dtype}: published layers keep it in float32, precision is lost"
             )
     # Vocabulary padding is filled with zeros: not from the draft, and nothing to say.
-    for text in [text for text in watch.orphans if not _SHARED.search(text)][:_SHOWN]:
+    for text in [text for text in watch.orphans if not rank.habits.shared.search(text)][:_SHOWN]:
         findings.notes.append(f"{text}: written, but not from a tensor of the draft{at}")
 
 
 def judge_dropped(
-    on_disk: Iterable[str], used: Mapping[str, Coverage], n_main: int, n_nextn: int, findings: Findings
+    on_disk: Iterable[str], used: Mapping[str, Coverage], habits: Habits, counts: tuple[int, int], findings: Findings
 ) -> None:
-    """Judge what no rank used: tensors dropped or used in part. n_main, n_nextn: layer counts of the target."""
+    """Judge what no rank used: tensors dropped or used in part. counts: the target's layers, and those for MTP."""
     by_design = []
     for name in on_disk:
         cover = used.get(name)
@@ -85,7 +95,7 @@ def judge_dropped(
             if blocks:
                 part = "; ".join(_ranges(box) for box in blocks[:3])
                 findings.errors.append(f"{name} {list(cover.shape)}: only a part was used; unused: {part}")
-        elif _is_main_model(name, n_main, n_nextn):
+        elif habits.passed_over.search(name) or _is_main_model(name, *counts):
             by_design.append(name)
         else:
             unread = "its file is not read (not in the index, or without a tensor of the MTP layer)"
@@ -97,37 +107,37 @@ def judge_dropped(
 
 def _judge_parameter(rank: Rank, name: str, cover: Coverage, findings: Findings) -> bool:
     """Whether the parameter is complete."""
-    at = rank.at
+    at, habits = rank.at, rank.habits
     blocks = cover.missing()
     if not blocks:
-        # One place per expert for gate_proj's and up_proj's input scale (vLLM wants them equal).
-        if cover.repeated() and not _UNREAD.search(name) and not name.endswith("w13_input_scale"):
+        if cover.repeated() and not habits.once_a_set.search(name):
             findings.errors.append(f"{name}{at}: a part was written more than once{_writers(rank.watch, name)}")
         return True
     if cover.unknown:
         findings.notes.append(f"{name}{at}: written in a way that cannot be followed; not judged")
-    elif _SHARED.search(name):
+    elif habits.shared.search(name):
         if rank.first:
-            findings.notes.append(f"{name}: not in the draft; vLLM puts the target's in its place")
-    elif _DEFAULTED.search(name) or (name.endswith(_INPUT_SCALES) and _is_weight_only(rank.model, name)):
+            findings.notes.append(f"{name}: not in the draft; {habits.engine} puts the target's in its place")
+    elif habits.keeps_default(rank.model, name):
         findings.defaulted.append(name)
-    elif _UNREAD.search(name):
-        findings.notes.append(f"{_not_loaded(name, cover.shape, blocks)} (vLLM does not read it){at}")
+    elif habits.unread.search(name):
+        findings.notes.append(f"{_not_loaded(name, cover.shape, blocks)} ({habits.engine} does not read it){at}")
     else:
         findings.errors.append(_not_loaded(name, cover.shape, blocks) + at)
     return False
 
 
-def _judge_casts(watch: Watch, at: str, findings: Findings) -> None:
+def _judge_casts(rank: Rank, findings: Findings) -> None:
     seen = set()
-    for cast in watch.casts:
+    for cast in rank.watch.casts:
         got, want = (str(dtype).removeprefix("torch.") for dtype in (cast.got, cast.want))
         kind = re.sub(r"\.\d+\.", ".*.", cast.source), got, want
-        if kind in seen or (got, want) in _EXACT or _UNREAD.search(cast.source):
+        if kind in seen or (got, want) in _EXACT or rank.habits.unread.search(cast.source):
             continue
         seen.add(kind)
         alike = {got, want} <= _FLOATS or {got, want} <= _INTS
-        text = f"{kind[0]} is {got}, {cast.parameter} is {want}: vLLM converts it without a word{at}"
+        converts = f"{rank.habits.engine} converts it without a word{rank.at}"
+        text = f"{kind[0]} is {got}, {cast.parameter} is {want}: {converts}"
         (findings.notes if alike else findings.errors).append(text)
 
 
@@ -135,17 +145,6 @@ def _writers(watch: Watch, parameter: str) -> str:
     writers = sorted(name for name, read in watch.reads.items() if parameter in read.parameters)
     twice = [name for name in writers if watch.reads[name].times > 1]
     return f", by {', '.join((twice or writers)[:4])}" if twice or len(writers) < _MANY_WRITERS else ""
-
-
-def _is_weight_only(model: torch.nn.Module, parameter: str) -> bool:
-    """Weight-only NVFP4: vLLM makes the input scale and does not use it.
-
-    Experts say so by `use_a16`, ModelOpt's linears by a spec without an activation (quantization/modelopt.py:2710,
-    `resolve`, 0.33.0).
-    """
-    method = getattr(model.get_submodule(parameter.rpartition(".")[0]), "quant_method", None)
-    spec = getattr(method, "spec", None)
-    return bool(getattr(method, "use_a16", False)) or (spec is not None and getattr(spec, "activation", "") is None)
 
 
 def _is_main_model(name: str, n_main: int, n_nextn: int) -> bool:
