@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, Serving
@@ -249,12 +248,6 @@ def test_a_rank_holds_its_part_of_what_is_split_and_all_of_the_rest():
     specs = {f"model.layers.78.{name}": Spec("F32", shape) for name, shape in shapes.items()}
     taken = [SGLANG.memory(family_of({"model_type": "glm_moe_dsa"}), specs, Serving(n)) for n in (1, 4)]
     assert taken == [64 * 128 * 4 + 4 + 256, 64 * 128 + 4 + 256]
-
-
-def test_its_loader_cannot_be_asked_yet(target, tmp_path):
-    with pytest.raises(MtpforgeError, match="cannot be asked yet") as refused:
-        SGLANG.ask(tmp_path, target, Serving(), None)
-    assert refused.value.code == errors.MACHINE
 
 
 def test_it_is_not_the_default():

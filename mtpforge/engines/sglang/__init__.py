@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
-from mtpforge.engines.sglang.asking import ask, is_installed
 from mtpforge.engines.sglang.demands import demands, scheme_of
 from mtpforge.engines.sglang.draft_classes import decoded_on_load, never_quantized, runs
 from mtpforge.engines.sglang.draft_config import draft_config, refuse_misstated
+from mtpforge.engines.sglang.installed import ask, is_installed
 from mtpforge.engines.sglang.serving import memory, path_traps, serve, serving_traps
 from mtpforge.engines.sglang.traps import block_traps, draft_traps, target_traps
 
