@@ -147,6 +147,23 @@ def test_config_that_vllm_does_not_compare_is_compared(copy, tinyglm):
     assert ask(folder, tinyglm("bf16"), same_config=False).ok
 
 
+@pytest.mark.parametrize(
+    ("layout", "change", "how"),
+    [("fp8", lambda tensors: None, {"meta": False}), ("nvfp4", widen_scale, {"capability": 100, "tensor_parallel": 2})],
+    ids=["accepted with values", "refused"],
+)
+def test_process_of_its_own_says_what_the_others_say(copy, tinyglm, layout, change, how):
+    """All other tests ask a process that had imported vLLM before: `vllm_server.py`."""
+    folder, _, _ = copy(layout, change, ROUTER)
+    forked, started = (
+        installed.check(folder, tinyglm(layout), python=python, **how)
+        for python in (PYTHON, os.environ["MTPFORGE_TEST_ENGINE_ITSELF"])
+    )
+    assert forked.checks == started.checks
+    assert dict(forked.facts) | {"seconds": 0} == dict(started.facts) | {"seconds": 0}
+    assert forked.ok == (layout == "fp8")
+
+
 def test_path_that_vllm_reads_as_another_method_is_refused(copy, tinyglm):
     folder, _, _ = copy("bf16", name="eagle3-draft")
     assert not ask(folder, tinyglm("bf16")).ok
