@@ -52,7 +52,7 @@ class DraftOption(click.ParamType):  # type: ignore[type-arg]  # not generic in 
     help="Run the server with this draft beside this target, with every flag that the pair needs.",
     examples=(
         "mtpforge serve out/draft --target org/GLM-5.2-AWQ-INT4 --explain",
-        "mtpforge serve out/draft --target ./GLM-5.2-AWQ-INT4 --tp 8 -k 5 -- --max-model-len 65536",
+        "mtpforge serve out/draft --target ./GLM-5.2-AWQ-INT4 --hardware h200-x8 -k 5 -- --max-model-len 65536",
     ),
     quiet="Only the command.",
 )
@@ -92,6 +92,24 @@ class DraftOption(click.ParamType):  # type: ignore[type-arg]  # not generic in 
     help="A key of the engine's for cheaper drafts, as `--explain` offers it; may be repeated.",
 )
 @click.option(
+    "--hardware",
+    cls=Option,
+    heading="Compute",
+    metavar="MACHINE",
+    help="Where it is served, as `spark-x4` or `h200-x8`: ranks, flags and variables for that.",
+)
+@click.option("--fork", cls=Option, heading="Compute", metavar="NAME", help="Give a patched engine its flags, too.")
+@click.option(
+    "--node-rank",
+    cls=Option,
+    heading="Compute",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Which node of several the command is for; 0 answers requests.",
+)
+@click.option("--head-node", cls=Option, heading="Compute", metavar="ADDRESS", help="Where node 0 is reached.")
+@click.option(
     "--port", cls=Option, heading="Compute", type=click.IntRange(1, 65535), metavar="N", help="Port of the server."
 )
 @options.tp()
@@ -110,6 +128,10 @@ def command(  # noqa: D103 -- the help text above
     explain: bool,
     tokens: int,
     port: int | None,
+    hardware: str | None,
+    fork: str | None,
+    node_rank: int,
+    head_node: str | None,
     tp: int,
     ep: bool,
     kv_cache_dtype: str,
@@ -120,12 +142,14 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.drafting.serving import serving_command
     from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
+    from mtpforge.engines.hardware import deployment
 
     served = open_checkpoint(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
     serving = Serving(tp, ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     _refuse_strays(screen.argv, more)
-    made = serving_command(path, served, engine, serving, overlay)
+    asked = deployment(hardware or "", fork or "", node_rank, head_node or "")
+    made = serving_command(path, served, engine, serving, overlay, asked)
     _refuse_twice(made.argv, more)
     argv = [*made.argv, *more]
     screen.traps(made.traps)
@@ -144,7 +168,7 @@ def command(  # noqa: D103 -- the help text above
             fix="`--print --json` gives the command as data",
             code=errors.USAGE,
         )
-    return _replace_process(screen, argv)
+    return _replace_process(screen, argv, made.start[0])
 
 
 def _explained(screen: Screen, made: ServerCommand, argv: list[str]) -> Ending:
@@ -193,12 +217,12 @@ def _is_same(draft: str, target: str) -> bool:
     return draft == target or (Path(target).exists() and Path(draft).resolve() == Path(target).resolve())
 
 
-def _replace_process(screen: Screen, argv: list[str]) -> Ending:
-    """Become the server: signals, output and exit code are its own."""
+def _replace_process(screen: Screen, argv: list[str], engine: str) -> Ending:
+    """Become the server: signals, output and exit code are its own. engine: its program, which must be here."""
     program = shutil.which(argv[0])
-    if program is None:
+    if program is None or shutil.which(engine) is None:
         raise MtpforgeError(
-            f"`{argv[0]}` is not installed here",
+            f"`{engine}` is not installed here",
             why="no such program on PATH",
             fix="`--print` shows the command, to be run where the engine is",
             code=errors.MACHINE,

@@ -23,6 +23,7 @@ from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import DEFAULT, ENGINES
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
+from mtpforge.engines.hardware import deployment
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.nextn import texts
@@ -200,6 +201,10 @@ class ServeOptions(TypedDict, total=False):
     draft_options: Mapping[str, object] | None
     port: int | None
     overlay: str | Path | None
+    hardware: str
+    fork: str
+    node_rank: int
+    head_node: str
     offline: bool
 
 
@@ -226,13 +231,22 @@ def explain_serve(
     draft_options: Mapping[str, object] | None = None,
     port: int | None = None,
     overlay: str | Path | None = None,
+    hardware: str = "",
+    fork: str = "",
+    node_rank: int = 0,
+    head_node: str = "",
     offline: bool = False,
 ) -> Command:
-    """The same command, each flag and key with its reason, and what could be added: `print` shows it."""
+    """The same command, each flag and key with its reason, and what could be added: `print` shows it.
+
+    hardware: the machine that it is for, `mtpforge.engines.hardware.machines()` has the names; with a fork of the
+    engine's, and for machines of several nodes which node this is and where node 0 is reached.
+    """
     asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
     served = open_checkpoint(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    return serving_command(place, served, engine, asked, None if overlay is None else Path(overlay))
+    placed = deployment(hardware, fork, node_rank, head_node)
+    return serving_command(place, served, engine, asked, None if overlay is None else Path(overlay), placed)
 
 
 def capture(

@@ -9,10 +9,11 @@ from typing import Final
 from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.drafting import overlaying
+from mtpforge.drafting import deploying, overlaying
 from mtpforge.engines import ENGINES, named
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving, own_config, refuse_unknown
+from mtpforge.engines.hardware import Deployment, machine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
@@ -22,15 +23,23 @@ _SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
 def serving_command(
-    draft: str, target: Checkpoint, engine: str, serving: Serving, overlay: Path | None = None
+    draft: str,
+    target: Checkpoint,
+    engine: str,
+    serving: Serving,
+    overlay: Path | None = None,
+    deployment: Deployment | None = None,
 ) -> Command:
     """The command, each flag with its reason.
 
     draft: an absolute folder, or the target's own location to draft with its own layer. overlay: the folder of links
-    that stands for the target, made where it is not there yet. Its traps would spoil the drafts without a word of the
-    engine.
+    that stands for the target, made where it is not there yet. deployment: the machine that it is for. Its traps would
+    spoil the drafts without a word of the engine.
     """
     refuse_unknown(ENGINES[engine], serving)
+    machine = None if deployment is None else machine_of(deployment)
+    if machine is not None and deployment is not None:
+        serving = deploying.serving_on(machine, deployment, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
     doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
     target = as_served(held, target, ENGINES[engine])
@@ -38,7 +47,10 @@ def serving_command(
     if overlay is not None:
         target = overlaying.at(target, ENGINES[engine], overlay)
     scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
-    return replace(ENGINES[engine].serve(target, draft, serving, scheme), traps=doubts)
+    made = replace(ENGINES[engine].serve(target, draft, serving, scheme), traps=doubts)
+    if machine is None or deployment is None:
+        return made
+    return deploying.placed(made, machine, deployment, engine, target, scheme)
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:

@@ -46,23 +46,26 @@ class Command:
 
     offers: keys of the engine's that would make drafting cheaper beside this target and are not in the command, each
     with a value to begin with; `mtpforge serve --draft-option NAME=VALUE` puts one in.
-    traps: what would spoil the drafts all the same.
+    traps: what would spoil the drafts all the same. environment: variables that the program is started with.
     """
 
     start: tuple[str, ...]
     flags: tuple[Flag, ...]
     offers: tuple[Flag, ...] = ()
     traps: tuple[Trap, ...] = ()
+    environment: tuple[Flag, ...] = ()
 
     @property
     def argv(self) -> list[str]:
-        """The words."""
-        return [*self.start, *(word for flag in self.flags for word in flag.words)]
+        """The words; before them `env` and the variables, where there are any."""
+        variables = [f"{variable.name}={variable.value}" for variable in self.environment]
+        before = ["env", *variables] if variables else []
+        return [*before, *self.start, *(word for flag in self.flags for word in flag.words)]
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """One row per flag, and per key inside one: its name, why it is there and who decides."""
-        return list(_rows(self.flags, ""))
+        """One row per variable and flag, and per key inside one: its name, why it is there and who decides."""
+        return list(_rows((*self.environment, *self.flags), ""))
 
     @property
     def offered(self) -> list[tuple[str, str]]:
