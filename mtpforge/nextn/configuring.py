@@ -32,6 +32,7 @@ _OPTIONAL: Final = (
     *("n_group", "topk_group", "attention_bias"),
     *("rope_parameters", "rope_theta", "rope_scaling"),
 )
+_SHARES: Final = "index_share_for_mtp_iteration"  # later steps attend to what the first one chose
 # What transformers' modules compute whatever the config says (models/glm_moe_dsa/modeling_glm_moe_dsa.py, 5.23.0).
 _FIXED: Final[Mapping[str, object]] = {
     "scoring_func": "sigmoid",
@@ -214,3 +215,26 @@ def _refuse_routing(checkpoint: Checkpoint, known: Mapping[str, Any], n_experts:
     except MtpforgeError as error:  # its advice is for whoever drops experts
         key = error.place.inside if isinstance(error.place, Where) else error.where
         raise refused(checkpoint, error.what, f"{key}: {error.why}") from error
+
+
+def differing(reference: Checkpoint, other: Checkpoint) -> dict[str, tuple[object, object]]:
+    """Keys that decide the computation of the layer and that both configs state differently: (other's, reference's)."""
+    theirs, ours = (family_of(each.config).text(each.config) for each in (reference, other))
+    theirs, ours = {**_FIXED, **theirs}, {**_FIXED, **ours}
+    keys = (*_NEEDED, "n_group", "topk_group", *_FIXED, _SHARES)
+    found = {
+        key: (ours[key], theirs[key]) for key in keys if key in ours and key in theirs and ours[key] != theirs[key]
+    }
+    bases = _rope_base(ours), _rope_base(theirs)
+    return found if bases[0] == bases[1] else found | {"rope_theta": bases}
+
+
+def computes(checkpoint: Checkpoint) -> bool:
+    """Whether transformers' modules do what the config says of scores and positions."""
+    text = family_of(checkpoint.config).text(checkpoint.config)
+    return all(text.get(key, only) == only for key, only in _FIXED.items())
+
+
+def _rope_base(text: Mapping[str, object]) -> object:
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    return rope.get("rope_theta", text.get("rope_theta")) if isinstance(rope, dict) else None

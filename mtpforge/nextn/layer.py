@@ -4,7 +4,8 @@
                through eh_proj; the last token of a sequence has no next one and makes no row
     attend     + self-attention of the normed rows of one sequence, the indexer's choice of keys included
     route      the router's choice of experts and their gate weights, for the normed rows
-    experts    one expert after another: read, decoded, run on the tokens that are routed to it, overwritten
+    experts    one expert after another: read, decoded, run on the tokens that are routed to it, overwritten; by several
+               threads, whose results are taken in the order of the experts
 
 The modules are transformers' own (models/glm_moe_dsa, 5.23.0), the weights decoded by our formats, float32 throughout.
 What goes in and how is vLLM's DeepSeekMultiTokenPredictorLayer (vllm/model_executor/models/deepseek_mtp.py, 0.33.0).
@@ -12,6 +13,7 @@ What goes in and how is vLLM's DeepSeekMultiTokenPredictorLayer (vllm/model_exec
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -23,11 +25,13 @@ from mtpforge.families.counting import expert_numbers
 from mtpforge.nextn.configuring import making, of_one_layer
 from mtpforge.nextn.embedding import Embedding
 from mtpforge.nextn.filling import by_stem, empty, fill
+from mtpforge.nextn.threads import in_order
 from mtpforge.report import OnProgress, Progress
 from mtpforge.weights.compiling import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers.cache_utils import DynamicCache
     from transformers.models.glm_moe_dsa.configuration_glm_moe_dsa import GlmMoeDsaConfig
 
     from mtpforge.nextn.inputs import Sequence
@@ -42,7 +46,8 @@ _MOST_BYTES: Final = 1 << 30  # of the activations of all tokens, and of the key
 class Block:
     """A decoder layer with routed experts where it is stored; nothing of it is read yet.
 
-    config: transformers' configuration of a model of this one layer.
+    config: transformers' configuration of a model of this one layer. kernels: gives every thread its own. swapped:
+    modules, by local name, that are not its own but those of `other`: what a module does to the whole is seen so.
     """
 
     checkpoint: Checkpoint
@@ -50,13 +55,19 @@ class Block:
     config: GlmMoeDsaConfig
     n_experts: int
     device: str
-    kernels: RowKernels | None
+    kernels: Callable[[], RowKernels | None]
+    swapped: tuple[str, ...] = ()
+    other: Block | None = None
 
     def part(self, name: str, make: Callable[[], nn.Module]) -> Any:  # noqa: ANN401 -- transformers has no types
         """One of transformers' modules with the weights of `name`."""
         with making(self.checkpoint, f"`{name}`"):
             module = empty(make, self.device)
-        fill(module, self.checkpoint, f"{self.prefix}{name}.", kernels=self.kernels)
+        fill(module, self.checkpoint, f"{self.prefix}{name}.", kernels=self.kernels())
+        for local in self.swapped:
+            if (other := self.other) is not None and f"{local}.".startswith(f"{name}."):
+                inner = module.get_submodule(local[len(name) + 1 :])
+                fill(inner, other.checkpoint, f"{other.prefix}{local}.", kernels=other.kernels())
         return module
 
     def norm(self, name: str) -> Any:  # noqa: ANN401 -- transformers has no types
@@ -76,18 +87,22 @@ class Attention:
     rotary: Any
 
     def add(
-        self, states: Tensor, positions: Tensor, prior: Callable[[int, int, int], Tensor | None] = lambda *_: None
+        self,
+        states: Tensor,
+        positions: Tensor,
+        prior: Callable[[int, int, int], Tensor | None] = lambda *_: None,
+        past: DynamicCache | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Add to the states of one sequence, float32 [n, hidden], in place, a few rows at a time.
 
         Each row sees itself and those before it. positions: int64 [n]. prior(first row, keys, rows): the keys that an
-        earlier layer chose for these rows, where the layer has no indexer. After each step: rows, and the keys that
-        they were given, int32 [1, rows, chosen].
+        earlier layer chose for these rows, where the layer has no indexer. past: empty, for whoever goes on from the
+        keys that it is filled with. After each step: rows, and the keys that they were given, int32 [1, rows, chosen].
         """
         import torch
         from transformers.cache_utils import DynamicCache
 
-        past = DynamicCache(config=self.config)
+        past = DynamicCache(config=self.config) if past is None else past
         for first in range(0, len(states), ROWS):
             some, at = states[first : first + ROWS], positions[None, first : first + ROWS]
             n_keys = first + len(some)
@@ -143,25 +158,54 @@ def as_served(attention: nn.Module, eps: float) -> nn.Module:
     return attention
 
 
-def enter(nextn: Block, embedding: Embedding, inputs: Iterable[Sequence], n_rows: int) -> Rows:
-    """What the decoder layer of the nextn layer is given for these inputs, of `n_rows` rows in all."""
-    import torch
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What stands before the decoder layer: both norms and the projection."""
+
+    embedding: Embedding
+    enorm: Any
+    hnorm: Any
+    eh_proj: Any
+
+    def rows(self, token_ids: Tensor, positions: Tensor, hidden: Tensor) -> Tensor:
+        """Float32 [n, hidden] of the next tokens int64 [n], at positions [n], and the states [n, hidden] before."""
+        import torch
+
+        found = []
+        for ids, at, states in zip(
+            *(torch.split(each, _TOKENS) for each in (token_ids, positions, hidden)), strict=True
+        ):
+            embedded = self.embedding.rows(ids)
+            embedded[at == 0] = 0.0  # before the norm, as vLLM does
+            both = (embedded.to(self.eh_proj.weight.device), states.to(self.eh_proj.weight.device))
+            found.append(self.eh_proj(torch.cat((self.enorm(both[0]), self.hnorm(both[1])), -1)))
+        return torch.cat(found)
+
+
+def entrance(nextn: Block, embedding: Embedding) -> Entrance:
+    """The entrance of a nextn layer."""
     from torch import nn
 
     width = nextn.config.hidden_size
-    _refuse_too_many(n_rows, 4 * width, "the inputs have {} tokens", "fewer")
-    enorm, hnorm = nextn.norm("enorm"), nextn.norm("hnorm")
     eh_proj = nextn.part("eh_proj", lambda: nn.Linear(2 * width, width, bias=False))
+    return Entrance(embedding, nextn.norm("enorm"), nextn.norm("hnorm"), eh_proj)
+
+
+def enter(nextn: Block, embedding: Embedding, inputs: Iterable[Sequence], n_rows: int) -> Rows:
+    """What the decoder layer of the nextn layer is given for these inputs, of `n_rows` rows in all."""
+    import torch
+
+    width = nextn.config.hidden_size
+    _refuse_too_many(n_rows, 4 * width, "the inputs have {} tokens", "fewer")
+    door = entrance(nextn, embedding)
     x, positions, end = torch.empty(n_rows, width, device=nextn.device), [], 0
     with torch.inference_mode():
         for sequence in inputs:
             at = sequence.positions[:-1]
             for first in range(0, len(at), _TOKENS):
                 last = min(first + _TOKENS, len(at))
-                embedded = embedding.rows(sequence.token_ids[first + 1 : last + 1])
-                embedded[at[first:last] == 0] = 0.0  # before the norm, as vLLM does
-                both = (embedded.to(x.device), sequence.hidden[first:last].to(x.device))
-                x[end : end + last - first] = eh_proj(torch.cat((enorm(both[0]), hnorm(both[1])), -1))
+                ids = sequence.token_ids[first + 1 : last + 1]
+                x[end : end + last - first] = door.rows(ids, at[first:last], sequence.hidden[first:last])
                 end += last - first
             positions.append(at.to(x.device))
     return Rows(x, tuple(positions))
@@ -213,30 +257,83 @@ def route(layer: Block, x: Tensor, kept: tuple[int, ...] | None = None) -> Route
 
 
 def each_expert(
-    layer: Block, x: Tensor, routed: Routed, on_expert: OnExpert, on_progress: OnProgress | None = None
+    layer: Block,
+    x: Tensor,
+    routed: Routed,
+    on_expert: OnExpert,
+    on_progress: OnProgress | None = None,
+    *,
+    kept: tuple[int, ...] | None = None,
+    workers: int = 1,
 ) -> None:
-    """Run every expert on the rows that are routed to it, in the order of their numbers."""
+    """Run every expert on the rows that are routed to it, in the order of their numbers.
+
+    kept: the stored expert of each number, None for itself. workers: threads; what `on_expert` is given, by the thread
+    that called, and in what order, does not depend on how many.
+    """
     import torch
-    from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaMLP
 
-    config, names = layer.config, by_stem(layer.checkpoint)
+    numbers = tuple(range(layer.n_experts)) if kept is None else kept
+    run = Experts(layer)
     norm = layer.norm("post_attention_layernorm")
-    expert = empty(lambda: GlmMoeDsaMLP(config, config.moe_intermediate_size), layer.device)
-    with torch.inference_mode():
-        for number in range(layer.n_experts):
-            places, slots = (routed.experts == number).nonzero(as_tuple=True)
-            if len(places):
-                at = f"{layer.prefix}mlp.experts.{number}."
-                fill(expert, layer.checkpoint, at, kernels=layer.kernels, names=names)
-            for some, slot in zip(torch.split(places, _TOKENS), torch.split(slots, _TOKENS), strict=True):
-                if len(some):
-                    on_expert(number, some, routed.gates[some, slot], expert(norm(x[some])))
-            if on_progress:
-                on_progress(Progress("experts", number + 1, layer.n_experts, "items"))
+
+    def outputs(number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        places, slots = (routed.experts == number).nonzero(as_tuple=True)
+        if not len(places):
+            return []
+        expert = run.loaded(numbers[number])
+        pieces = zip(torch.split(places, _TOKENS), torch.split(slots, _TOKENS), strict=True)
+        return [(some, routed.gates[some, slot], expert(norm(x[some]))) for some, slot in pieces]
+
+    for number, found in enumerate(in_order(outputs, range(len(numbers)), workers)):
+        with torch.inference_mode():
+            for some, gates, made in found:
+                on_expert(number, some, gates, made)
+        if on_progress:
+            on_progress(Progress("experts", number + 1, len(numbers), "items"))
 
 
-def output(layer: Block, x: Tensor, routed: Routed) -> Tensor:
+class Experts:
+    """Experts of a layer, one at a time for each thread."""
+
+    def __init__(self, layer: Block) -> None:
+        self._layer, self._names = layer, by_stem(layer.checkpoint)
+        self._held = threading.local()
+
+    def loaded(self, number: int) -> Any:  # noqa: ANN401 -- transformers has no types
+        """A stored expert as transformers' module; this thread's next call overwrites them."""
+        from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaMLP
+
+        layer = self._layer
+        if not hasattr(self._held, "module"):
+            config = layer.config
+            self._held.module = empty(lambda: GlmMoeDsaMLP(config, config.moe_intermediate_size), layer.device)
+        at = f"{layer.prefix}mlp.experts.{number}."
+        fill(self._held.module, layer.checkpoint, at, kernels=layer.kernels(), names=self._names)
+        return self._held.module
+
+
+def output(
+    layer: Block,
+    x: Tensor,
+    routed: Routed,
+    on_progress: OnProgress | None = None,
+    *,
+    kept: tuple[int, ...] | None = None,
+    workers: int = 1,
+) -> Tensor:
     """What the decoder layer gives for rows that attention was added to: float32 [n, hidden], before any last norm."""
+    total = with_shared(layer, x)
+
+    def add(_: int, places: Tensor, gates: Tensor, outputs: Tensor) -> None:
+        total.index_add_(0, places, gates[:, None] * outputs)
+
+    each_expert(layer, x, routed, add, on_progress, kept=kept, workers=workers)
+    return total
+
+
+def with_shared(layer: Block, x: Tensor) -> Tensor:
+    """The rows, and what the shared experts add to them: float32 [n, hidden], a copy."""
     import torch
     from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaMLP
 
@@ -247,11 +344,6 @@ def output(layer: Block, x: Tensor, routed: Routed) -> Tensor:
     with torch.inference_mode():
         for some, into in zip(torch.split(x, _TOKENS), torch.split(total, _TOKENS), strict=True):
             into.add_(shared(norm(some)))
-
-    def add(_: int, places: Tensor, gates: Tensor, outputs: Tensor) -> None:
-        total.index_add_(0, places, gates[:, None] * outputs)
-
-    each_expert(layer, x, routed, add)
     return total
 
 
@@ -266,6 +358,6 @@ def _refuse_too_many(count: int, bytes_each: int, what: str, less: str) -> None:
         )
 
 
-def expert_kernels(config: GlmMoeDsaConfig, n_experts: int) -> RowKernels | None:
-    """Compiled kernels to decode so many experts with, where they save time; for one thread."""
-    return kernels_for(3 * n_experts * config.hidden_size * config.moe_intermediate_size)()
+def expert_kernels(config: GlmMoeDsaConfig, n_experts: int) -> Callable[[], RowKernels | None]:
+    """Compiled kernels to decode so many experts with, where they save time; each thread is given its own."""
+    return kernels_for(3 * n_experts * config.hidden_size * config.moe_intermediate_size)

@@ -7,7 +7,7 @@ both are errors, and come before the first hour of computing rather than after i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -55,7 +55,7 @@ class Target:
     family: Family
     config: GlmMoeDsaConfig
     n_experts: int
-    kernels: RowKernels | None = None
+    kernels: Callable[[], RowKernels | None] = lambda: None
 
     @property
     def n_layers(self) -> int:
