@@ -7,6 +7,7 @@
     prune_plan(target)              which experts would stay beside a smaller target
     verify(draft, target)           open a draft again and judge it
     validate(draft, target)         the same, and the loader of an installed engine
+    fidelity(draft, reference)      does it predict what the dense layer predicts
     serve_command(draft, target)    what to type
     explain_serve(draft, target)    the same, each flag with its reason
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from mtpforge.drafting.machine import doctor
     from mtpforge.engines.command import Command
     from mtpforge.errors import MtpforgeError
+    from mtpforge.judging.calls import fidelity
+    from mtpforge.judging.fidelity import Fidelity
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
     from mtpforge.report import Progress, Report
@@ -54,6 +57,7 @@ __all__ = [
     "Command",
     "Comparison",
     "Draft",
+    "Fidelity",
     "MtpforgeError",
     "Plan",
     "Progress",
@@ -67,6 +71,7 @@ __all__ = [
     "dump_scheme",
     "explain_serve",
     "extract",
+    "fidelity",
     "inspect",
     "load_scheme",
     "open_checkpoint",
@@ -84,12 +89,14 @@ _PLACES: Final = {
     "Command": "mtpforge.engines.command",
     "Comparison": "mtpforge.pruning.expert_choice",
     "Draft": "mtpforge.building",
+    "Fidelity": "mtpforge.judging.fidelity",
     "MtpforgeError": "mtpforge.errors",
     "Plan": "mtpforge.planning",
     "Progress": "mtpforge.report",
     "Report": "mtpforge.report",
     "Scheme": "mtpforge.scheme",
     "doctor": "mtpforge.drafting.machine",
+    "fidelity": "mtpforge.judging.calls",
     "open_checkpoint": "mtpforge.checkpoint",
 }
 

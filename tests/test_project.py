@@ -60,6 +60,7 @@ CALLS = {
     "capture",
     "demanded_scheme",
     "extract",
+    "fidelity",
     "inspect",
     "load_scheme",
     "open_checkpoint",
@@ -67,7 +68,18 @@ CALLS = {
     "prune_plan",
 }
 CALLS |= {"doctor", "dump_scheme", "explain_serve", "schemes", "serve_command", "validate", "verify"}
-RESULTS = {"Checkpoint", "Command", "Comparison", "Draft", "MtpforgeError", "Plan", "Progress", "Report", "Scheme"}
+RESULTS = {
+    "Checkpoint",
+    "Command",
+    "Comparison",
+    "Draft",
+    "Fidelity",
+    "MtpforgeError",
+    "Plan",
+    "Progress",
+    "Report",
+    "Scheme",
+}
 
 
 def test_public_names_are_the_calls_and_what_they_give():

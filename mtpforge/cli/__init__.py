@@ -41,6 +41,7 @@ COMMANDS: Final = (
     Entry("capture", "Make a draft", "calibration inputs: what a target hands to its MTP layer for a text"),
     Entry("verify", "Prove it", "files, names, values, config; in seconds"),
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
+    Entry("fidelity", "Prove it", "does it predict what the dense layer predicts; which module costs what"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
     Entry("doctor", "This machine", "versions of everything that matters"),
     Entry("demo", "This machine", "a build in seconds, offline"),

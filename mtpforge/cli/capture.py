@@ -42,16 +42,7 @@ from mtpforge.units import file_size
     heading="Input",
     help=f"Tokens of a window of the text.  [default: {USUAL_LENGTH}, or what the target takes]",
 )
-@click.option(
-    "--tokens",
-    cls=Option,
-    type=click.IntRange(min=2),
-    metavar="N",
-    default=USUAL_TOKENS,
-    show_default=True,
-    heading="Input",
-    help="Tokens in all, at most.",
-)
+@options.tokens(default=USUAL_TOKENS)
 @options.out(
     help="File to write.  [default: out/<target>-inputs.safetensors; where another target's lie there"
     " out/<target>-<hash>-...]"

@@ -94,6 +94,23 @@ class DeviceName(click.ParamType):  # type: ignore[type-arg]  # not generic in o
         )
 
 
+class Compared(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
+    """What is shown beside the first: a name out of a table, or anything where there is none."""
+
+    def __init__(self, name: str, choices: Callable[[], Iterable[str]] | None = None) -> None:
+        self.name, self._known = name, OneOf(name, choices) if choices else None
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        """The name."""
+        return self._known.convert(value, param, ctx) if self._known else str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of the table, else folders."""
+        if self._known:
+            return self._known.shell_complete(ctx, param, incomplete)
+        return [CompletionItem(incomplete, type="dir")]
+
+
 def _engines() -> Iterable[str]:
     from mtpforge.engines import ENGINES
 
@@ -123,6 +140,44 @@ text = _option(
     metavar="FILE",
     heading="Input",
     help="Plain text, UTF-8; a form feed begins a new document.",
+)
+reference = _option(
+    "--reference", type=CheckpointName(), heading="Input", help="Checkpoint whose layer is the measure: the dense one."
+)
+compare = _option("--compare", type=Compared("CKPT"), multiple=True, heading="Input", help="Measure this one too.")
+tokens = _option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    metavar="N",
+    show_default=True,
+    heading="Input",
+    help="Tokens in all, at most.",
+)
+k = _option(
+    "--k", type=click.IntRange(1, 16), metavar="N", default=3, show_default=True, heading="Compute", help="Draft steps."
+)
+
+
+def _recycled() -> Iterable[str]:
+    from mtpforge.nextn.speculating import RECYCLED
+
+    return RECYCLED
+
+
+recycle = _option(
+    "--recycle",
+    type=OneOf("STATE", _recycled),
+    default="post-norm",
+    show_default=True,
+    heading="Compute",
+    help="State that a step hands to the next: post-norm (vLLM 0.24 and later) or pre-norm (0.23).",
+)
+picture = _option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    heading="Output",
+    help="Draw it (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.",
 )
 scheme = _option(
     "--scheme",

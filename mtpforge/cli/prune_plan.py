@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from mtpforge.cli import options
-from mtpforge.cli.grammar import Command, OneOf, Option
+from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 
 if TYPE_CHECKING:
@@ -39,25 +39,14 @@ def _methods() -> Sequence[str]:
 )
 @options.target(required=True)
 @options.source(help="Checkpoint that the layer comes from; default: the target, else its base model.")
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    cls=Option,
-    metavar="FILE",
-    heading="Output",
-    help="Draw the scores and the cut (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.",
-)
+@options.picture(help="Draw the scores and the cut (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.")
 @options.engine()
 @options.experts()
 @options.prune_by()
 @options.inputs()
 @options.keep_experts()
-@click.option(
-    "--compare",
-    type=OneOf("METHOD", _methods),
-    multiple=True,
-    cls=Option,
-    heading="Experts",
+@options.compare(
+    type=options.Compared("METHOD", _methods),
     help="Show this method too; bias and router-norm always are, aimer reads every expert.",
 )
 @click.pass_obj

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.pruning import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KEPT, _DROPPED = "#0072b2", "#d55e00"  # told apart by every kind of colour vision (Okabe and Ito)
 _SUFFIXES: Final = (".png", ".svg", ".pdf")
@@ -57,6 +60,11 @@ def draw(path: Path, scores: Mapping[str, Sequence[float]], kept: Mapping[str, S
         axes.legend(fontsize="small", loc="upper right", ncols=3)
         axes.margins(x=0.01)
     figure.supxlabel("expert of the source")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure. MtpforgeError where the place cannot be written."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

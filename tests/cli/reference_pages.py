@@ -12,6 +12,7 @@ from mtpforge import errors, report, scheme, tensors
 from mtpforge.cli import COMMANDS, group
 from mtpforge.cli.grammar import HEADINGS, Option
 from mtpforge.engines import command as commands
+from mtpforge.judging import fidelity, swapping
 from mtpforge.planning import steps
 
 GENERATED = "<!-- Made from the code: REWRITE_GOLDEN=1 pytest tests/cli rewrites it. -->\n"
@@ -63,6 +64,12 @@ ENDINGS = {
         "engine": "Report of the engine's own loader",
         "error": "why no engine was asked, with exit code 5",
     },
+    "fidelity": {
+        "fidelity": "Fidelity",
+        "ranked": "drafts, nearest to the reference first",
+        "picture": "path, null where none was asked for",
+        "report": "Report: the checks of all drafts",
+    },
     "serve --print": {
         "serve": "words of the command",
         "traps": "list of Trap: what would spoil the drafts of this pair",
@@ -77,6 +84,10 @@ ENDINGS = {
 }
 
 RECORDS = (
+    fidelity.Fidelity,
+    fidelity.DraftFidelity,
+    fidelity.StepFidelity,
+    swapping.Swap,
     report.Report,
     report.Check,
     report.Trap,

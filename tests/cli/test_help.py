@@ -52,7 +52,9 @@ def test_every_command_has_two_examples_that_parse(name):
         parse(example[example.index("mtpforge ") :])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md", "docs/fidelity.md"]
+)
 def test_every_command_of_a_page_parses(page):
     text = (ROOT / page).read_text()
     lines = [line.strip() for line in text.splitlines() if line.startswith("    mtpforge ")]
@@ -62,7 +64,9 @@ def test_every_command_of_a_page_parses(page):
         parse(line)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md", "docs/fidelity.md"]
+)
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\(([^):]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not ((ROOT / page).parent / link).is_file()] == []
