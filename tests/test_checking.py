@@ -35,7 +35,17 @@ SCALED = [
 ]
 NVFP4 = formats.nvfp4.quantization(static=False)
 MODELOPT = formats.modelopt_nvfp4.quantization(static=False)
-STORED = [INT4, INT3, INT8, BLOCK, *SCALED, NVFP4, MODELOPT, *whole_weights.MICROSCALED]
+STORED = [
+    INT4,
+    INT3,
+    INT8,
+    BLOCK,
+    *SCALED,
+    NVFP4,
+    MODELOPT,
+    *whole_weights.MICROSCALED,
+    *whole_weights.OTHER_SHAPES[:2],
+]
 ROWS, COLUMNS = 300, 160
 
 

@@ -13,6 +13,12 @@ from mtpforge.formats import BAND_ROWS, FORMATS, Format, explain
 from mtpforge.formats.format import Specs
 from mtpforge.tensors import Quantization, Shape
 
+# Scales in the shapes that ModelOpt and Quark have for them; of Quark's integers none but the config tells.
+OTHER_SHAPES = (
+    Quantization("modelopt_fp8", 8, strategy="channel", scale_dtype="F32"),
+    Quantization("modelopt_fp8", 8, strategy="block", block=(128, 128), scale_dtype="F32"),
+    Quantization("quark_int8", 8, strategy="channel", scale_dtype="F32"),
+)
 MICROSCALED = tuple(
     Quantization(name, bits, strategy="group", group_size=32, scale_dtype="U8")
     for name, bits in (("mxfp4", 4), ("quark_mxfp4", 4), ("mxfp8", 8))

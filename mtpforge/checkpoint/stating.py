@@ -22,6 +22,12 @@ _FORMAT_NAMES: Final = {
     "mxfp4": "mxfp4-pack-quantized",
     "mxfp8": "mxfp8-quantized",
 }
+_QUARK_DTYPES: Final = {
+    "quark_mxfp4": "fp4",
+    "fp8_scaled": "fp8_e4m3",
+    "modelopt_fp8": "fp8_e4m3",
+    "quark_int8": "int8",
+}
 _INTEGERS: Final = ("pack_quantized", "int_quantized")
 
 
@@ -83,15 +89,38 @@ def algorithm(q: Quantization) -> dict[str, object]:
 
 
 def quark(q: Quantization) -> dict[str, object]:
-    """Quark's config of weights and activations, in its 0.11's words."""
-    spec = {"dtype": "fp4", "qscheme": "per_group", "ch_axis": -1, "group_size": q.group_size, "scale_format": "e8m0"}
-    inputs = None if q.input_scale == "none" else {**spec, "is_dynamic": True}
-    return {"weight": {**spec, "is_dynamic": False}, "input_tensors": inputs, "output_tensors": None, "bias": None}
+    """Quark's config of weights and activations, in its 0.11's words; KeyError where it has none."""
+    dtype = _QUARK_DTYPES[q.format]
+    weight: dict[str, object] = {"dtype": dtype, "is_dynamic": False, "symmetric": q.symmetric}
+    match q.strategy:
+        case "group":
+            weight |= {"qscheme": "per_group", "ch_axis": -1, "group_size": q.group_size, "scale_format": "e8m0"}
+        case "block":
+            weight |= {"qscheme": "per_block", "block_size": list(q.block or ())}
+        case "channel":
+            weight |= {"qscheme": "per_channel", "ch_axis": 0}
+        case _:
+            weight |= {"qscheme": "per_tensor"}
+    inputs = None if q.input_scale == "none" else _quark_inputs(q, weight)
+    return {"weight": weight, "input_tensors": inputs, "output_tensors": None, "bias": None}
 
 
-def is_quark(kinds: Collection[Quantization]) -> bool:
-    """Whether Quark has words for all: one kind alone."""
-    return len(kinds) == 1 and all(q.format == "quark_mxfp4" for q in kinds)
+def _quark_inputs(q: Quantization, weight: dict[str, object]) -> dict[str, object]:
+    """Activations quantized at run time, cut as the weights are; by one stored scale where it is static."""
+    if q.input_scale == "static":
+        return {"dtype": weight["dtype"], "qscheme": "per_tensor", "symmetric": True, "is_dynamic": False}
+    if q.block is not None:
+        grouped = {"qscheme": "per_group", "group_size": q.block[1], "ch_axis": -1}
+        return {"dtype": weight["dtype"], "symmetric": True, "is_dynamic": True, **grouped}
+    return {**weight, "is_dynamic": True} | ({"ch_axis": 1} if q.strategy == "channel" else {})
+
+
+def is_quark(kinds: Iterable[Quantization]) -> bool:
+    """Whether Quark has words for all of them: FP8 and INT8 beside quantized activations alone."""
+    return all(
+        q.format == "quark_mxfp4" or (q.format in _QUARK_DTYPES and q.input_scale != "none" and q.scale_dtype == "F32")
+        for q in kinds
+    )
 
 
 def is_compressed(kinds: Iterable[Quantization]) -> bool:

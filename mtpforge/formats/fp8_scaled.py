@@ -1,22 +1,26 @@
-"""FP8 under one scale for the matrix, for each row, or for each block: compressed-tensors and ModelOpt.
+"""FP8 under one scale for the matrix, for each row, or for each block: compressed-tensors, ModelOpt and Quark.
 
     weight         F8_E4M3   [out, in]
-    weight_scale   F32, BF16 [1]                      tensor    ModelOpt: []
-                             [out, 1]                 channel   ModelOpt: [out]
-                             [ceil / 128, ceil / 128] block     ModelOpt: [ceil, 1, ceil, 1]
-    input_scale    F32, BF16 [1] or []                static activations only: amax / 448
+    weight_scale   F32, BF16 fp8_scaled                 modelopt_fp8
+                             [1] or []                                        tensor
+                             [out, 1]                   [out]                 channel; Quark too
+                             [ceil / 128, ceil / 128]   [ceil, 1, ceil, 1]    block; Quark as fp8_scaled
+    input_scale    F32, BF16 [1] or []                  static activations only: amax / 448
 
     value = float32(weight) * float32(weight_scale)
 
-Both libraries' shapes are read, compressed-tensors' are written. A row scale of shape [out] is safe here: the library
-would apply it to the columns of a square weight.
-Sources: compressed-tensors 0.20.0 compressors/naive_quantized/base.py; nvidia-modelopt 0.47.0 export/quant_utils.py.
+Engines take either shape by its method alone, so there are two formats. A row scale of shape [out] is safe here:
+compressed-tensors would apply it to the columns of a square weight.
+Sources: compressed-tensors 0.20.0 compressors/naive_quantized/base.py; nvidia-modelopt 0.47.0 export/quant_utils.py;
+vllm 0.33.0 quantization/modelopt.py, KFp8StaticChannel and KFp8Block128, and quark/schemes/quark_w8a8_fp8.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from mtpforge.formats import blocks
 from mtpforge.formats.format import Codes, Format, InputScale, PartRows, Specs
@@ -27,50 +31,67 @@ if TYPE_CHECKING:
 
     from mtpforge.arithmetic.limits import Limit
 
-TAKES: Final = {
-    "bits": (8,),
-    "strategy": ("tensor", "channel", "block"),
-    "scale_dtype": blocks.SCALES,
-    "input_scale": ("none", "dynamic", "static"),
-}
 _SCALAR: Final[tuple[Shape, ...]] = ((1,), ())
 _INPUT: Final = "input_scale"
+Strategy: TypeAlias = Literal["channel", "tensor", "block"]
 
 
-def recognise(parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
-    """The quantization if these parts are FP8 with `weight_scale`."""
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """is_flat: scales of rows and blocks have two axes, as the weight has."""
+
+    name: str
+    strategies: tuple[Strategy, ...]
+    is_flat: bool
+
+    def scales(self, shape: Shape, quantization: Quantization) -> Shape:
+        """Shape of the scales of a weight [out, in]."""
+        if quantization.strategy == "tensor":
+            return (1,)
+        if quantization.strategy == "channel":
+            return (shape[0], 1) if self.is_flat else (shape[0],)
+        rows, columns = blocks.grid(shape, quantization.block or blocks.USUAL)
+        return (rows, columns) if self.is_flat else (rows, 1, columns, 1)
+
+
+_KINDS: Final = (
+    _Kind("fp8_scaled", ("channel", "tensor", "block"), is_flat=True),
+    _Kind("modelopt_fp8", ("channel", "block"), is_flat=False),
+)
+
+
+def recognise(kind: _Kind, parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
+    """The quantization if these parts are FP8 with `weight_scale` in the shapes of this kind."""
     if set(parts) - {_INPUT} != {"weight", "weight_scale"} or parts["weight"] != Spec("F8_E4M3", shape):
         return None
     scale, given = parts["weight_scale"], parts.get(_INPUT)
     if scale.dtype not in blocks.SCALES or (given and (given.dtype not in blocks.SCALES or given.shape not in _SCALAR)):
         return None
     static: Literal["static", "none"] = "static" if given else "none"
-    if scale.shape in _SCALAR:
-        return Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype=scale.dtype, input_scale=static)
-    if scale.shape in ((shape[0], 1), (shape[0],)):
-        return Quantization("fp8_scaled", 8, strategy="channel", scale_dtype=scale.dtype, input_scale=static)
-    covers = blocks.fitting(_flat(scale.shape), shape, block)
-    if covers is None:
-        return None
-    return Quantization("fp8_scaled", 8, strategy="block", block=covers, scale_dtype=scale.dtype, input_scale=static)
+    found = Quantization(kind.name, 8, scale_dtype=scale.dtype, input_scale=static)
+    if scale.shape in _SCALAR:  # a weight of one row has one scale either way
+        return replace(found, strategy="tensor") if "tensor" in kind.strategies else None
+    channel = replace(found, strategy="channel")
+    if scale.shape == kind.scales(shape, channel):
+        return channel
+    covers = blocks.fitting(_grid(kind, scale.shape), shape, block)
+    return None if covers is None else replace(found, strategy="block", block=covers)
 
 
-def _flat(grid: Shape) -> Shape:
-    """ModelOpt's [row blocks, 1, column blocks, 1] as [row blocks, column blocks]; other shapes as they are."""
-    match grid:
-        case (rows, 1, columns, 1):
+def _grid(kind: _Kind, scale: Shape) -> Shape:
+    """[row blocks, column blocks] of scales of blocks; () where they are none of this kind."""
+    match scale:
+        case (rows, 1, columns, 1) if not kind.is_flat:
             return rows, columns
-    return grid
+        case (_, _) if kind.is_flat:
+            return scale
+    return ()
 
 
-def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+def layout(kind: _Kind, shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     """What a weight [out, in] is stored as."""
-    scale = {
-        "tensor": (1,),
-        "channel": (shape[0], 1),
-        "block": blocks.grid(shape, quantization.block or blocks.USUAL),
-    }[quantization.strategy]
-    specs = {"weight": Spec("F8_E4M3", shape), "weight_scale": Spec(quantization.scale_dtype or "F32", scale)}
+    scale = Spec(quantization.scale_dtype or "F32", kind.scales(shape, quantization))
+    specs = {"weight": Spec("F8_E4M3", shape), "weight_scale": scale}
     if quantization.input_scale == "static":
         specs[_INPUT] = Spec("F32", (1,))
     return specs
@@ -108,18 +129,19 @@ def matrix_parts(_shape: Shape, quantization: Quantization, amax: Tensor | None)
     return {"weight_scale": float8.scale_for(amax.reshape(1), dtype).to(dtype)}
 
 
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encode(kind: _Kind, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
     from mtpforge.arithmetic import float8, scales
 
     if quantization.strategy == "tensor":
         return {"weight": float8.encode(rows, matrix["weight_scale"].float())}
+    shape = kind.scales((rows.shape[0], rows.shape[1]), quantization)
     if quantization.strategy == "block":
         weight, scale = blocks.encode(rows, quantization)
-        return {"weight": weight, "weight_scale": scale}
+        return {"weight": weight, "weight_scale": scale.view(shape)}
     dtype = scales.torch_dtype(quantization.scale_dtype or "F32")
     factors = float8.scale_for(scales.group_largest(rows), dtype).unsqueeze(1)
-    return {"weight": float8.encode(rows, factors), "weight_scale": factors.to(dtype)}
+    return {"weight": float8.encode(rows, factors), "weight_scale": factors.to(dtype).view(shape)}
 
 
 def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
@@ -129,32 +151,42 @@ def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape)
     return limits.e4m3(parts["weight_scale"], quantization, shape)
 
 
-def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+def guesses(kind: _Kind, parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
     """What parts that are almost this format may have been meant to be."""
+    if not kind.is_flat and parts.get("weight", Spec("", ())).dtype != "F8_E4M3":
+        return
     dtype = blocks.scale_dtype(parts.get("weight_scale", parts.get("weight_scale_inv")))
     statics: tuple[Literal["static", "none"], ...] = ("static", "none") if _INPUT in parts else ("none",)
-    strategies: tuple[Literal["channel", "tensor", "block"], ...] = ("channel", "tensor", "block")
     for static in statics:
-        for strategy in strategies:
+        for strategy in kind.strategies:
             covers = blocks.USUAL if strategy == "block" else None
-            yield Quantization("fp8_scaled", 8, strategy=strategy, block=covers, scale_dtype=dtype, input_scale=static)
+            yield Quantization(kind.name, 8, strategy=strategy, block=covers, scale_dtype=dtype, input_scale=static)
 
 
-FORMAT = Format(
-    name="fp8_scaled",
-    shown=lambda _: "FP8",
-    takes=TAKES,
-    recognise=recognise,
-    layout=layout,
-    rows_in_parts=rows_in_parts,
-    decode=decode,
-    bound=bound,
-    guesses=guesses,
-    codes=Codes("weight", "F8_E4M3"),
-    reader="fp8_scaled",
-    reference="compressed-tensors float-quantized decompress",
-    needs_amax=needs_amax,
-    matrix_parts=matrix_parts,
-    encode=encode,
-    input_scale=InputScale(_INPUT, 448.0),
-)
+def _format(kind: _Kind) -> Format:
+    return Format(
+        name=kind.name,
+        shown=lambda _: "FP8",
+        takes={
+            "bits": (8,),
+            "strategy": kind.strategies,
+            "scale_dtype": blocks.SCALES,
+            "input_scale": ("none", "dynamic", "static"),
+        },
+        recognise=partial(recognise, kind),
+        layout=partial(layout, kind),
+        rows_in_parts=rows_in_parts,
+        decode=decode,
+        bound=bound,
+        guesses=partial(guesses, kind),
+        codes=Codes("weight", "F8_E4M3"),
+        reader="fp8_scaled",
+        reference="compressed-tensors float-quantized decompress",
+        needs_amax=needs_amax,
+        matrix_parts=matrix_parts,
+        encode=partial(encode, kind),
+        input_scale=InputScale(_INPUT, 448.0),
+    )
+
+
+FORMAT, MODELOPT = (_format(kind) for kind in _KINDS)

@@ -1,18 +1,23 @@
-"""Integers of 8 bits with one scale a row: compressed-tensors `int-quantized`, known as W8A8.
+"""Integers of 8 bits with one scale a row: compressed-tensors `int-quantized`, known as W8A8, and Quark's.
 
-    weight              I8                [out, in]
-    weight_scale        BF16, F16, F32    [out, 1]      written as BF16
-    weight_zero_point   I8                [out, 1]      asymmetric only
+                                          int_quantized   quark_int8
+    weight              I8                [out, in]       [out, in]
+    weight_scale        BF16, F16, F32    [out, 1]        [out]        written as BF16, Quark's as F32
+    weight_zero_point   I8                [out, 1]        [out]        asymmetric only, which Quark's is not written as
 
     value = (weight - weight_zero_point) * float32(weight_scale)
 
-A scale of shape [out] is refused: the library would apply it to the columns of a square weight.
-Source: compressed-tensors 0.20.0 compressors/naive_quantized/base.py.
+Where the config does not say Quark, a scale of shape [out] is refused: compressed-tensors would apply it to the columns
+of a square weight.
+Sources: compressed-tensors 0.20.0 compressors/naive_quantized/base.py; vllm 0.33.0 quantization/quark/schemes/
+quark_w8a8_int8.py, "Quark stores per-channel weight_scale as 1D", and quark_moe.py, QuarkW8A8Int8MoEMethod.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats.format import Codes, Finder, Format, PartRows, RowPacking, Specs
@@ -26,33 +31,45 @@ if TYPE_CHECKING:
 _SCALES: Final = ("BF16", "F16", "F32")
 _ZERO: Final = "weight_zero_point"
 _BITS: Final = 8
-TAKES: Final = {
-    "bits": (_BITS,),
-    "strategy": ("channel",),
-    "symmetric": (True, False),
-    "scale_dtype": _SCALES,
-    "input_scale": ("none", "dynamic"),
-}
 _KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _SIGN: Final = 128  # xor with it turns a code plus 2^7 into the code in two's complement, and back
 
 
-def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quantization | None:
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """of_row: what follows the rows in the shape of scales. method: `quant_method` that alone stores it so, or ""."""
+
+    name: str
+    of_row: Shape
+    method: str
+    symmetric: tuple[bool, ...]
+    reader: str
+    reference: str
+
+
+_KINDS: Final = (
+    _Kind("int_quantized", (1,), "", (True, False), "int_quantized", "compressed-tensors int-quantized decompress"),
+    _Kind("quark_int8", (), "quark", (True,), "", "no decoder of Quark's own runs beside ours"),
+)
+
+
+def recognise(kind: _Kind, parts: Specs, shape: Shape, block: Mapping[str, object]) -> Quantization | None:
     """The quantization if these parts are integers of 8 bits with a scale a row."""
     scale = parts.get("weight_scale")
-    if scale is None or scale.dtype not in _SCALES:
+    if scale is None or scale.dtype not in _SCALES or kind.method not in {"", block.get("quant_method")}:
         return None
     found = Quantization(
-        "int_quantized", bits=_BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=scale.dtype
+        kind.name, bits=_BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=scale.dtype
     )
-    return found if layout(shape, found) == dict(parts) else None
+    return found if layout(kind, shape, found) == dict(parts) else None
 
 
-def layout(shape: Shape, quantization: Quantization) -> dict[str, Spec]:
+def layout(kind: _Kind, shape: Shape, quantization: Quantization) -> dict[str, Spec]:
     """What a weight [out, in] is stored as."""
-    specs = {"weight": Spec("I8", shape), "weight_scale": Spec(quantization.scale_dtype or "BF16", (shape[0], 1))}
+    rows = (shape[0], *kind.of_row)
+    specs = {"weight": Spec("I8", shape), "weight_scale": Spec(quantization.scale_dtype or "BF16", rows)}
     if not quantization.symmetric:
-        specs[_ZERO] = Spec("I8", (shape[0], 1))
+        specs[_ZERO] = Spec("I8", rows)
     return specs
 
 
@@ -65,9 +82,9 @@ def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantizatio
     """Float32 [rows, in]."""
     from mtpforge.arithmetic import affine
 
-    zero_point = None if quantization.symmetric else _unsigned(parts[_ZERO])
+    zero_point = None if quantization.symmetric else _unsigned(parts[_ZERO]).view(-1, 1)
     codes = _unsigned(parts["weight"]).unsqueeze(1)
-    return affine.dequantize(codes, parts["weight_scale"], zero_point, _BITS).squeeze(1)
+    return affine.dequantize(codes, parts["weight_scale"].view(-1, 1), zero_point, _BITS).squeeze(1)
 
 
 def _unsigned(codes: Tensor) -> Tensor:
@@ -87,27 +104,31 @@ def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | Non
     return {}
 
 
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encode(kind: _Kind, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]."""
     from mtpforge.arithmetic import searching
 
-    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
+    return search(kind, rows, quantization, matrix, searching.nearest(searching.whole_range))
 
 
-def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
+def search(
+    kind: _Kind, rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder
+) -> dict[str, Tensor]:
     """The same parts, codes and scales by a method's finder."""
     from mtpforge.arithmetic import scales
 
     dtype = scales.torch_dtype(quantization.scale_dtype or "BF16")
     groups = rows.unsqueeze(1)
     codes, scale, zero_point = find(groups, _BITS, dtype, quantization.symmetric)
-    parts = {"weight": _signed(codes.squeeze(1)), "weight_scale": scale.to(dtype)}
+    parts = {"weight": _signed(codes.squeeze(1)), "weight_scale": scale.to(dtype).view(-1, *kind.of_row)}
     if zero_point is not None:
-        parts[_ZERO] = _signed(zero_point)
+        parts[_ZERO] = _signed(zero_point).view(-1, *kind.of_row)
     return parts
 
 
-def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking | None:
+def row_packing(
+    kind: _Kind, columns: int, quantization: Quantization, _matrix: Mapping[str, Tensor]
+) -> RowPacking | None:
     """For the compiled encoder, which knows rows of 32 n columns under BF16 scales."""
     import torch
 
@@ -115,8 +136,9 @@ def row_packing(columns: int, quantization: Quantization, _matrix: Mapping[str, 
         return None
 
     def parts(codes: Tensor, scales: Tensor, zeros: Tensor) -> dict[str, Tensor]:
-        made = {"weight": _signed(codes), "weight_scale": scales.view(torch.bfloat16)}
-        return made if quantization.symmetric else made | {_ZERO: _signed(zeros)}
+        rows = (-1, *kind.of_row)
+        made = {"weight": _signed(codes), "weight_scale": scales.view(torch.bfloat16).view(rows)}
+        return made if quantization.symmetric else made | {_ZERO: _signed(zeros).view(rows)}
 
     widths = (columns, 2, 0 if quantization.symmetric else 1)
     return RowPacking("affine", (_BITS,), columns, widths, parts)
@@ -129,28 +151,40 @@ def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape)
     return limits.integers(parts["weight_scale"], quantization, shape)
 
 
-def guesses(parts: Specs, _shape: Shape, _block: Mapping[str, object]) -> Iterator[Quantization]:
+def guesses(kind: _Kind, parts: Specs, _shape: Shape, block: Mapping[str, object]) -> Iterator[Quantization]:
     """What parts that are almost this format may have been meant to be."""
+    if kind.method not in {"", block.get("quant_method")}:
+        return
     scale = parts.get("weight_scale")
     dtype = scale.dtype if scale is not None and scale.dtype in _SCALES else _SCALES[0]
-    yield Quantization("int_quantized", _BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=dtype)
+    yield Quantization(kind.name, _BITS, strategy="channel", symmetric=_ZERO not in parts, scale_dtype=dtype)
 
 
-FORMAT = Format(
-    name="int_quantized",
-    shown=lambda q: f"INT{q.bits}",
-    takes=TAKES,
-    recognise=recognise,
-    layout=layout,
-    rows_in_parts=rows_in_parts,
-    decode=decode,
-    bound=bound,
-    guesses=guesses,
-    codes=Codes("weight", "I8", least=-128, largest=127),
-    reader="int_quantized",
-    reference="compressed-tensors int-quantized decompress",
-    matrix_parts=matrix_parts,
-    encode=encode,
-    search=search,
-    row_packing=row_packing,
-)
+def _format(kind: _Kind) -> Format:
+    return Format(
+        name=kind.name,
+        shown=lambda q: f"INT{q.bits}",
+        takes={
+            "bits": (_BITS,),
+            "strategy": ("channel",),
+            "symmetric": kind.symmetric,
+            "scale_dtype": _SCALES,
+            "input_scale": ("none", "dynamic"),
+        },
+        recognise=partial(recognise, kind),
+        layout=partial(layout, kind),
+        rows_in_parts=rows_in_parts,
+        decode=decode,
+        bound=bound,
+        guesses=partial(guesses, kind),
+        codes=Codes("weight", "I8", least=-128, largest=127),
+        reader=kind.reader,
+        reference=kind.reference,
+        matrix_parts=matrix_parts,
+        encode=partial(encode, kind),
+        search=partial(search, kind),
+        row_packing=partial(row_packing, kind),
+    )
+
+
+FORMAT, QUARK = (_format(kind) for kind in _KINDS)

@@ -231,6 +231,57 @@ def quark(inputs=None, **more):
     } | more
 
 
+def spec(dtype, qscheme, dynamic, **more):
+    """Weights or activations, in Quark's words."""
+    return {"dtype": dtype, "qscheme": qscheme, "symmetric": True, "is_dynamic": dynamic} | more
+
+
+PTPC = {
+    "weight": spec("fp8_e4m3", "per_channel", False, ch_axis=0),
+    "input_tensors": spec("fp8_e4m3", "per_channel", True, ch_axis=1),
+}
+
+
+def quark_config(rng):
+    """Weights and activations: most are what Quark makes, some no engine takes."""
+    weights = rng.choice((
+        FP4, FP4, spec("fp8_e4m3", "per_tensor", False), spec("fp8_e4m3", "per_channel", False, ch_axis=0),
+        spec("fp8_e4m3", "per_block", False, block_size=rng.choice(([128, 128], [128, 128], [64, 64], None))),
+        spec("int8", "per_channel", False, ch_axis=0), spec("int8", "per_tensor", False),
+    ))  # fmt: skip
+    kind = weights["dtype"] if weights["dtype"] != "fp4" or rng.random() < 0.7 else "fp8_e4m3"
+    inputs = rng.choice((
+        None, spec(kind, "per_tensor", False), spec(kind, "per_tensor", True), spec(kind, "per_channel", True),
+        spec(kind, "per_group", True, group_size=128), FP4 | {"is_dynamic": True},
+    ))  # fmt: skip
+    if rng.random() < 0.6:  # what belongs together
+        match weights["qscheme"]:
+            case "per_channel":
+                inputs = spec(kind, "per_channel", True)
+            case "per_block":
+                inputs = spec(kind, "per_group", True, group_size=128)
+            case "per_group":
+                inputs = rng.choice((None, FP4 | {"is_dynamic": True}))
+    return {"weight": weights, "input_tensors": inputs, "output_tensors": None, "bias": None}
+
+
+def quarks(rng):
+    """A Quark export, or a hand edit of one."""
+    made = quark()
+    made["global_quant_config"] = quark_config(rng)
+    made["exclude"] = ["lm_head", *rng.choice(([], ["re:.*self_attn.*"], ["re:.*self_attn.*"], *IGNORED))]
+    if rng.random() < 0.5:
+        names = ("*mlp.experts*", "*self_attn*", "*shared_experts*", *LINEARS, f"{P}mlp.experts", "*")
+        made["layer_quant_config"] = {name: quark_config(rng) for name in rng.sample(names, rng.randrange(1, 4))}
+    if rng.random() < 0.1:
+        made["layer_type_quant_config"] = {"Linear": quark_config(rng)}
+    if rng.random() < 0.15:
+        del made[rng.choice(("export", "exclude", "layer_quant_config", "layer_type_quant_config"))]
+    elif rng.random() < 0.1:
+        made["export"] = rng.choice(({}, {"kv_cache_group": ["*kv_b_proj"]}, {"kv_cache_group": None}))
+    return made, {}
+
+
 MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "ignore": ["model.layers.78*"]}
 OF_EXPERTS = {EXPERTS[0]: {"quant_algo": "NVFP4", "group_size": 16}}
 SIDE = {
@@ -244,6 +295,16 @@ NAMED = {
     "mxfp4 of quark, experts by name": (
         quark(global_quant_config={"weight": None},
               layer_quant_config={"*mlp.*experts*": quark()["global_quant_config"]}), {}, "made"),
+    "mxfp4 experts and fp8 attention of quark": (
+        quark(exclude=["lm_head"], layer_quant_config={"*self_attn*": PTPC, "*shared_experts*": PTPC}), {}, "made"),
+    "fp8 of quark": (quark(global_quant_config=PTPC), {}, "made"),
+    "int8 of quark": (
+        quark(global_quant_config={
+            "weight": spec("int8", "per_channel", False), "input_tensors": spec("int8", "per_channel", True)}),
+        {}, "made"),
+    "quark with an export that says nothing": (quark(export={"pack_method": "reorder"}), {}, "refused"),
+    "quark without types of layers": (
+        {key: value for key, value in quark().items() if key != "layer_type_quant_config"}, {}, "refused"),
     "mixed precision, layers in the side file": (MIXED, {"hf_quant_config.json": SIDE}, "made"),
     "mixed precision without layers": (MIXED, {}, "refused"),
     "int4 g128 beside fp8 activations": (block(INT4, ACTIVATIONS[1]), {}, "made"),
@@ -274,7 +335,7 @@ NAMED = {
 }  # fmt: skip
 
 
-KINDS = (compressed_tensors,) * 6 + (modelopt,) * 4 + (fp8,) * 2 + (others,)
+KINDS = (compressed_tensors,) * 6 + (modelopt,) * 4 + (fp8,) * 2 + (others,) + (quarks,) * 3
 
 
 def write(folder, config, specs):

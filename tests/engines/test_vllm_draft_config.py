@@ -57,6 +57,8 @@ KINDS = {
         )
         for inputs in ("none", "dynamic")
     },
+    "quark fp8 channel": Quantization("modelopt_fp8", 8, strategy="channel", scale_dtype="F32", input_scale="dynamic"),
+    "quark int8": Quantization("quark_int8", 8, strategy="channel", scale_dtype="F32", input_scale="dynamic"),
     "modelopt nvfp4": Quantization(
         "modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"
     ),
@@ -101,6 +103,16 @@ def test_every_quantization_is_stated_so_that_it_is_read_back(kind, dense, relea
     scheme = Scheme("mine", (*always, Rule("*", KINDS[kind], "")))
     config = release_config("target-bf16")
     draft = draft_of(target_of(config), scheme)
+    again = VLLM.demands(target_of(draft), None, family_of(draft))
+    assert quantizations(again, draft) == quantizations(scheme, config)
+
+
+def test_quark_states_several_kinds_by_name(release_config, target_of):
+    rules = [Rule(p, BF16, "") for p in ("eh_proj", "mlp.gate", "self_attn.indexer.*")]
+    rules += [Rule("mlp.experts.*", KINDS["quark mxfp4 dynamic"], ""), Rule("*", KINDS["quark fp8 channel"], "")]
+    scheme, config = Scheme("mine", tuple(rules)), release_config("target-bf16")
+    draft = draft_of(target_of(config), scheme)
+    assert draft["quantization_config"]["quant_method"] == "quark"
     again = VLLM.demands(target_of(draft), None, family_of(draft))
     assert quantizations(again, draft) == quantizations(scheme, config)
 

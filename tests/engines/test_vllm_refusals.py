@@ -144,6 +144,24 @@ REFUSED = {
     "an algorithm that is none": ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "currently only supports"),
     # Line 272 of quark.py
     "quark without export": ({"quant_method": "quark", "exclude": []}, "The export key should be included"),
+    # Line 280 of quark.py
+    "quark without kv_cache_group": (
+        {"quant_method": "quark", "export": {}, "exclude": []}, "object of type 'NoneType' has no len()"),
+    # Line 318 of quark.py
+    "a cache that no entry quantizes": (
+        {"quant_method": "quark", "export": {"kv_cache_group": ["*kv_b_proj"]}, "exclude": []},
+        "no kv_cache quantization settings were found"),
+    "quark without exclude": ({"quant_method": "quark", "export": {"kv_cache_group": []}}, "is not iterable"),
+    # Line 770 of quark.py, _find_matched_config
+    "quark without types of layers": (
+        {"quant_method": "quark", "export": {"kv_cache_group": []}, "exclude": []}, "has no attribute 'get'"),
+    # Line 690 of quark_moe.py
+    "fp8 of rows beside fp8 of tensors on quark's experts": (
+        {"quant_method": "quark", "export": {"kv_cache_group": []}, "exclude": ["re:.*proj$"],
+         "layer_type_quant_config": {}, "global_quant_config": {
+            "weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel", "is_dynamic": False},
+            "input_tensors": {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": True}}},
+        "only per-tensor, per-channel and per-block scales"),
 }  # fmt: skip
 
 
@@ -167,7 +185,8 @@ def test_weight_only_nvfp4_in_the_side_file_alone_is_refused(scheme):
 def test_parts_of_one_matrix_with_two_configs_of_quark_are_refused(scheme):
     """quantization/quark/quark.py:793."""
     fp4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
-    block = {"quant_method": "quark", "export": {}, "exclude": ["re:.*self_attn.*"]}
+    block = {"quant_method": "quark", "export": {"kv_cache_group": []}, "exclude": ["re:.*self_attn.*"]}
+    block["layer_type_quant_config"] = {}
     block["global_quant_config"] = {"weight": fp4, "input_tensors": None}
     assert {q.format for q in quantized(scheme(block)).values()} == {"quark_mxfp4"}
     block["layer_quant_config"] = {"*.up_proj": {"weight": fp4, "input_tensors": {**fp4, "is_dynamic": True}}}

@@ -57,6 +57,8 @@ STATED = (
     ("target-bf16", "mxfp4", 900),
     ("target-awq-int4-mtp-ignored", "mxfp4", 2000),
     ("target-bf16", "mxfp8", 1300),
+    ("target-mxfp4-amd", "mxfp4", 2100),
+    ("target-mxfp4-amd", "fp8-block128", 5400),
 )
 
 
@@ -68,7 +70,8 @@ def test_block_states_the_wanted_scheme_briefly(name, preset, most, release_conf
     assert len(json.dumps(block)) < most
     told = target_of({**target.config, "quantization_config": block})
     demanded = VLLM.demands(told, None, family)
-    assert schemes.name_of(demanded.rules) in (preset, "nvfp4-g16-static")
+    spelled = {"nvfp4-g16-static", "mxfp4-g32", "fp8-block-128x128"}  # in the method's own tensors
+    assert schemes.name_of(demanded.rules) in {preset, *spelled}
 
 
 def test_block_that_was_restated_is_restated_again(release_config, target_of):

@@ -276,7 +276,12 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
         ({"quant_method": "awq"}, "drafts for targets of method `awq` cannot be made yet"),
         ({"quant_method": "gptq"}, "drafts for targets of method `gptq` cannot be made yet"),
         (
-            {"quant_method": "quark", "export": {}, "exclude": ["lm_head"]},
+            {
+                "quant_method": "quark",
+                "export": {"kv_cache_group": []},
+                "exclude": ["lm_head"],
+                "layer_type_quant_config": {},
+            },
             "drafts with `model.layers.78.self_attn.fused_qkv_a_proj`",
         ),
         (

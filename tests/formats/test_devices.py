@@ -101,7 +101,7 @@ def _quantizations():
             yield Quantization(name, width, "", "group", 32, symmetric=width != 3, scale_dtype="F16")
 
 
-QUANTIZATIONS = [*_quantizations(), *whole_weights.MICROSCALED]
+QUANTIZATIONS = [*_quantizations(), *whole_weights.MICROSCALED, *whole_weights.OTHER_SHAPES]
 
 
 def columns(q):

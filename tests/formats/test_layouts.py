@@ -40,6 +40,7 @@ floats = st.sampled_from(
         formats.nvfp4.quantization(static=False),
         formats.modelopt_nvfp4.quantization(static=False),
         *whole_weights.MICROSCALED,
+        *whole_weights.OTHER_SHAPES,
     ]
 )
 by_inputs = st.one_of(
@@ -84,7 +85,9 @@ def filled(quantization, rows):
 
 
 def block(quantization):
-    """What a config says of it: the bits, and GPTQ's way to store zero points."""
+    """What a config says of it: the bits, GPTQ's way to store zero points, whose INT8 it is."""
+    if quantization.format == "quark_int8":
+        return {"quant_method": "quark"}
     v2 = {"checkpoint_format": "gptq_v2"} if quantization.format == "gptq_v2" else {}
     method = {"quant_method": "gptq", "sym": quantization.symmetric} if "gptq" in quantization.format else {}
     return {"config_groups": {"g": {"weights": {"num_bits": quantization.bits}}}} | method | v2
@@ -118,8 +121,9 @@ def test_encoding_band_by_band_changes_no_byte(quantization, rows, columns, seed
 
 def bound(weight, parts, q):
     """Largest error that each element of an integer or float code may have, by the rounding of code and scale."""
-    if q.format in {"pack_quantized", "int_quantized"} or "qweight" in parts:
+    if q.format in {"pack_quantized", "int_quantized", "quark_int8"} or "qweight" in parts:
         scale = parts["weight_scale"].float() if "weight_scale" in parts else parts["scales"].t().float()
+        scale = scale.view(len(weight), -1)
         half_step = (scale * 2.0**-11).clamp(min=2.0**-25) if q.scale_dtype == "F16" else scale * U
         most = scale * (0.5 + 1e-4) + half_step * (2**q.bits - 1) * (0.5 if q.symmetric else 1)
         return most.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
@@ -167,7 +171,8 @@ def test_input_scales_mean_what_the_libraries_mean():
     conventions = {
         n: (f.input_scale.divisor, f.input_scale.reciprocal) for n, f in formats.FORMATS.items() if f.input_scale
     }
-    assert conventions == {"fp8_scaled": (448, False), "nvfp4": (2688, True), "modelopt_nvfp4": (2688, False)}
+    fp8 = dict.fromkeys(("fp8_scaled", "modelopt_fp8"), (448, False))
+    assert conventions == {**fp8, "nvfp4": (2688, True), "modelopt_nvfp4": (2688, False)}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -148,12 +148,12 @@ def _modelopt(layer: Layer) -> dict[str, object]:
 
 
 def _quark(layer: Layer) -> dict[str, object]:
-    (q,) = layer.sets
+    first, *others = layer.sets.items()
     return {
         "quant_method": "quark",
         "export": {"kv_cache_group": [], "pack_method": "reorder"},
-        "global_quant_config": stating.quark(q),
-        "layer_quant_config": {},
+        "global_quant_config": stating.quark(first[0]),
+        "layer_quant_config": {n: stating.quark(q) for q, members in others for n in layer.names(members)},
         "layer_type_quant_config": {},
         "exclude": ["lm_head", *layer.heads, *layer.names(layer.dense)],
     }
@@ -163,6 +163,6 @@ def _quark(layer: Layer) -> dict[str, object]:
 _METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[Layer], dict[str, object]]]]] = {
     "compressed-tensors": (stating.is_compressed, _compressed_tensors),
     "fp8": (stating.is_fp8, _fp8),
-    "modelopt": (stating.is_modelopt, _modelopt),
     "quark": (stating.is_quark, _quark),
+    "modelopt": (stating.is_modelopt, _modelopt),
 }

@@ -165,12 +165,21 @@ def _parts(asked: Asked) -> tuple[str, ...]:
 
 
 def _quark(block: Block, wish: Wish) -> Iterator[Block]:
-    """The list of modules that are left dense, which knows `re:` too."""
+    """The list of modules that are left dense, which knows `re:` too; then configs by name, the first of which wins."""
     names = [name for asked in wish.quantized for name in (asked.name, *asked.parts)]
     others = [name for asked in wish.main for name in (asked.name, *asked.parts)]
     entries = _freed(parse(block).ignore, wish.layer.prefix, names, others) + wish.layer.names(wish.layer.dense)
+    held = block.get("layer_quant_config")
+    named: dict[str, object] = {}
+    if stating.is_quark(wish.layer.sets):
+        named = {name: stating.quark(q) for q, members in wish.layer.sets.items() for name in wish.layer.names(members)}
     for exclude in (as_expressions(entries), entries):
         yield {**block, "exclude": exclude}
+        if named:
+            rest = (
+                {name: config for name, config in held.items() if name not in named} if isinstance(held, dict) else {}
+            )
+            yield {**block, "exclude": exclude, "layer_quant_config": {**named, **rest}}
 
 
 def _unquantized(_block: Block, wish: Wish) -> Iterator[Block]:
@@ -192,6 +201,15 @@ def _as_compressed(q: Quantization) -> Quantization:
     return replace(q, format=_COMPRESSED.get(q.format, q.format))
 
 
+def _as_quark(q: Quantization) -> Quantization:
+    """MXFP4 and FP8 as Quark stores them; FP8 of rows beside activations that it quantizes."""
+    if q.format == "mxfp4":
+        return replace(q, format="quark_mxfp4")
+    if q.format == "fp8_block" or (q.format == "fp8_scaled" and q.strategy != "channel"):
+        return replace(q, format="fp8_scaled")
+    return replace(q, format="modelopt_fp8") if q.format == "fp8_scaled" else q
+
+
 def _as_modelopt(q: Quantization) -> Quantization:
     return replace(q, format="modelopt_nvfp4" if q.format == "nvfp4" else q.format)
 
@@ -206,5 +224,5 @@ METHODS: Final[dict[str, Method]] = {
     "compressed-tensors": Method(_compressed_tensors, _as_compressed),
     "fp8": Method(_fp8, _as_fp8),
     "modelopt": Method(_modelopt, _as_modelopt),
-    "quark": Method(_quark, _as_compressed),
+    "quark": Method(_quark, _as_quark),
 }

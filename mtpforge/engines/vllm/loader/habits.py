@@ -22,8 +22,10 @@ _INPUT_SCALES = ("input_global_scale", "input_scale")
 
 def keeps_default(model: torch.nn.Module, parameter: str) -> bool:
     """Whether a parameter has a defined value when the checkpoint has none."""
-    return bool(_DEFAULTED.search(parameter)) or (
-        parameter.endswith(_INPUT_SCALES) and _is_weight_only(model, parameter)
+    return (
+        bool(_DEFAULTED.search(parameter))
+        or (parameter.endswith(_INPUT_SCALES) and _is_weight_only(model, parameter))
+        or (parameter.endswith("_zero_point") and _is_quarks_int8(model, parameter))
     )
 
 
@@ -36,6 +38,16 @@ def _is_weight_only(model: torch.nn.Module, parameter: str) -> bool:
     method = getattr(model.get_submodule(parameter.rpartition(".")[0]), "quant_method", None)
     spec = getattr(method, "spec", None)
     return bool(getattr(method, "use_a16", False)) or (spec is not None and getattr(spec, "activation", "") is None)
+
+
+def _is_quarks_int8(model: torch.nn.Module, parameter: str) -> bool:
+    """Quark's INT8 is symmetric: vLLM makes places for zero points and removes them after loading.
+
+    quark/schemes/quark_w8a8_int8.py and quark_moe.py, process_weights_after_loading (0.33.0).
+    """
+    layer = model.get_submodule(parameter.rpartition(".")[0])
+    makers = {type(getattr(layer, name, None)).__name__ for name in ("scheme", "quant_method")}
+    return not makers.isdisjoint({"QuarkW8A8Int8", "QuarkW8A8Int8MoEMethod"})
 
 
 HABITS = Habits(
