@@ -190,7 +190,7 @@ def _absent(checkpoint: Checkpoint, family: Family, layer: int) -> MtpforgeError
             f" `{shown(foreign[0])}*`"
         )
         return MtpforgeError(what, where=where, why=why, fix=f"correct `{family.nextn}` in config.json, or {hint}")
-    why = "it was dropped when the checkpoint was saved, whatever `num_nextn_predict_layers` says"
+    why = checkpoint.unread or "it was dropped when the checkpoint was saved, whatever `num_nextn_predict_layers` says"
     return MtpforgeError(what, where=where, why=why, fix=hint)
 
 

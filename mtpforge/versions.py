@@ -17,7 +17,13 @@ from mtpforge.families import Family
 from mtpforge.families.versions import named, versions_in
 
 _RECORD: Final = "mtpforge.json"  # what `manifest` writes into a draft
-_LOADED_FROM: Final = ("_name_or_path", "name_or_path")  # config.json: what transformers loaded it from
+# Fields of a config that may name the model: what transformers loaded it from; of GGUF its name, and that of its file.
+_NAMING: Final = {
+    "_name_or_path": "`_name_or_path` of {whose} config.json",
+    "name_or_path": "`name_or_path` of {whose} config.json",
+    "general.name": "`general.name` of {whose} header",
+    "general.file": "the name of {whose} file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +44,9 @@ def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[
     config, text = checkpoint.config, family.text(checkpoint.config)
     names = [(f"{whose} name", own)]
     names += [(f"`base_model` of {whose} card", name) for name in checkpoint.base_models()]
-    for key in _LOADED_FROM:
+    for key, words in _NAMING.items():
         found = text.get(key) or config.get(key)
-        names += [(f"`{key}` of {whose} config.json", found)] if isinstance(found, str) else []
+        names += [(words.format(whose=whose), found)] if isinstance(found, str) else []
     return tuple(Statement(version, by, shown(name)) for by, name in names for version in versions_in(name, family))
 
 

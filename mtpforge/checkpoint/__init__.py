@@ -20,16 +20,20 @@ Named: TypeAlias = Union["Checkpoint", str, os.PathLike[str]]
 
 _SCALES: Final = ".safetensors"
 # huggingface_hub.utils.validate_repo_id: letters, digits, `-`, `_`, `.`; at most 96 characters; no `--` and no `..`.
-_HUB_NAME: Final = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+_HUB_NAME: Final = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<choice>[^@\s]+))?(?:@(?P<revision>[^@\s]+))?", re.ASCII
+)
 _FILES: Final = (".json", ".safetensors", ".gguf", ".bin", ".git")  # somebody means a file
 
 
 def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
-    """The checkpoint that a user names: a folder, or a hub id `org/name[@revision]`. One that is open is handed back.
+    """The checkpoint that a user names: a folder, a GGUF file, or a hub id `org/name[:choice][@revision]`.
 
-    What exists on disk wins, also a folder that is called as an organisation of the hub: there a revision says that the
-    hub is meant. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means its folder.
-    offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
+    One that is open is handed back. choice: which model, where a repository for llama.cpp holds several.
+
+    What exists on disk wins, also a folder that is called as an organisation of the hub: there a revision, or a choice,
+    says that the hub is meant. `./x`, `../x`, `~/x` and absolute paths are always paths; a path to a config.json means
+    its folder. offline: nothing is asked of the hub. Neither path nor hub id is an error with what was meant.
     """
     if not isinstance(named, str | os.PathLike):
         return named
@@ -38,7 +42,7 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
     text = os.fspath(named)
     path = Path(os.path.expanduser(text)) if text.startswith("~") else Path(text)  # noqa: PTH111  # no error for ~nobody
     if text and _exists(path):
-        return folder.open_folder(path, label=text)
+        return folder.open_local(path, label=text)
     if text.startswith((".", "~", "/")):
         raise _absent(text, f"no folder at `{shown(path.absolute())}`")
     _refuse_below_a_folder(text)
@@ -47,9 +51,21 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
         raise _absent(
             text, f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
         )
-    from mtpforge.checkpoint.hub import repository
+    return _opened(match, offline=offline)
 
-    return repository.open_hub(match["name"], match["revision"], offline=offline)
+
+def open_served(named: Named, *, offline: bool = False) -> Checkpoint:
+    """The same for a checkpoint that is to be served with a draft. One that can only be a source is an error."""
+    opened = open_checkpoint(named, offline=offline)
+    if opened.only_source:
+        raise MtpforgeError(
+            f"`{shown(opened.label)}` cannot be a target",
+            where=shown(opened.location),
+            why=opened.only_source,
+            fix=f"name what the engine serves: `--target CKPT`; the layer can come from here: `--source"
+            f" {shown(opened.label)}`",
+        )
+    return opened
 
 
 def open_base_model(name: str, *, offline: bool = False) -> Checkpoint:
@@ -60,9 +76,13 @@ def open_base_model(name: str, *, offline: bool = False) -> Checkpoint:
     match = _hub_name(name)
     if match is None or _exists(Path(name)):
         return open_checkpoint(name, offline=offline)
+    return _opened(match, offline=offline)
+
+
+def _opened(match: re.Match[str], *, offline: bool) -> Checkpoint:
     from mtpforge.checkpoint.hub import repository
 
-    return repository.open_hub(match["name"], match["revision"], offline=offline)
+    return repository.open_hub(match["name"], match["revision"], choice=match["choice"] or "", offline=offline)
 
 
 def open_scales(named: Named, config: Mapping[str, object], *, offline: bool = False) -> Checkpoint:
@@ -98,7 +118,7 @@ def _hub_name(text: str) -> re.Match[str] | None:
 def _refuse_below_a_folder(text: str) -> None:
     """MtpforgeError for a name like a hub id whose first part is a folder here: the path is what was meant."""
     first, slash, rest = text.rstrip("/").partition("/")
-    if not slash or "@" in rest or not _exists(Path(first)) or not Path(first).is_dir():
+    if not slash or {"@", ":"} & {*rest} or not _exists(Path(first)) or not Path(first).is_dir():
         return
     near: list[str] = []
     with contextlib.suppress(OSError):

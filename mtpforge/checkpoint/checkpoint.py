@@ -1,4 +1,4 @@
-"""What every checkpoint offers: a folder, a hub repository, and in tests one that lies."""
+"""What every checkpoint offers: a folder, a hub repository, GGUF files in either, and in tests one that lies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Checkpoint(Protocol):
     there is none. names: tensors by index, or by the single file's header; empty when only a config is known.
     is_restated: whether that block is none of its files', but what an engine has to be told. has_headers: whether
     tensor headers can be read (a folder with config.json alone has none). unread: a sentence on weights that are
-    there and no safetensors, "" for none. downloaded: what this process had to fetch so far; nothing for a folder.
+    there and are not read, or that were left out of the files, "" for none. only_source: why it can be no target, ""
+    where it can. downloaded: what this process had to fetch so far; nothing for a folder.
     """
 
     @property
@@ -69,6 +70,8 @@ class Checkpoint(Protocol):
     def has_headers(self) -> bool: ...
     @property
     def unread(self) -> str: ...
+    @property
+    def only_source(self) -> str: ...
     @property
     def downloaded(self) -> Downloaded: ...
 

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from mtpforge.checkpoint import header, metadata
-from mtpforge.checkpoint.checkpoint import Downloaded, Stray
+from mtpforge.checkpoint import gguf, header, metadata
+from mtpforge.checkpoint.checkpoint import Checkpoint, Downloaded, Stray
 from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.folder_files import Files
 from mtpforge.errors import MtpforgeError, shown
@@ -39,6 +39,21 @@ def open_folder(path: Path, *, label: str = "") -> Folder:
             fix="give the folder that holds the file",
         )
     return Folder(folder, label or str(path))
+
+
+def open_local(path: Path, *, label: str = "") -> Checkpoint:
+    """What is at a path: a folder of safetensors, one of a model in GGUF, or a GGUF file and its other parts."""
+    if path.name.endswith(gguf.SUFFIX) and path.is_file():
+        holder = Folder(path.parent, label or str(path), config={})
+        files = gguf.chosen(holder.files, path.name, label or str(path), "")
+        return gguf.Gguf(holder, files)
+    folder = path.parent if path.name == metadata.CONFIG and path.is_file() else path
+    if folder.is_dir():
+        holder = Folder(folder, label or str(path), config={})
+        if gguf.is_all(holder.files):
+            how = f"`{shown(folder / '{}')}{gguf.SUFFIX}`"
+            return gguf.Gguf(holder, gguf.chosen(holder.files, "", holder.label, how))
+    return open_folder(path, label=label)
 
 
 def open_file(path: Path, config: Mapping[str, object], *, label: str = "") -> Folder:
@@ -148,6 +163,21 @@ class Folder:
     def unread(self) -> str:
         """What its weights are instead."""
         return "" if self.has_headers else metadata.unread(self._files.names())
+
+    @property
+    def only_source(self) -> str:
+        """It may be a target."""
+        return ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files at the top, sorted."""
+        return self._files.names()
+
+    def piece(self, file: str, start: int, stop: int) -> tuple[bytes, int]:
+        """Bytes [start, stop) of a file, fewer at its end, and the size of the whole."""
+        size = self._files.size(file)
+        return self._files.piece(file, max(min(stop, size) - start, 0), start), size
 
     @property
     def downloaded(self) -> Downloaded:

@@ -131,10 +131,11 @@ def base_models(card: bytes | None) -> tuple[str, ...]:
     rest = takewhile(lambda line: line.startswith((" ", "-")), matter[begin + 1 :])
     stated = "\n".join((*(line.removeprefix(_BASE) for line in matter[begin : begin + 1]), *rest))
     words = re.split(r"[\s,\[\]\"']+", re.sub(r"(?m)(^|\s)#.*", "", stated))
-    return tuple(dict.fromkeys(filter(_is_hub_id, words)))[:MAX_BASE_MODELS]
+    return tuple(dict.fromkeys(filter(is_hub_id, words)))[:MAX_BASE_MODELS]
 
 
-def _is_hub_id(word: str) -> bool:
+def is_hub_id(word: str) -> bool:
+    """Whether a word is spelled as a repository of the hub."""
     return _HUB_ID.fullmatch(word) is not None and "--" not in word and ".." not in word
 
 

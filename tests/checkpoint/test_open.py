@@ -19,8 +19,8 @@ def asked(monkeypatch):
     """What the hub was asked for; nothing is sent."""
     calls = []
 
-    def open_hub(name, revision, *, offline=False):
-        calls.append((name, revision, offline))
+    def open_hub(name, revision, *, choice="", offline=False):
+        calls.append((name, revision, offline, *filter(None, [choice])))
         return "hub"
 
     monkeypatch.setattr("mtpforge.checkpoint.hub.repository.open_hub", open_hub)
@@ -54,10 +54,25 @@ def test_a_hub_id_is_split_from_its_revision(here, asked, text, name, revision):
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("org2/GLM-5.2-GGUF:Q4_K_M", ("org2/GLM-5.2-GGUF", None, False, "Q4_K_M")),
+        (
+            "org2/GLM-5.2-GGUF:Q4/x-00001-of-00002.gguf@main",
+            ("org2/GLM-5.2-GGUF", "main", False, "Q4/x-00001-of-00002.gguf"),
+        ),
+    ],
+)
+def test_which_model_of_a_repository_is_meant_stands_behind_its_name(here, asked, text, told):
+    assert open_checkpoint(text) == "hub"
+    assert asked == [told]
+
+
+@pytest.mark.parametrize(
     "text",
     ["", " ", "name", "./org/other", "../org/other", "~/nothing/here", "~nobody-of-that-name/x", "/org/other", "a/b/c",
-     "org/na me", "org/name@", "org/name@a b", "org/na--me", "org/na..me", "org/model.safetensors", "other/config.json",
-     "a\0b", "x" * 5000, "https://huggingface.co/zai-org/GLM-5.2"],
+     "org/name:", "org/name:a b", "org/na me", "org/name@", "org/name@a b", "org/na--me", "org/na..me",
+     "org/model.safetensors", "other/config.json", "a\0b", "x" * 5000, "https://huggingface.co/zai-org/GLM-5.2"],
 )  # fmt: skip
 def test_what_is_neither_is_refused_and_never_asked_of_the_hub(here, asked, text):
     with pytest.raises(MtpforgeError) as caught:

@@ -16,8 +16,8 @@ from typing import Final
 
 from huggingface_hub import constants
 
-from mtpforge.checkpoint import header, json_fields, metadata
-from mtpforge.checkpoint.checkpoint import Downloaded, Stray
+from mtpforge.checkpoint import gguf, header, json_fields, metadata
+from mtpforge.checkpoint.checkpoint import Checkpoint, Downloaded, Stray
 from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.hub import fetching, pinning, refusals, small_files
 from mtpforge.checkpoint.hub.ranges import Range
@@ -30,26 +30,40 @@ from mtpforge.tensors import TensorRef
 MAX_OUTSIDE_FILES: Final = 8  # so many files outside the index are looked into; a folder of adapters is not
 
 
-def open_hub(repo: str, revision: str | None, *, offline: bool) -> HubRepo:
+def open_hub(repo: str, revision: str | None, *, choice: str = "", offline: bool) -> Checkpoint:
     """The repository `org/name` at a branch, tag or commit (None: its default branch), resolved to a commit now.
+
+    choice: which of its models in GGUF is meant, "" where it holds safetensors, or one model.
 
     offline: nothing is asked, everything comes from the caches; HF_HUB_OFFLINE does the same. Errors have code 4: no
     such repository or revision, gated, no network, retries spent, offline and not cached.
     """
     info = pinning.pin(repo, revision, offline=offline)
-    return HubRepo(repo, info, label=f"{repo}@{revision}" if revision else repo, offline=offline)
+    ending = f"@{revision}" if revision else ""
+    if choice or gguf.is_all(info.files):
+        named = f"{repo}:{choice}{ending}" if choice else repo + ending
+        holder = HubRepo(repo, info, label=named, offline=offline, config={})
+        safe = filter(metadata.is_below, info.files)
+        return gguf.Gguf(holder, gguf.chosen(safe, choice, named, f"`{repo}:{{}}{ending}`"), choice)
+    return HubRepo(repo, info, label=repo + ending, offline=offline)
 
 
 class HubRepo:
     """A hub repository at one commit; see `Checkpoint`. Safe to read from several threads."""
 
-    def __init__(self, repo: str, info: Info, *, label: str, offline: bool) -> None:
+    def __init__(
+        self, repo: str, info: Info, *, label: str, offline: bool, config: Mapping[str, object] | None = None
+    ) -> None:
+        """config: in place of the repository's own config.json."""
         self._repo, self._label, self._commit, self._files = repo, label, info.commit, info.files
         self._by_option = offline
         self._headers: dict[str, dict[str, TensorRef]] = {}
         self._is_restated = False
         refuse = self._refuse_offline
         self._bytes = WeightFiles(repo, info.commit, is_offline=self._is_offline, refuse_offline=refuse)
+        if config is not None:
+            self._config = config
+            return
         raw = self.small_file(metadata.CONFIG)
         if raw is None:
             raise refusals.no_file(repo, self._commit, metadata.CONFIG)
@@ -117,6 +131,16 @@ class HubRepo:
     def unread(self) -> str:
         """What its weights are instead."""
         return "" if self.has_headers else metadata.unread(self._files)
+
+    @property
+    def only_source(self) -> str:
+        """It may be a target."""
+        return ""
+
+    def piece(self, file: str, start: int, stop: int) -> tuple[bytes, int]:
+        """Bytes [start, stop) of a header, fewer at the end of the file, and the size of the whole."""
+        size = self._files.get(file)
+        return self._bytes.piece(file, Range(start, stop if size is None else max(min(stop, size), start)))
 
     @property
     def downloaded(self) -> Downloaded:
