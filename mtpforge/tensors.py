@@ -130,10 +130,10 @@ class TensorRef:
 class Quantization:
     """How one weight is stored. Hashable; one table of a scheme file.
 
-    format: a name of formats.FORMATS. dtype: dense formats only, as safetensors spells it. strategy: what one scale
-    covers. group_size: columns that share a scale (strategy group). block: (rows, columns) that share one (strategy
-    block). scale_dtype: dtype of the stored weight scale. input_scale: whether activations are quantized with a stored
-    scale ("static"), one made at run time ("dynamic"), or not at all ("none").
+    format: a name of formats.FORMATS. dtype: of dense formats, as safetensors spells it; of GGUF's, its type. strategy:
+    what one scale covers. group_size: columns that share a scale (strategy group). block: (rows, columns) that share
+    one (strategy block). scale_dtype: dtype of the stored weight scale. input_scale: whether activations are quantized
+    with a stored scale ("static"), one made at run time ("dynamic"), or not at all ("none").
     """
 
     format: str

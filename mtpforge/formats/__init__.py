@@ -13,6 +13,8 @@ from mtpforge.formats import (
     explaining,
     fp8_block,
     fp8_scaled,
+    gguf,
+    gguf_split,
     gptq,
     int_quantized,
     microscaled,
@@ -45,6 +47,8 @@ FORMATS: Final[dict[str, Format]] = {
         microscaled.MXFP8,
         *gptq.FORMATS,
         mlx.FORMAT,
+        gguf.FORMAT,
+        gguf_split.FORMAT,
     )
 }
 

@@ -138,6 +138,8 @@ class Format:
     reference: library and function that it asks, or why there is none.
     implied: matrix parts that follow from the shape of the weight; a copy makes them anew, and believes no stored one.
     unread(parts, shape, quantization): why the reader cannot be asked about just these parts, "" where it can.
+    package(quantization): what `decode` imports that is no requirement of mtpforge, and the extra that brings it; ""
+        for nothing.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Format:
     reader: str
     reference: str
     unread: Callable[[Specs, Shape, Quantization], str] = lambda *_: ""
+    package: Callable[[Quantization], str] = lambda _: ""
     needs_amax: Callable[[Quantization], bool] = lambda _: False
     matrix_parts: Callable[[Shape, Quantization, Tensor | None], dict[str, Tensor]] | None = None
     encode: Callable[[Tensor, Quantization, Mapping[str, Tensor]], dict[str, Tensor]] | None = None

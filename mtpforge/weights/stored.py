@@ -11,12 +11,13 @@ So every byte of a weight is read once in a pass over its bands, each part's in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mtpforge.formats import FORMATS
-from mtpforge.formats.format import PartRows
+from mtpforge.formats.format import BAND_ROWS, PartRows
 from mtpforge.tensors import Quantization, Shape, TensorRef
 from mtpforge.weights import bands
 from mtpforge.weights.reading import Reader
@@ -33,6 +34,7 @@ class Band:
 
     parts: suffix -> tensor, what the weight's parts were if it had these rows alone. starts: of the parts that have
     rows, the axis that they lie along and the place on it where the band begins; the others are the whole matrix's.
+    around: rows before and after the band that the parts have too, as no entry of theirs ends where the band does.
     """
 
     first: int
@@ -40,6 +42,7 @@ class Band:
     quantization: Quantization
     parts: Mapping[str, Tensor]
     starts: Mapping[str, tuple[int, int]]
+    around: tuple[int, int] = (0, 0)
 
     @property
     def last(self) -> int:
@@ -56,7 +59,10 @@ class Band:
         values = None if kernels is None else kernels.decode(self)
         if values is not None:
             return values
-        return FORMATS[self.quantization.format].decode(self.parts, self.shape, self.quantization)
+        before, after = self.around
+        rows, columns = self.shape
+        whole = (before + rows + after, columns)
+        return FORMATS[self.quantization.format].decode(self.parts, whole, self.quantization)[before : before + rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,8 @@ class OpenWeight:
 
         The parts that were read for it are valid as long as the reader's buffers are.
         """
-        spans = {suffix: lie.span(first, last) for suffix, lie in self._rows.items()}
+        begin, end = self._whole_entries(first, last)
+        spans = {suffix: lie.span(begin, end) for suffix, lie in self._rows.items()}
         refs = {s: self._weight.refs[s].rows(*spans[s]) for s, lie in self._rows.items() if not lie.axis}
         cut = {s: part.narrow(*self._place(s, spans[s])).contiguous() for s, part in self._held.items()}
         return Band(
@@ -121,7 +128,13 @@ class OpenWeight:
             self._weight.quantization,
             self._weight.reader.tensors(refs) | cut | self.matrix,
             {suffix: (lie.axis, spans[suffix][0]) for suffix, lie in self._rows.items()},
+            (first - begin, end - last),
         )
+
+    def _whole_entries(self, first: int, last: int) -> tuple[int, int]:
+        """The rows, and those before and after them that share entries which no band's edge falls between."""
+        step = math.lcm(*(lie.rows for lie in self._rows.values() if BAND_ROWS % lie.rows))
+        return first // step * step, max(last, min(-(-last // step) * step, self._weight.shape[0]))
 
     def _place(self, suffix: str, span: tuple[int, int]) -> tuple[int, int, int]:
         return self._rows[suffix].axis, span[0], span[1] - span[0]

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub import cache
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.formats import FORMATS, label
 from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
@@ -23,15 +25,34 @@ from mtpforge.writing.claim import hidden_folder, on_disk
 from mtpforge.writing.folder import MANIFEST, refuse_existing, room
 
 _ROLES: Final = {"scales": "file of activation scales"}
-_WEIGHTS: Final = ".safetensors"
+_WEIGHTS: Final = (".safetensors", ".gguf")
 
 
 def preflight(plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Path, *, force: bool = False) -> None:
     """Raise MtpforgeError, code 5, where a build of this plan to `out` could not start."""
+    refuse_missing_packages(plan)
     refuse_output(checkpoints, out)
     refuse_unwritable(out)
     refuse_existing(out, force=force)
     refuse_small_disk(plan, checkpoints, out)
+
+
+def refuse_missing_packages(plan: Plan) -> None:
+    """Refuse where what decodes a format of the source is not installed."""
+    stored = {
+        label(move.stored): FORMATS[move.stored.format].package(move.stored)
+        for step in plan.steps
+        for move in step.moves
+    }
+    for shown_as, package in stored.items():
+        if package and find_spec(package) is None:
+            raise MtpforgeError(
+                f"weights in {shown_as} need the package {package}, which is missing",
+                where=shown(plan.source.label),
+                why="it decodes them, and no other source needs it",
+                fix=f"`pip install 'mtpforge[{package}]'`",
+                code=errors.MACHINE,
+            )
 
 
 def refuse_unwritable(out: Path) -> None:
@@ -86,7 +107,7 @@ def _refuse_overlap(out: Path, real: Path, role: str, place: Path) -> None:
 def _place(checkpoint: Checkpoint) -> Path | None:
     """Where an input lies on this machine: its folder, or the one file that was named; None for a hub repository."""
     file = Path(checkpoint.label).expanduser()
-    if file.suffix == _WEIGHTS and file.is_file():
+    if file.suffix in _WEIGHTS and file.is_file():
         return file
     folder = Path(checkpoint.location)
     return folder if folder.is_absolute() and folder.is_dir() else None

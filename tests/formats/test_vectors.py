@@ -14,7 +14,7 @@ from mtpforge import formats
 from mtpforge.tensors import DTYPES, Quantization, Spec
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
-FILES = sorted(path.stem for path in VECTORS.glob("*.safetensors") if path.stem != "source")
+FILES = sorted(path.stem for path in VECTORS.glob("*.safetensors") if path.stem not in ("source", "gguf-all-types"))
 NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(torch, d.torch)}
 # what the files themselves do not say
 CONFIGS = {"fp8-block32x64-transformers": {"quant_method": "fp8", "weight_block_size": [32, 64]}}
