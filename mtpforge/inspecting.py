@@ -60,14 +60,16 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
     judge = engine_of(engine)
     family = family_of(checkpoint.config)
     refuse_unknown(judge, serving or Serving())
-    judge.refuse_misstated(checkpoint, checkpoint.config, family)
+    if not checkpoint.only_source:
+        judge.refuse_misstated(checkpoint, checkpoint.config, family)
     demanded, refusal = _demanded(checkpoint, family, judge, scheme)
     layer, layer_check = _layer(checkpoint, family, judge)
     checks, alone = [layer_check, refusal], False
     if layer is not None and demanded is not None:
         checks.append(_as_it_is(checkpoint, family, engine, scheme, layer))
         alone = drafts_for_itself(checkpoint, layer, family, judge, scheme)
-    found = _traps(checkpoint, family, judge, demanded, serving)
+    found = () if checkpoint.only_source else _traps(checkpoint, family, judge, demanded, serving)
+    cache = None if checkpoint.only_source else judge.kv_cache(checkpoint, family, serving or Serving())
     stated = versions.stated(checkpoint, family)
     facts: dict[str, object] = {
         "identity": checkpoint.identity,
@@ -84,7 +86,7 @@ def _inspect(checkpoint: Checkpoint, engine: str, scheme: Scheme | None, serving
         "mtp": _mtp(checkpoint, family, layer),
         "scheme": None if demanded is None else demanded.name,
         "demanded": None if demanded is None else _rows_demanded(family, checkpoint, demanded),
-        "kv_cache": judge.kv_cache(checkpoint, family, serving or Serving()),
+        "kv_cache": cache,
         "heads": [],
         "drafts_for_itself": alone,
     }
@@ -101,7 +103,9 @@ def _heads(checkpoint: Checkpoint, engine: Engine) -> list[dict[str, object]]:
 def _demanded(
     checkpoint: Checkpoint, family: Family, engine: Engine, scheme: Scheme | None
 ) -> tuple[Scheme | None, Check]:
-    """The scheme of a draft beside this checkpoint, None where the engine refuses it."""
+    """The scheme of a draft beside this checkpoint, None where the engine refuses it, or it can be no target."""
+    if checkpoint.only_source:
+        return None, Check("scheme", "not checked", f"a source, no target: {checkpoint.only_source}")
     if scheme is not None:
         return scheme, Check("scheme", "passed", f"as given: {scheme.name}")
     try:
@@ -117,8 +121,9 @@ def _layer(checkpoint: Checkpoint, family: Family, engine: Engine) -> tuple[Stor
         layer = stored_layer(checkpoint, family)
     except MtpforgeError as error:
         verdict: Verdict = "failed" if has_layer(checkpoint, family) else "not checked"
+        is_served = checkpoint.names and not checkpoint.only_source
         said = [f"{error.what}: {error.why}" if error.why else error.what]
-        said += [f"without a draft {engine.without_layer(family)}"] if checkpoint.names and verdict != "failed" else []
+        said += [f"without a draft {engine.without_layer(family)}"] if is_served and verdict != "failed" else []
         return None, Check("MTP layer", verdict, "; ".join(said), error.fix)
     tensors = sum(len(m.parts) for m in layer.modules.values()) + len(layer.plain) + len(layer.dropped)
     alone = ", and nothing else: a draft or a source, no target" if traps.only_layer(checkpoint, family) else ""

@@ -47,11 +47,11 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
 
 
 def _derived(screen: Screen, target: str, engine: str) -> Scheme:
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint import open_served
     from mtpforge.engines import ENGINES
     from mtpforge.families import family_of
 
-    served = open_checkpoint(target, offline=screen.offline)
+    served = open_served(target, offline=screen.offline)
     return ENGINES[engine].demands(served, None, family_of(served.config))
 
 

@@ -138,13 +138,13 @@ def command(  # noqa: D103 -- the help text above
     draft_options: tuple[tuple[str, object], ...],
     more: tuple[str, ...],
 ) -> Ending:
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint import open_served
     from mtpforge.drafting.serving import serving_command
     from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
     from mtpforge.engines.hardware import deployment
 
-    served = open_checkpoint(target, offline=screen.offline)
+    served = open_served(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
     serving = Serving(tp, ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     _refuse_strays(screen.argv, more)

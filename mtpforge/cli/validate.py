@@ -42,11 +42,11 @@ def command(  # noqa: D103 -- the help text above
     tp: int,
     ep: bool,
 ) -> Ending:
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint import open_checkpoint, open_served
     from mtpforge.drafting.validating import loaded, verified
     from mtpforge.engines.engine import Serving
 
-    served, serving = open_checkpoint(target, offline=screen.offline), Serving(tp, ep)
+    served, serving = open_served(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
     screen.kept = lambda: "the draft is as it was"
     with screen.progress() as on_progress:

@@ -42,11 +42,11 @@ def command(  # noqa: D103 -- the help text above
     ep: bool,
 ) -> Ending:
     from mtpforge import scheme as schemes
-    from mtpforge.checkpoint import open_checkpoint
+    from mtpforge.checkpoint import open_checkpoint, open_served
     from mtpforge.engines.engine import Serving
     from mtpforge.verifying import verify
 
-    served = open_checkpoint(target, offline=screen.offline)
+    served = open_served(target, offline=screen.offline)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
     screen.kept = lambda: "the draft is as it was"
     with screen.progress() as on_progress:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mtpforge import errors, inspecting, verifying
 from mtpforge import scheme as presets
-from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.checkpoint import Named, open_checkpoint, open_served
 from mtpforge.drafting import deciding, validating
 from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
@@ -150,7 +150,7 @@ def verify(
     """Whether a draft is what the engine expects beside this target, and holds the source's weights."""
     return verifying.verify(
         draft,
-        open_checkpoint(target, offline=offline),
+        open_served(target, offline=offline),
         None if source is None else open_checkpoint(source, offline=offline),
         engine=engine,
         serving=Serving(tp, ep),
@@ -175,7 +175,7 @@ def validate(
 
     MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already.
     """
-    held, served = open_checkpoint(draft, offline=offline), open_checkpoint(target, offline=offline)
+    held, served = open_checkpoint(draft, offline=offline), open_served(target, offline=offline)
     origin = None if source is None else open_checkpoint(source, offline=offline)
     place, serving = held.label if held.revision else held.location, Serving(tp, ep)
     found = validating.verified(place, served, origin, engine, serving, on_progress)
@@ -243,7 +243,7 @@ def explain_serve(
     engine's, and for machines of several nodes which node this is and where node 0 is reached.
     """
     asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
-    served = open_checkpoint(target, offline=offline)
+    served = open_served(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
     placed = deployment(hardware, fork, node_rank, head_node)
     return serving_command(place, served, engine, asked, None if overlay is None else Path(overlay), placed)
@@ -272,7 +272,7 @@ def capture(
 
 def demanded_scheme(target: Named, *, engine: str = DEFAULT, offline: bool = False) -> Scheme:
     """The scheme that the engine would build a draft with beside this target."""
-    served = open_checkpoint(target, offline=offline)
+    served = open_served(target, offline=offline)
     return ENGINES[engine].demands(served, None, family_of(served.config))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
-from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.checkpoint import Named, open_served
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.drafting.remarks import Remark, of_checkpoint
 from mtpforge.drafting.request import Watching
@@ -57,7 +57,7 @@ def capture(asked: Capture, watching: Watching) -> Captured:
         texts.refuse_unusable(asked.text)
     if isinstance(asked.target, str):
         _refuse_remote(asked.target)
-    checkpoint = open_checkpoint(asked.target, offline=asked.offline)
+    checkpoint = open_served(asked.target, offline=asked.offline)
     place = asked.out or default_inputs(checkpoint)
     _refuse_among(place, Path(checkpoint.location))
     recording.refuse_existing(place, force=asked.force)

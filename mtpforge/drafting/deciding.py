@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge import errors
 from mtpforge import scheme as schemes
-from mtpforge.checkpoint import Named, open_base_model, open_checkpoint, open_scales
+from mtpforge.checkpoint import open_base_model, open_checkpoint, open_scales, open_served
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, overlaying, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
@@ -85,8 +85,9 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     inputs = _inputs(request)
     if request.target is None:
         refusals.of_scheme(request)
-        source = _opened("source", request.source, request, watching)
+        source = _source(request, watching)
         refusals.of_family(request, source)
+        refusals.of_source_alone(source)
         return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
@@ -128,7 +129,7 @@ def compare(request: Request, names: Sequence[str] = (), watching: Watching | No
 def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple[Checkpoint, str]:
     """Where the layer comes from: as named, or chosen; and why nothing has to be made, "" where it has to."""
     if request.source is not None:
-        return _opened("source", request.source, request, watching), ""
+        return _source(request, watching), ""
 
     def opened(name: str) -> Checkpoint:
         return open_base_model(name, offline=request.offline)
@@ -193,16 +194,18 @@ def _own(request: Request, target: Checkpoint) -> Scheme | None:
 
 def _target(request: Request, watching: Watching) -> Checkpoint:
     """The target, opened. MtpforgeError where its config.json cannot be right, or its layer not be run as asked."""
-    target = _opened("target", request.target, request, watching)
+    assert request.target is not None  # noqa: S101 -- asked before
+    target = open_served(request.target, offline=request.offline)
+    watching.on_remark(remarks.of_checkpoint("target", target))
     refusals.of_family(request, target)
     ENGINES[request.engine].refuse_misstated(target, target.config, family_of(target.config))
     return target
 
 
-def _opened(role: str, named: Named | None, request: Request, watching: Watching) -> Checkpoint:
-    assert named is not None  # noqa: S101 -- a request without a target names its source
-    checkpoint = open_checkpoint(named, offline=request.offline)
-    watching.on_remark(remarks.of_checkpoint(role, checkpoint))
+def _source(request: Request, watching: Watching) -> Checkpoint:
+    assert request.source is not None  # noqa: S101 -- a request without a target names its source
+    checkpoint = open_checkpoint(request.source, offline=request.offline)
+    watching.on_remark(remarks.of_checkpoint("source", checkpoint))
     return checkpoint
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge import errors
 from mtpforge.engines import ENGINES
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.heads import LIGHTEST
 from mtpforge.planning import RESERVED_BYTES
 from mtpforge.pruning import METHODS
@@ -39,6 +39,17 @@ def of_family(request: Request, checkpoint: Checkpoint) -> None:
         from mtpforge.nextn.configuring import refuse_unrunnable
 
         refuse_unrunnable(checkpoint)
+
+
+def of_source_alone(source: Checkpoint) -> None:
+    """MtpforgeError for a source that has no config.json of its own, where no target lends the draft one."""
+    if source.only_source:
+        raise MtpforgeError(
+            f"`{shown(source.label)}` has no config.json to make a draft's of",
+            where=shown(source.location),
+            why="a draft's config.json is its target's, and no target is named",
+            fix=f"`mtpforge build --target CKPT --source {shown(source.label)}`, where CKPT may be the base model",
+        )
 
 
 def of_scheme(request: Request) -> None:

@@ -119,9 +119,9 @@ def cli_page() -> str:
 def _general(ctx: click.Context) -> str:
     return (
         "Every command takes the general options, before or after its name. Any option can come from the\n"
-        "environment: `MTPFORGE_JSON=1`, `MTPFORGE_BUILD_TP=8`. `CKPT` is a folder, or `org/name[@revision]`\n"
-        "on the hub; a path that exists wins. `SIZE` is a number with a unit: `2GB` and `2G` are\n"
-        "decimal, `2GiB` is binary.\n\n" + _options(ctx.command.params, ctx)
+        "environment: `MTPFORGE_JSON=1`, `MTPFORGE_BUILD_TP=8`. `CKPT` is a folder, `org/name[@revision]`\n"
+        "on the hub, or as a source a GGUF file; a path that exists wins. `SIZE` is a number with a\n"
+        "unit: `2GB` and `2G` are decimal, `2GiB` is binary.\n\n" + _options(ctx.command.params, ctx)
     )
 
 
