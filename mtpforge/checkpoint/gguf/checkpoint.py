@@ -19,7 +19,6 @@ from mtpforge.checkpoint.checkpoint import Checkpoint, Downloaded, Stray
 from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.gguf import header, names
 from mtpforge.checkpoint.gguf.header import Header, Stored
-from mtpforge.checkpoint.header import MAX_TENSORS
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
@@ -27,6 +26,7 @@ from mtpforge.tensors import TensorRef
 METHOD: Final = "gguf"
 ONLY_SOURCE: Final = "its weights are GGUF, which is only read: a draft for llama.cpp is made by its own converter"
 _SAMPLE_BYTES: Final = 16 * 1024  # of each end of a file, for the identity
+_MOST_WEIGHTS: Final = 200_000  # with every expert counted; GLM-5.2 has 60,000
 _THREADS: Final = 8  # headers that are read at a time
 _HUB: Final = "https://huggingface.co/"
 
@@ -239,8 +239,8 @@ def _located(
                 if ref.name in refs:
                     raise header.invalid(file, f"`{shown(ref.name)}` is held twice, also in `{refs[ref.name].file}`")
                 refs[ref.name] = ref
-                if len(refs) > MAX_TENSORS:
-                    raise header.invalid(file, f"with it there are more than {MAX_TENSORS:,} weights", stored.name)
+                if len(refs) > _MOST_WEIGHTS:
+                    raise header.invalid(file, f"with it there are more than {_MOST_WEIGHTS:,} weights", stored.name)
                 if not stored.type.is_read:
                     unread[ref.name] = stored
     return refs, unread

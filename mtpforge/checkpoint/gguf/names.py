@@ -28,6 +28,7 @@ _BLOCK: Final = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _OUTSIDE: Final = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _SCALE, _INPUT_SCALE = "scale", "input_scale"  # of NVFP4; the second is 1 where there was none, so it tells nothing
 _WEIGHT: Final = "weight"
+_MOST_EXPERTS: Final = 1 << 16  # no model has as many; each becomes a ref of its own
 _STACK: Final = 3  # dimensions of [experts, out, in]
 
 
@@ -77,8 +78,10 @@ class Architecture:
     def _of_experts(self, base: str, end: str, stored: Stored) -> Sequence[str]:
         """The modules of which every expert's are in the tensor, () for one that is no stack of experts."""
         modules = self.halves.get(base) or [self.stacked[base]] if base in self.stacked or base in self.halves else []
+        if not modules or (stored.shape or (0,))[0] > _MOST_EXPERTS:
+            return ()
         is_scale = end == _SCALE and len(stored.shape) == 1
-        is_stack = end == _WEIGHT and len(stored.shape) == _STACK and not stored.shape[1] % max(len(modules), 1)
+        is_stack = end == _WEIGHT and len(stored.shape) == _STACK and not stored.shape[1] % len(modules)
         return modules if is_scale or is_stack else ()
 
     def _single(self, local: str, stored: Stored) -> str:
@@ -165,12 +168,11 @@ def _ref(name: str, stored: Stored, file: str) -> TensorRef:
 
 def _experts(name: str, stored: Stored, file: str) -> Iterator[TensorRef]:
     """One ref an expert: its share of the bytes, in order."""
-    n_experts, shape = stored.shape[0], stored.shape[1:]
-    share = (stored.stop - stored.start) // n_experts
-    for number in range(n_experts):
-        start = stored.start + number * share
-        expert = name.replace("*", str(number))
-        yield TensorRef(expert, _spec(stored.type, shape), file, start, start + share)
+    first, (before, _, after) = _ref(name, stored, file).part(0), name.partition("*")
+    share = first.stop - first.start
+    for number in range(stored.shape[0]):
+        start = first.start + number * share
+        yield TensorRef(f"{before}{number}{after}", first.spec, file, start, start + share)
 
 
 def _spec(stored_as: GgmlType, shape: Shape) -> Spec:
