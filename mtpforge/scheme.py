@@ -7,7 +7,7 @@ dumps(scheme)                         -> the TOML text of a scheme
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 from mtpforge import errors, formats, scheme_lines
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.tensors import DTYPES, Quantization
+from mtpforge.tensors import BF16, DTYPES, Quantization
 
 _SUFFIX: Final = ".toml"
 _DEFAULTS: Final[dict[str, object]] = {f.name: f.default for f in fields(Quantization) if f.name != "format"}
@@ -53,6 +53,16 @@ class Scheme:
             why="every weight matrix of the layer needs one",
             fix='add a last rule with pattern = "*"',
         )
+
+
+def sparing(scheme: Scheme, dense: Collection[str]) -> Scheme:
+    """The scheme with BF16 for templates that an engine builds dense whatever it is told, where only `*` fits them.
+
+    `*` stands for every matrix that engines quantize; a rule that says more than that means what it says.
+    """
+    caught = [t for t in dense if (rule := scheme.of(t)).pattern == "*" and not rule.quantization.is_dense]
+    rules = (Rule(template, BF16, "engines build it dense in this family") for template in caught)
+    return replace(scheme, rules=(*rules, *scheme.rules)) if caught else scheme
 
 
 def names() -> tuple[str, ...]:

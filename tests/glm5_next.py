@@ -140,3 +140,13 @@ def nvfp4(*ignored: str) -> dict[str, object]:
             "quantization_status": "compressed",
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
             "ignore": ["lm_head", "re:.*visual.*", *ignored]}  # fmt: skip
+
+
+def quark(*ignored: str, dynamic: bool = False) -> dict[str, object]:
+    """Quark's MXFP4 of the weights of all linears but those ignored, of activations too or of none."""
+    mxfp4 = {"dtype": "fp4", "qscheme": "per_group", "ch_axis": -1, "group_size": 32, "scale_format": "e8m0"}
+    inputs = {**mxfp4, "is_dynamic": True} if dynamic else None
+    every = {"weight": {**mxfp4, "is_dynamic": False}, "input_tensors": inputs, "output_tensors": None, "bias": None}
+    return {"quant_method": "quark", "export": {"kv_cache_group": [], "pack_method": "reorder"},
+            "global_quant_config": every, "layer_quant_config": {}, "layer_type_quant_config": {},
+            "exclude": ["lm_head", "re:.*visual.*", *ignored]}  # fmt: skip

@@ -29,7 +29,7 @@ def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoi
 
 def _can_state(target: Checkpoint, engine: Engine, wanted: Scheme) -> bool:
     try:
-        engine.restate(target, family_of(target.config), wanted)
+        engine.restate(target, family_of(target.config), _as_built(wanted, target, engine))
     except MtpforgeError:
         return False
     return True
@@ -41,9 +41,14 @@ def attempt(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpo
     MtpforgeError where the engine cannot be told to build such a draft beside it. Where a draft's own config decides,
     nothing has to be told.
     """
+    family = family_of(target.config)
+    wanted = _as_built(wanted, target, engine)
     if engine.decides == "draft":
         return target, wanted
-    family = family_of(target.config)
     block = engine.restate(target, family, wanted)
     told = target if block == target.quantization else target.restated(block)
     return told, replace(engine.demands(told, None, family), name=wanted.name)
+
+
+def _as_built(wanted: Scheme, target: Checkpoint, engine: Engine) -> Scheme:
+    return schemes.sparing(wanted, engine.never_quantized(family_of(target.config)))

@@ -23,7 +23,7 @@ from mtpforge.planning.facts import facts, peak_bytes
 from mtpforge.planning.savings import savings
 from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
 from mtpforge.report import Trap
-from mtpforge.scheme import Scheme
+from mtpforge.scheme import Scheme, sparing
 from mtpforge.sourcing import StoredLayer, StoredModule, refuse_other_model, stored_layer
 from mtpforge.tensors import Quantization, Spec, TensorRef
 
@@ -127,7 +127,7 @@ def agreed_scheme(
     if target is None:
         if asked is None:
             raise MtpforgeError("a draft without a target needs a scheme", fix="`--scheme bf16`", code=errors.USAGE)
-        return asked
+        return sparing(asked, engine.never_quantized(family))
     if asked is None:
         return engine.demands(target, None, family)
     config = engine.draft_config(target, source.config, family, asked, served_experts(family, target))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import glm4_moe
 import glm5_next
@@ -13,6 +12,7 @@ from drafts import failed, reconfigured
 from glm5_next import DENSE, LAYER, N_EXPERTS, WITHIN
 from safetensors import safe_open
 
+import mtpforge
 from mtpforge import scheme as schemes
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
@@ -21,13 +21,14 @@ from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm import installed, serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.inspecting import inspect
 from mtpforge.planning import plan
+from mtpforge.scheme import Rule, Scheme
 from mtpforge.verifying import verify
 
 PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
 in_vllm = pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
 VLLM = ENGINES["vllm"]
-PRESETS = Path(__file__).parents[2] / "schemes"
 EXPERTS, SHARED, ATTENTION = 3 * N_EXPERTS, 3, 4
 # eh_proj, router and its bias; attention of 5 matrices, 2 norms and an indexer of 7; 5 norms.
 ALL = EXPERTS + SHARED + 3 + 5 + 2 + 7 + 5
@@ -55,13 +56,6 @@ TARGETS = {
 }  # fmt: skip
 
 
-def but_attention(preset, file):
-    """A preset with the attention dense, as vLLM builds it."""
-    rule = '[[rules]]\npattern = "self_attn.*"\nformat = "dense"\ndtype = "BF16"\nreason = "vLLM builds it so"\n\n'
-    file.write_text((PRESETS / f"{preset}.toml").read_text().replace("[[rules]]", f"{rule}[[rules]]", 1))
-    return schemes.load(str(file))
-
-
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glm5_next")
@@ -75,7 +69,7 @@ def built(sources, tmp_path):
         served = open_checkpoint(str(glm4_moe.target(tmp_path / "target", sources["bf16"], block)))
         stored, scheme = open_checkpoint(str(sources[kind])), None
         if wanted:
-            served, scheme = overlay.beside(served, VLLM, but_attention(wanted, tmp_path / f"{wanted}.toml"))
+            served, scheme = overlay.beside(served, VLLM, schemes.load(wanted))
         made = plan(stored, served, scheme=scheme)
         build(made, {"source": stored, "target": served}, tmp_path / "draft", check="off")
         return tmp_path / "draft", served, stored
@@ -112,8 +106,10 @@ RESTATED = {
     "FP8": (glm5_next.fp8_blocks(*BLOCKS_OF, within="model."), "fp8-block128", ALL + EXPERTS + SHARED),
     "FP8, on disk": (glm5_next.fp8_blocks(*BLOCKS_OF), "fp8-block128", ALL + EXPERTS + SHARED),
     "NVFP4": (glm5_next.nvfp4(f"re:.*layers[.]{LAYER}[.].*"), "int4-g128-sym", ALL + 2 * EXPERTS + 2 * SHARED),
+    "Quark, of quantized activations": (
+        glm5_next.quark(f"re:.*layers[.]{LAYER}[.].*", dynamic=True), "mxfp4", ALL + EXPERTS),
     "unquantized": (None, "int4-g128-sym", ALL + 2 * EXPERTS + 2 * SHARED),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("block", "wanted", "n_tensors"), RESTATED.values(), ids=RESTATED)
@@ -136,13 +132,32 @@ def test_vllm_takes_what_the_override_says_of_a_nested_config_and_nothing_withou
     assert not installed.check(draft, draft.parent / "target", python=PYTHON).ok
 
 
-def test_preset_that_quantizes_the_attention_is_refused_with_those_that_do_not(built):
+def heads_of(block, tmp_path, sources):
+    served = glm4_moe.target(tmp_path / "target", sources["bf16"], block)
+    return [head["scheme"] for head in inspect(open_checkpoint(str(served))).facts["heads"]]
+
+
+def test_every_preset_is_a_head_beside_an_unquantized_target(sources, tmp_path):
+    found = heads_of(None, tmp_path, sources)
+    assert set(found) >= set(schemes.names()) - {"int4-g128-sym"}
+    assert {"int4-g128-sym", "lightest"} & set(found)  # one and the same where nothing may be quantized but experts
+
+
+def test_what_a_rule_names_is_no_catch_all_and_is_refused_with_the_presets_that_can_be(built):
+    """Everything else of a preset that vLLM builds dense in this family stays dense."""
+    preset = schemes.load("int4-g128-sym")
+    named = Rule("self_attn.q_?_proj", preset.of("mlp.experts.*.up_proj").quantization, "by name")
     with pytest.raises(MtpforgeError) as caught:
-        overlay.beside(built(None)[1], VLLM, schemes.load("int4-g128-sym"))
+        overlay.beside(built(None)[1], VLLM, Scheme("named", (named, *preset.rules)))
     assert caught.value.why == "`self_attn.q_a_proj` would be BF16 (vLLM builds the attention dense), not INT4 g128"
-    able = caught.value.fix.partition(": ")[2].split(", ")
-    assert {"bf16", "mxfp4", "nvfp4"} <= set(able)
-    assert {"fp8-block128", "int4-g32-asym", "int8-channel"}.isdisjoint(able)
+    assert caught.value.fix.partition(": ")[2].split(", ") == list(schemes.names())
+
+
+def test_layer_on_its_own_is_as_light_as_vllm_builds_it(sources, tmp_path):
+    made = mtpforge.extract(str(sources["bf16"]), out=tmp_path / "layer", scheme="int8-channel", check="off")
+    stored = {name.removeprefix(f"model.layers.{LAYER}.") for name in open_checkpoint(str(made.path)).names}
+    assert {"mlp.experts.0.up_proj.weight_scale", "self_attn.o_proj.weight"} <= stored
+    assert "self_attn.o_proj.weight_scale" not in stored
 
 
 def test_attention_in_fp8_is_copied_where_vllm_decodes_it_and_decoded_where_it_does_not(built, sources):

@@ -12,6 +12,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import glm4_moe
+import glm5_next
 import pytest
 
 import mtpforge
@@ -36,6 +38,7 @@ ASKED = {
     "deepseek_v32": (6, 2),
     "glm4_moe": (3, 1),
     "glm4_moe_lite": (5, 2),
+    "glm5_next": (0, 1),
     "glm_moe_dsa": (6, 2),
 }
 VLLM = ENGINES["vllm"]
@@ -154,6 +157,30 @@ def overrides_of(argv):
     return json.loads(argv[argv.index("--hf-overrides") + 1])
 
 
+def wrapped(config):
+    """Blocks of other methods in the config of a model below a wrapper: its layers by their names on disk."""
+    main, layer = "model.language_model.layers.", "model.language_model.layers.45."
+    some = [f"{main}0.mlp.down_proj", f"{main}7.mlp.shared_experts.gate_proj", f"{main}7.mlp.shared_experts.up_proj"]
+    mixed = {f"{main}{i}.mlp.experts": {"quant_algo": "NVFP4", "group_size": 16} for i in range(3, 45)}
+    mixed |= {f"{name}_proj": {"quant_algo": "FP8"} for i in range(3) for name in
+              (f"{main}{i}.mlp.gate", f"{main}{i}.mlp.up", f"{main}{i}.mlp.down")}  # fmt: skip
+    modelopt = glm5_next.modelopt(*some, f"{main}9*", f"{layer}*", "*layers.45.*")
+    blocks = {
+        "ModelOpt": modelopt,
+        "ModelOpt, mixed": {**modelopt, "quant_algo": "MIXED_PRECISION", "quantized_layers": mixed},
+        "NVFP4": glm5_next.nvfp4(*some, f"re:{main}9[.].*", "re:.*layers[.]45[.].*"),
+        "NVFP4, all": glm5_next.nvfp4(),
+        "FP8, excluded": glm4_moe.fp8_blocks() | {"modules_to_not_convert": [*some, "model.layers.45.mlp.experts"]},
+        "Quark": glm5_next.quark(*some, "re:model[.]layers[.]45[.].*"),
+        "Quark, of quantized activations": glm5_next.quark(*some, "re:model[.]layers[.]45[.].*", dynamic=True),
+        "unquantized": None,
+    }
+    bare = {key: value for key, value in config.items() if key != "quantization_config"}
+    return {
+        f"wrapped {name}": bare | ({"quantization_config": block} if block else {}) for name, block in blocks.items()
+    }
+
+
 @pytest.fixture(scope="module")
 def asked(tinyglm, config_folder, tmp_path_factory):
     """Every request, by pair where it is one."""
@@ -172,12 +199,11 @@ def asked(tinyglm, config_folder, tmp_path_factory):
         block = headers_alone(target, preset, home / f"full-{i}")
         pairs[name, preset] = [str(target), str(home / f"full-{i}"), {"quantization_config": block}]
     configs = {f.name.removesuffix(".config.json"): f for f in (ROOT / "tests/data/configs").glob("target-*")}
-    # A model below a wrapper has names of its own in vLLM: its drafts are tested beside their family.
     published = {name: json.loads(f.read_text()) for name, f in sorted(configs.items())}
     return {
         "pairs": pairs,
         "commands": commands,
-        "restated": {name: config for name, config in published.items() if "text_config" not in config},
+        "restated": published | wrapped(published["target-glm-5.3-flash-fp8"]),
         "schemes": [*schemes.names(), *(scheme_file(name, home) for name in SCHEMES)],
     }
 
@@ -235,12 +261,13 @@ def test_main_layers_of_every_published_target_are_built_as_before(asked, told):
     different = {(name, wanted): d for name, per in found.items() for wanted, (d, _) in per.items() if d}
     assert different == {}
     for name, config in asked["restated"].items():
-        n_layers, n_dense = config["num_hidden_layers"], config["first_k_dense_replace"]
+        text = config.get("text_config", config)
+        n_layers, n_dense = text["num_hidden_layers"], text["first_k_dense_replace"]
         of_attention, around = ASKED[config["model_type"]]
         n_asked = n_layers * of_attention + n_dense * 2 + (n_layers - n_dense) * 3 + around
         assert {n for _, n in found[name].values()} <= {n_asked}
     unstated = {name for name, per in found.items() if not per}
-    assert unstated == {"target-mxfp4-amd", "target-w4afp8"}
+    assert unstated == {"target-w4afp8"}
     assert len(found["target-awq-int4-mtp-ignored"]) == len(asked["schemes"]) - 1
 
 

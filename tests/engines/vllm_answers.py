@@ -59,10 +59,10 @@ class Questions:
         """name -> module for each of these layers: of an attention every part that some layer has."""
         found = {}
         for name, module in self.asked.items():  # of the target's first layers, and of a draft that was built after it
-            parts = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
-            for layer in layers if parts and int(parts[1]) <= self.n_dense else ():
-                if ".self_attn." in name or (layer < n_dense) == (int(parts[1]) < self.n_dense):
-                    found.setdefault(f"model.layers.{layer}.{parts[2]}", module)
+            parts = re.fullmatch(r"(.*\.)?layers\.(\d+)\.(.*)", name)
+            for layer in layers if parts and int(parts[2]) <= self.n_dense else ():
+                if ".self_attn." in name or (layer < n_dense) == (int(parts[2]) < self.n_dense):
+                    found.setdefault(f"{parts[1]}layers.{layer}.{parts[3]}", module)
             if not parts:
                 found[name] = module
         return found

@@ -28,12 +28,11 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
 from mtpforge import scheme as schemes  # noqa: E402
 from mtpforge.checkpoint import open_checkpoint  # noqa: E402
-from mtpforge.engines import ENGINES  # noqa: E402
+from mtpforge.engines import ENGINES, overlay  # noqa: E402
 from mtpforge.engines.loading.verdict import Findings  # noqa: E402
 from mtpforge.engines.vllm.loader import check as loader  # noqa: E402
 from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
 from mtpforge.errors import MtpforgeError  # noqa: E402
-from mtpforge.families import family_of  # noqa: E402
 
 VLLM = ENGINES["vllm"]
 # A block under which vLLM's class asks about everything.
@@ -59,13 +58,20 @@ def command(argv):
     return getattr(model.hf_config, "quantization_config", None)
 
 
+def text_of(config):
+    """The language model's own config."""
+    return config.get("text_config", config)
+
+
 def questions(config):
     """What vLLM's class of such a target asks; of four experts as of all."""
-    few = {"quantization_config": PROBE, "n_routed_experts": 4, "num_experts_per_tok": 4}
-    kept = vllm_answers.Questions(config["first_k_dense_replace"])
+    text = text_of(config)
+    kept = vllm_answers.Questions(text["first_k_dense_replace"])
+    small = {key: value for key, value in text.items() if key != "num_experts"}
+    small |= {"n_routed_experts": 4, "num_experts_per_tok": 4}
+    whole = small if text is config else config | {"text_config": small}
     with tempfile.TemporaryDirectory() as folder, kept.kept():
-        small = {key: value for key, value in config.items() if key != "num_experts"} | few
-        (Path(folder) / "config.json").write_text(json.dumps(small))
+        (Path(folder) / "config.json").write_text(json.dumps(whole | {"quantization_config": PROBE}))
         stand_in.set_groups(1, 0)
         loader._construct_target(loader._configure(Request(folder, folder), Findings()))
     return kept
@@ -76,14 +82,14 @@ def restated(config, wanted, kept):
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        target, family = open_checkpoint(folder), family_of(config)
-        asked = kept.of_layers(config["first_k_dense_replace"], range(config["num_hidden_layers"]))
+        target, text = open_checkpoint(folder), text_of(config)
+        asked = kept.of_layers(text["first_k_dense_replace"], range(text["num_hidden_layers"]))
         before = vllm_answers.answers(folder, {}, asked)
         for name in wanted:
             with contextlib.suppress(MtpforgeError):
-                block = VLLM.restate(target, family, schemes.load(name))
-                if block is not target.quantization:
-                    after = vllm_answers.answers(folder, {"quantization_config": dict(block)}, asked)
+                told = overlay.attempt(target, VLLM, schemes.load(name))[0]
+                if told.is_restated:
+                    after = vllm_answers.answers(folder, {"quantization_config": dict(told.quantization)}, asked)
                     found[Path(name).stem] = vllm_answers.differences(before, after), len(before)
     return found
 
