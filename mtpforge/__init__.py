@@ -10,6 +10,8 @@
     fidelity(draft, reference)      does it predict what the dense layer predicts
     serve_command(draft, target)    what to type
     explain_serve(draft, target)    the same, each flag with its reason
+    graft(layer, into, out=...)     the target once more, with the layer inside
+    delta(layer, against, out=...)  only what a graft adds
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
 Each name is loaded on first use: `import mtpforge` costs nothing and brings no torch.
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from mtpforge.judging.fidelity import Fidelity
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
+    from mtpforge.publishing.calls import delta, graft
+    from mtpforge.publishing.making import Made
     from mtpforge.report import Progress, Report
     from mtpforge.scheme import Scheme
 
@@ -58,6 +62,7 @@ __all__ = [
     "Comparison",
     "Draft",
     "Fidelity",
+    "Made",
     "MtpforgeError",
     "Plan",
     "Progress",
@@ -66,12 +71,14 @@ __all__ = [
     "__version__",
     "build",
     "capture",
+    "delta",
     "demanded_scheme",
     "doctor",
     "dump_scheme",
     "explain_serve",
     "extract",
     "fidelity",
+    "graft",
     "inspect",
     "load_scheme",
     "open_checkpoint",
@@ -90,13 +97,16 @@ _PLACES: Final = {
     "Comparison": "mtpforge.pruning.expert_choice",
     "Draft": "mtpforge.building",
     "Fidelity": "mtpforge.judging.fidelity",
+    "Made": "mtpforge.publishing.making",
     "MtpforgeError": "mtpforge.errors",
     "Plan": "mtpforge.planning",
     "Progress": "mtpforge.report",
     "Report": "mtpforge.report",
     "Scheme": "mtpforge.scheme",
+    "delta": "mtpforge.publishing.calls",
     "doctor": "mtpforge.drafting.machine",
     "fidelity": "mtpforge.judging.calls",
+    "graft": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
 }
 

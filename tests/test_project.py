@@ -67,13 +67,14 @@ CALLS = {
     "plan",
     "prune_plan",
 }
-CALLS |= {"doctor", "dump_scheme", "explain_serve", "schemes", "serve_command", "validate", "verify"}
+CALLS |= {"delta", "doctor", "dump_scheme", "explain_serve", "graft", "schemes", "serve_command", "validate", "verify"}
 RESULTS = {
     "Checkpoint",
     "Command",
     "Comparison",
     "Draft",
     "Fidelity",
+    "Made",
     "MtpforgeError",
     "Plan",
     "Progress",

@@ -71,7 +71,7 @@ class Folder:
         self._label = label
         self._files = Files(self._path)
         self._headers: dict[str, dict[str, TensorRef]] = {}
-        self._is_restated = False
+        self._is_restated, self._below = False, ""
         self._lock = threading.Lock()
         if config is not None:
             self._config = config
@@ -121,7 +121,7 @@ class Folder:
         for name in (metadata.CONFIG, metadata.INDEX):
             raw = self._files.whole(name) or b""
             digest.update(f"{name} {len(raw)}\n".encode() + raw)
-        for name in self._weights:
+        for name in self.weight_files:
             size = self._files.size(name)
             digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
             for at in (0, max(size - SAMPLE_BYTES, 0)):
@@ -141,6 +141,12 @@ class Folder:
         vars(other).update(told, _is_restated=True)
         return other
 
+    def layer_alone(self, prefix: str) -> Folder:
+        """The same files as if they held nothing but the tensors under `prefix`."""
+        other = copy.copy(self)
+        vars(other).update(names=frozenset(name for name in self.names if name.startswith(prefix)), _below=prefix)
+        return other
+
     @cached_property
     def quantization(self) -> Mapping[str, object]:
         """The raw quantization block, {} where there is none."""
@@ -157,7 +163,7 @@ class Folder:
     @property
     def has_headers(self) -> bool:
         """Whether the folder holds any *.safetensors."""
-        return bool(self._weights)
+        return bool(self.weight_files)
 
     @property
     def unread(self) -> str:
@@ -186,16 +192,20 @@ class Folder:
 
     def strays(self, prefix: str) -> tuple[Stray, ...]:
         """Tensors under `prefix` outside the index, or in more than one file; reads the headers of all weight files."""
-        holders: dict[str, list[str]] = {}
-        for file in self._weights:
-            for name in self._under(prefix, file):
-                holders.setdefault(name, []).append(file)
         index = self._index
         return tuple(
             Stray(name, tuple(files), (index or {}).get(name, ""))
-            for name, files in sorted(holders.items())
+            for name, files in sorted(self.holders(prefix).items())
             if len(files) > 1 or (index is not None and name not in index)
         )
+
+    def holders(self, prefix: str) -> dict[str, list[str]]:
+        """Tensor under `prefix` -> every weight file that holds it, whatever the index says."""
+        holders: dict[str, list[str]] = {}
+        for file in self.weight_files:
+            for name in self._under(prefix or self._below, file):
+                holders.setdefault(name, []).append(file)
+        return holders
 
     def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
         """Where these tensors lie; reads the headers of the files that hold them. An absent one is an error."""
@@ -242,7 +252,8 @@ class Folder:
             )
 
     @cached_property
-    def _weights(self) -> tuple[str, ...]:
+    def weight_files(self) -> tuple[str, ...]:
+        """Every *.safetensors at the top of the folder, whether the index names it or not."""
         if self._only:
             return (self._only,)
         return tuple(name for name in self._files.names() if name.endswith(metadata.SUFFIX))
@@ -250,7 +261,7 @@ class Folder:
     @cached_property
     def _counted(self) -> tuple[str, ...]:
         """The files that engines read when there is no index."""
-        return tuple(file for file in self._weights if file.startswith("consolidated")) or self._weights
+        return tuple(file for file in self.weight_files if file.startswith("consolidated")) or self.weight_files
 
     @cached_property
     def _index(self) -> dict[str, str] | None:
@@ -262,10 +273,11 @@ class Folder:
         """The tensors of one file, remembered."""
         with self._lock, errors_of(self):
             if file not in self._headers:
-                self._headers[file] = header.parse(self._raw_header(file), file, self._files.size(file))
+                self._headers[file] = header.parse(self.raw_header(file), file, self._files.size(file))
             return self._headers[file]
 
-    def _raw_header(self, file: str) -> bytes:
+    def raw_header(self, file: str) -> bytes:
+        """The JSON header of a weight file, as it lies there."""
         n_bytes = header.length(self._files.piece(file, header.LENGTH_BYTES, 0), file, self._files.size(file))
         return self._files.piece(file, n_bytes, header.LENGTH_BYTES)
 
@@ -273,11 +285,11 @@ class Folder:
         """Names under `prefix` in one file. A header that does not contain the prefix as text is not parsed.
 
         A layer lies in a handful of hundreds of shards, and parsing them all would take seconds. A backslash could
-        spell the same name in other letters.
+        spell the same name in other letters, a wrapper puts words behind `model.`.
         """
         with errors_of(self):
-            raw = self._raw_header(file)
-            if prefix.encode() not in raw and b"\\" not in raw:
+            raw = self.raw_header(file)
+            if prefix.removeprefix("model.").encode() not in raw and b"\\" not in raw:
                 return []
             return [name for name in header.parse(raw, file, self._files.size(file)) if name.startswith(prefix)]
 

@@ -43,6 +43,8 @@ COMMANDS: Final = (
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
     Entry("fidelity", "Prove it", "does it predict what the dense layer predicts; which module costs what"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
+    Entry("graft", "Put it to work", "a copy of the target with the layer inside, by links"),
+    Entry("delta", "Put it to work", "only what a graft adds, for publishing"),
     Entry("doctor", "This machine", "versions of everything that matters"),
     Entry("demo", "This machine", "a build in seconds, offline"),
     Entry("completion", "This machine", "the completion script of a shell"),

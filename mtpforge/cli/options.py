@@ -133,6 +133,7 @@ def _option(*names: str, heading: str, **attrs: Any) -> Callable[..., Callable[[
 
 
 target = _option("--target", type=CheckpointName(), heading="Input", help="Checkpoint that is served.")
+into = _option("--into", type=CheckpointName(), heading="Input", help="Checkpoint that the layer goes into.")
 source = _option("--source", type=CheckpointName(), heading="Input", help="Checkpoint that the layer comes from.")
 text = _option(
     "--text",
@@ -274,6 +275,22 @@ scales = _option(
     show_default=True,
     heading="Compute",
     help="rtn; mse, hqq: search the scales of integers; gptq: fit the codes of experts to --inputs. The format stays.",
+)
+
+
+def _links() -> Iterable[str]:
+    from mtpforge.publishing.grafting import LINKS
+
+    return LINKS
+
+
+link = _option(
+    "--link",
+    type=OneOf("HOW", _links),
+    default="hard",
+    show_default=True,
+    heading="Output",
+    help="How files of the target are shared: hard or sym (links), or copy.",
 )
 workers = _option("--workers", type=click.IntRange(min=1), metavar="N", heading="Compute", help="Threads.")
 memory = _option(

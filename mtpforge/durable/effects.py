@@ -1,9 +1,10 @@
-"""The five functions that change the disk. Everything else decides; a crash can only fall between two of these.
+"""The six functions that change the disk. Everything else decides; a crash can only fall between two of these.
 
 allocate   a file of its full length, every block reserved: a full disk shows before the first weight is read
 put        bytes at an offset
 append     one line at the end of the journal
 sync       what was put or appended is on the medium, as far as the drive tells the truth; for a folder: its names
+link       another name of a file, or a link to it
 publish    the hidden folder appears under its final name, in one step
 """
 
@@ -50,6 +51,14 @@ def append(fd: int, line: bytes) -> None:
 def sync(fd: int) -> None:
     """Flush a file, or the names in a folder, to the medium."""
     os.fsync(fd)
+
+
+def link(place: Path, name: Path, *, hard: bool) -> None:
+    """`name` leads to the file `place`: as a second name of it, on one file system alone, or as a symbolic link."""
+    if hard:
+        name.hardlink_to(place)
+    else:
+        name.symlink_to(place)
 
 
 def publish(staged: Path, destination: Path, aside: Path | None) -> None:

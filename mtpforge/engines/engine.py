@@ -67,6 +67,8 @@ class Engine:
         builds the draft as wanted and nothing else otherwise; the target's own where that says so already, or where a
         draft's block decides. MtpforgeError where it cannot be said.
     told_config(target): the target's config.json as the engine sees it, told what it has to be.
+    carrying_config(target): the target's config.json for a checkpoint that carries the layer itself: what it is told,
+        and what is read from a draft's config otherwise.
     stated(draft_config, family): the scheme that a draft's own block states.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
@@ -101,6 +103,7 @@ class Engine:
     draft_config: Callable[[Checkpoint, Mapping[str, object], Family, Scheme, int], dict[str, object]]
     restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
     told_config: Callable[[Checkpoint], Mapping[str, object]]
+    carrying_config: Callable[[Checkpoint], Mapping[str, object]]
     stated: Callable[[Mapping[str, object], Family], Scheme]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]

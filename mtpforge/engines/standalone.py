@@ -38,6 +38,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         refuse_misstated=lambda *_: None,
         restate=_unserved,
         told_config=lambda target: target.config,
+        carrying_config=lambda target: target.config,
         stated=_unserved,
         draft_config=draft_config,
         target_traps=_no_traps,

@@ -9,7 +9,7 @@ little memory; a band starts at a multiple of BAND_ROWS, the last one may be sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mtpforge.tensors import Quantization, Shape, Spec
@@ -137,6 +137,7 @@ class Format:
         library can be asked.
     reference: library and function that it asks, or why there is none.
     implied: matrix parts that follow from the shape of the weight; a copy makes them anew, and believes no stored one.
+    same_bytes: other formats whose parts are these very bytes under other names: format -> suffix here -> suffix there.
     unread(parts, shape, quantization): why the reader cannot be asked about just these parts, "" where it can.
     package(quantization): what `decode` imports that is no requirement of mtpforge, and the extra that brings it; ""
         for nothing.
@@ -164,6 +165,7 @@ class Format:
     row_packing: Callable[[int, Quantization, Mapping[str, Tensor]], RowPacking | None] | None = None
     input_scale: InputScale | None = None
     implied: frozenset[str] = frozenset()
+    same_bytes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

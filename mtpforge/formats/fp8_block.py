@@ -114,4 +114,5 @@ FORMAT = Format(
     matrix_parts=matrix_parts,
     encode=encode,
     packed_rows=packed_rows,
+    same_bytes={"fp8_scaled": {"weight_scale_inv": "weight_scale"}},
 )

@@ -161,6 +161,11 @@ def _format(kind: _Kind) -> Format:
         matrix_parts=lambda *_: {},
         encode=partial(encode, kind),
         packed_rows=packed_rows if kind.columns > 1 else None,
+        same_bytes={
+            other.name: {kind.codes.suffix: other.codes.suffix}
+            for other in _KINDS
+            if other.name != kind.name and other.bits == kind.bits
+        },
     )
 
 

@@ -4,6 +4,7 @@
       lock       flock; the holder's pid and host inside, for the message
       journal    finished steps
       draft/     becomes out/my-draft
+      layer/     of a graft: the layer, where it has to be made first
       replaced/  what --force took away, until the new one is durable (file systems without an exchange of names)
 
 It lies beside the destination because no rename crosses file systems. The kernel frees the lock with the process, so a
@@ -51,6 +52,11 @@ class Claim:
     def journal(self) -> Path:
         """Finished steps."""
         return self.folder / "journal"
+
+    @property
+    def layer(self) -> Path:
+        """A draft that a graft is made of, before it is."""
+        return self.folder / "layer"
 
     @property
     def replaced(self) -> Path:
@@ -106,8 +112,9 @@ def _held(lock: Path, out: Path) -> MtpforgeError:
 def release(claim: Claim, *, keep: bool) -> None:
     """Let go of the destination; the hidden folder goes too unless it is kept for resuming."""
     if not keep:
-        for entry in (claim.draft, claim.journal, claim.replaced):
-            files.remove(entry)
+        for entry in claim.folder.iterdir():
+            if entry.name != _LOCK:
+                files.remove(entry)
         # The lock last, still held: whoever opened it meanwhile sees that its name is gone and starts over.
         files.remove(claim.folder / _LOCK)
         with suppress(OSError):  # another build has its own lock in it already

@@ -34,7 +34,19 @@ from mtpforge.writing.layout import ShardLayout
 # A batch costs one flush of the data and one of the journal; at most this much is written again after a crash.
 BATCH_BYTES: Final = 256 << 20
 _STEP_BYTES: Final = 1 << 20
-MANIFEST: Final = "mtpforge.json"  # what makes a folder ours, so that --force replaces no other
+MANIFEST: Final = "mtpforge.json"
+
+GRAFT: Final = "mtpforge-graft.json"
+DELTA: Final = "mtpforge-delta.json"
+OVERLAY: Final = "mtpforge-overlay.json"
+_OUTPUT: Final = "output with `--out`"
+# The file that tells a folder of ours, so that --force replaces no other: what the folder is, how to choose another.
+_KINDS: Final = {
+    MANIFEST: ("draft", _OUTPUT),
+    GRAFT: ("graft", _OUTPUT),
+    DELTA: ("delta", _OUTPUT),
+    OVERLAY: ("overlay", "folder with `--overlay`"),
+}
 
 _APPEARED: Final = "it was not there when this build was planned: another build wrote it meanwhile"
 
@@ -45,13 +57,20 @@ class DraftFolder:
     """A draft that is being written. Thread-safe; `finished` holds the steps of an earlier run of the same plan."""
 
     def __init__(
-        self, out: Path, key: str, layouts: tuple[ShardLayout, ...], *, target: str = "", force: bool = False
+        self,
+        out: Path,
+        key: str,
+        layouts: tuple[ShardLayout, ...],
+        *,
+        target: str = "",
+        force: bool = False,
+        mark: str = MANIFEST,
     ) -> None:
         """Claim `out` and prepare its files. An existing output is an error without `force`, as is a held lock.
 
-        target: identity of what the draft is for.
+        target: identity of what the draft is for. mark: the file by which `force` tells a folder of ours.
         """
-        self._force, self._layouts = force, layouts
+        self._force, self._mark, self._layouts = force, mark, layouts
         self._files = {layout.file: -1 for layout in layouts}
         self._homes = {name: (layout.file, start) for layout in layouts for name, start in layout.starts.items()}
         self._pending: journal.Finished = {}
@@ -65,7 +84,7 @@ class DraftFolder:
         try:
             with claims.on_disk(out):
                 self._recover()
-                refuse_existing(out, force=force, why=_APPEARED)
+                refuse_existing(out, force=force, why=_APPEARED, mark=mark)
                 self._open(key, target)
         except BaseException:
             self.abandon(keep=self._claim.journal.exists() and self._claim.draft.is_dir())
@@ -133,6 +152,11 @@ class DraftFolder:
         with claims.on_disk(self.path / name):
             files.write(self.path / name, data)
 
+    def link(self, name: str, place: Path, *, hard: bool) -> None:
+        """A file of somebody else under a name in the draft: its bytes are where they were."""
+        with claims.on_disk(self.path / name):
+            effects.link(place, self.path / name, hard=hard)
+
     def commit(self) -> None:
         """Make the draft appear under its name, whole; afterwards nothing of the hidden folder is left."""
         out = self._claim.out
@@ -141,11 +165,11 @@ class DraftFolder:
             for fd in self._files.values():
                 effects.sync(fd)
             files.sync_names(self.path)
-            refuse_existing(out, force=self._force, why=_APPEARED)
+            refuse_existing(out, force=self._force, why=_APPEARED, mark=self._mark)
             try:
                 effects.publish(self.path, out, self._claim.replaced if self._force else None)
             except FileExistsError:
-                refuse_existing(out, force=False, why=_APPEARED)
+                refuse_existing(out, force=False, why=_APPEARED, mark=self._mark)
                 raise
             files.sync_names(out.parent)
             self.abandon(keep=False)
@@ -231,13 +255,13 @@ def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFE
     """
     if not os.path.lexists(out):
         return
-    elsewhere = "another output with `--out`" if mark == MANIFEST else "another folder with `--overlay`"
+    what, elsewhere = _KINDS[mark]
     if not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file()):
         raise MtpforgeError(
-            f"the output exists and is no {'draft' if mark == MANIFEST else 'overlay'}",
+            f"the output exists and is no {what}",
             where=shown(out),
             why=f"`--force` replaces only folders that hold {mark}",
-            fix=f"remove it yourself, or choose {elsewhere}",
+            fix=f"remove it yourself, or choose another {elsewhere}",
             code=errors.MACHINE,
         )
     if not force:
@@ -245,7 +269,7 @@ def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFE
         raise MtpforgeError(
             "the output exists already",
             where=shown(out),
-            why=why or ("it is an empty folder, whose place the draft would take" if is_empty else ""),
+            why=why or (f"it is an empty folder, whose place the {what} would take" if is_empty else ""),
             fix="`--force` replaces it, `--out` chooses another",
             code=errors.MACHINE,
         )

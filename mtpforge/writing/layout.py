@@ -18,7 +18,6 @@ from typing import Final
 
 from mtpforge.tensors import DTYPES, Spec
 
-SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _RANK: Final = {name: rank for rank, name in enumerate(DTYPES)}
 
@@ -33,10 +32,12 @@ class ShardLayout:
     n_bytes: int
 
 
-def place(writes: Iterable[tuple[str, Spec]], max_shard_bytes: int | None = None) -> tuple[ShardLayout, ...]:
+def place(
+    writes: Iterable[tuple[str, Spec]], max_shard_bytes: int | None = None, *, stem: str = "model"
+) -> tuple[ShardLayout, ...]:
     """The weight files of these tensors: one, or as few in the given order as keep their tensors under the maximum.
 
-    A tensor that is larger than the maximum gets a file of its own.
+    A tensor that is larger than the maximum gets a file of its own. stem: what the names of the files begin with.
     """
     groups: list[dict[str, Spec]] = [{}]
     held_bytes = 0
@@ -47,9 +48,9 @@ def place(writes: Iterable[tuple[str, Spec]], max_shard_bytes: int | None = None
         groups[-1][name] = spec
         held_bytes += spec.n_bytes
     if len(groups) == 1:
-        return (_shard(SINGLE, groups[0]),)
+        return (_shard(f"{stem}.safetensors", groups[0]),)
     n = len(groups)
-    return tuple(_shard(f"model-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1))
+    return tuple(_shard(f"{stem}-{i:05d}-of-{n:05d}.safetensors", group) for i, group in enumerate(groups, 1))
 
 
 def index(layouts: tuple[ShardLayout, ...], specs: Mapping[str, Spec]) -> bytes:

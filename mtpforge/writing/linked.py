@@ -13,9 +13,9 @@ from typing import Final
 
 from mtpforge.durable import effects, files
 from mtpforge.writing import claim as claims
-from mtpforge.writing.folder import refuse_existing
+from mtpforge.writing.folder import OVERLAY, refuse_existing
 
-MARK: Final = "mtpforge-overlay.json"
+MARK: Final = OVERLAY
 
 
 def write(
@@ -32,7 +32,7 @@ def write(
             files.remove(claim.draft)
             claim.draft.mkdir()
             for name, place in links.items():
-                (claim.draft / name).symlink_to(place)
+                effects.link(place, claim.draft / name, hard=False)
             for name, data in {**own, MARK: (json.dumps(dict(about), indent=1) + "\n").encode()}.items():
                 files.write(claim.draft / name, data)
             files.sync_names(claim.draft)

@@ -118,6 +118,11 @@ def refuse_small_disk(plan: Plan, checkpoints: Mapping[str, Checkpoint], out: Pa
     needed = sum(spec.n_bytes for spec in plan.specs.values())
     if _device(cache.home()) == _device(out.absolute()):
         needed += sum(checkpoint.missing_bytes(refs) for checkpoint, refs in reads(plan, checkpoints))
+    refuse_small(needed, out)
+
+
+def refuse_small(needed: int, out: Path) -> None:
+    """Refuse where so many bytes do not fit."""
     free = room(out)
     if free < needed:
         raise MtpforgeError(

@@ -132,7 +132,7 @@ class Story:
 
     def __init__(self, before):
         self.before = before
-        self.new = {}  # nodes that were made on the way: is it a folder?
+        self.new = {}  # nodes that were made on the way: is it a folder? Of a link what it leads to, which is durable
         self.ops = []
 
     def with_ops(self, ops):
@@ -154,7 +154,7 @@ class Story:
 
     def after_cut(self, n, memory):
         nodes = {node: held.copy() for node, held in self.before.items()}
-        nodes |= {node: {} if is_folder else bytearray() for node, is_folder in self.new.items()}
+        nodes |= {node: {} if made is True else bytearray(made or b"") for node, made in self.new.items()}
         for op in kept(self.ops[:n], memory, random.Random(f"{memory} {n}")):
             apply(nodes, op)
         return nodes

@@ -61,6 +61,8 @@ class Recorder:
                 self.wrap(patch, os, name, getattr(self, name))
             for name in ("unlink", "remove", "rmdir"):
                 self.wrap(patch, os, name, self.remove)
+            for name in ("symlink", "link"):
+                self.wrap(patch, os, name, self.link)
             for name in ("rename", "replace"):
                 self.wrap(patch, os, name, self.rename)
             self.wrap(patch, effects, "_renameat2", self.renameat2)
@@ -133,6 +135,14 @@ class Recorder:
         if place:
             node = self.node(place)
             self.note(Names(((*place, None),), emptied=node if isinstance(self.live[node], dict) else -1))
+
+    def link(self, real, place, name, *args, **options):
+        """A second name of a file elsewhere, whose bytes are on the medium long since."""
+        real(place, name, *args, **options)
+        if at := self.place(name):
+            node, raw = len(self.live), Path(place).read_bytes()
+            self.live[node], self.story.new[node] = bytearray(raw), raw
+            self.note(Names(((*at, node),)))
 
     def rename(self, real, old, new):
         places = self.place(old), self.place(new)

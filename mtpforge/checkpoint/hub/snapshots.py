@@ -13,27 +13,28 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 
 
-def snapshot(checkpoint: Checkpoint) -> Path:
+def snapshot(checkpoint: Checkpoint, *, otherwise: str = "leave `--overlay` out") -> Path:
     """The snapshot of a repository at its commit, with every weight file of its index; asks no server.
 
-    MtpforgeError, code 5, where it is not on this machine, or not all of it.
+    MtpforgeError, code 5, where it is not on this machine, or not all of it. otherwise: what else could be typed.
     """
     try:
         home = Path(snapshot_download(checkpoint.location, revision=checkpoint.revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        raise _absent(checkpoint, "nothing of it lies in the hub's cache") from None
+        raise _absent(checkpoint, "nothing of it lies in the hub's cache", otherwise) from None
     index = checkpoint.small_file(metadata.INDEX)
     wanted = set(metadata.index(index).values()) if index else {f"model{metadata.SUFFIX}"}
     missing = sorted(file for file in wanted if not (home / file).is_file())
     if missing:
-        raise _absent(checkpoint, f"weight files that are missing: {len(missing)}, the first is {shown(missing[0])}")
+        why = f"weight files that are missing: {len(missing)}, the first is {shown(missing[0])}"
+        raise _absent(checkpoint, why, otherwise)
     return home
 
 
-def _absent(checkpoint: Checkpoint, why: str) -> MtpforgeError:
+def _absent(checkpoint: Checkpoint, why: str, otherwise: str) -> MtpforgeError:
     return MtpforgeError(
-        f"`{shown(checkpoint.location)}` is not on this machine as a whole: an overlay would lead nowhere",
+        f"`{shown(checkpoint.location)}` is not on this machine as a whole: links would lead nowhere",
         why=why,
-        fix=f"`hf download {shown(checkpoint.location)} --revision {checkpoint.revision}`; or leave `--overlay` out",
+        fix=f"`hf download {shown(checkpoint.location)} --revision {checkpoint.revision}`; or {otherwise}",
         code=errors.MACHINE,
     )

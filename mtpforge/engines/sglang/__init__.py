@@ -19,6 +19,7 @@ SGLANG: Final = Engine(
     demands=demands,
     restate=lambda target, _family, _wanted: target.quantization,
     told_config=lambda target: target.config,
+    carrying_config=lambda target: target.config,
     stated=scheme_of,
     runs=runs,
     refuse_misstated=refuse_misstated,

@@ -12,7 +12,7 @@ from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.restating import restate
-from mtpforge.engines.vllm.serving import path_traps, serve, told_config
+from mtpforge.engines.vllm.serving import carrying_config, path_traps, serve, told_config
 from mtpforge.engines.vllm.sharding import memory, serving_traps
 from mtpforge.engines.vllm.traps import block_traps, draft_traps, target_traps
 
@@ -25,6 +25,7 @@ VLLM: Final = Engine(
     refuse_misstated=refuse_misstated,
     restate=restate,
     told_config=told_config,
+    carrying_config=carrying_config,
     stated=stated,
     draft_config=draft_config,
     target_traps=target_traps,

@@ -19,6 +19,7 @@ from mtpforge.scheme import Scheme
 # config/speculative.py (0.33.0): each turns the method into another one before "mtp" is considered.
 _METHOD_WORDS: Final = ("eagle-", "eagle3", "dflash", "dspark")
 NEXTN: Final = "num_nextn_predict_layers"
+_OF_PATCHED: Final = frozenset(("mtp_quantization_config",))
 _SPECULATIVE: Final = "config/speculative.py (0.33.0)"
 _OVERRIDES: Final = "config/model.py (0.33.0)"
 
@@ -36,6 +37,19 @@ def told_config(target: Checkpoint) -> dict[str, object]:
         is_nested = key == "text_config" and isinstance(held, Mapping) and isinstance(value, Mapping)
         config[key] = {**held, **value} if is_nested else value  # type: ignore[dict-item]  # both are Mappings then
     return config
+
+
+def carrying_config(target: Checkpoint) -> dict[str, object]:
+    """The same for a checkpoint that carries the layer: one layer counted, and what its class wants fixed.
+
+    A target states these for its main layers or leaves them to the model type; the layer is built as a draft, of which
+    the type is another by then. What only patched builds read of a layer goes: it speaks of another one.
+    """
+    config, family = told_config(target), family_of(target.config)
+    fixed = {name: fixed.value for name, fixed in draft_class(family).fixed.items()}
+    text = family.text(config)
+    stated = {key: value for key, value in text.items() if key not in _OF_PATCHED} | {NEXTN: 1, **fixed}
+    return stated if text is config else {**config, "text_config": stated}
 
 
 def overrides_of(config: Mapping[str, object]) -> dict[str, object]:

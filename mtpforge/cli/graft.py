@@ -1,0 +1,79 @@
+"""`mtpforge graft`: the target once more, with the layer inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mtpforge.cli import options
+from mtpforge.cli.grafting import carry_out, decided, end_dry_run
+from mtpforge.cli.grammar import Command, Option
+from mtpforge.cli.output import Ending, Screen
+
+if TYPE_CHECKING:
+    from mtpforge.publishing.grafting import Link
+
+
+@click.command(
+    "graft",
+    cls=Command,
+    help="Write the target once more with the layer inside, as links to its files. DRAFT is a draft, or a checkpoint"
+    " that has the layer: as it is stored where vLLM can be told so, else built first as `build` would.",
+    examples=(
+        "mtpforge graft out/draft --into org/GLM-5.2-AWQ-INT4 -o out/GLM-5.2-AWQ-INT4-MTP",
+        "mtpforge graft zai-org/GLM-5.2 --into ./GLM-5.2-W4A16 -o out/GLM-5.2-W4A16-MTP --dry-run",
+    ),
+    quiet="Only the path of the graft; nothing under --dry-run.",
+    then="mtpforge inspect GRAFT",
+)
+@click.argument("layer", type=options.CheckpointName(), metavar="[DRAFT]", required=False)
+@options.into(required=True)
+@click.option(
+    "--delta",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    cls=Option,
+    heading="Input",
+    help="In place of DRAFT: what `mtpforge delta` wrote for this target.",
+)
+@options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
+@options.out(required=True)
+@options.link()
+@options.force()
+@options.dry_run()
+@options.max_shard_size(help="Split the layer's weights into files.")
+@click.pass_obj
+def command(  # noqa: D103 -- the help text above
+    screen: Screen,
+    *,
+    layer: str | None,
+    into: str,
+    delta: Path | None,
+    scheme: str | None,
+    out: Path,
+    link: Link,
+    force: bool,
+    dry_run: bool,
+    max_shard_size: int | None,
+) -> Ending:
+    from mtpforge.publishing.grafting import Asked
+
+    asked = Asked(
+        layer=layer,
+        target=into,
+        out=out,
+        delta=delta,
+        scheme=scheme,
+        link=link,
+        force=force,
+        max_shard_bytes=max_shard_size,
+        offline=screen.offline,
+    )
+    graft = decided(screen, asked)
+    if dry_run:
+        return end_dry_run(screen, graft)
+    ending = carry_out(screen, graft)
+    screen.next("mtpforge", "serve", str(out), "--target", str(out), "--print")
+    return ending

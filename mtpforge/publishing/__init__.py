@@ -1,0 +1,11 @@
+"""What becomes of a draft: checkpoints that are published. Links where nothing changes, writes where it does.
+
+target_files   what lies in a target's folder, file by file, and its shards without some of their tensors
+layers         the layer that goes in: as it is stored, or to be built first
+patches        what changes in a JSON file, as data
+grafting       decide(): everything about a graft, from headers and configs alone
+deltas         the same without the target: what a graft adds, and what it may be added to
+making         a decided graft or delta on disk, whole or not at all
+judging        a graft judged as a stranger would
+calls          graft(), delta(): the functions of `import mtpforge`
+"""

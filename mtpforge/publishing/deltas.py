@@ -1,0 +1,138 @@
+"""A delta: what a graft adds, without the target. Small enough to publish, and applied to one revision alone.
+
+    mtpforge-delta.json          what it applies to, patches of the configs, dtype, shape and hash of each tensor
+    model-mtp.safetensors, ...   the layer, as it lies in the graft
+    mtp-LICENSE, ...             licences of what the layer comes from
+
+With the target it gives the graft that it was made beside, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from mtpforge import errors
+from mtpforge.checkpoint import header
+from mtpforge.checkpoint.error_places import place_in
+from mtpforge.checkpoint.folder import Folder
+from mtpforge.checkpoint.folder_files import Files
+from mtpforge.checkpoint.json_fields import Fields, load
+from mtpforge.checkpoint.tensor_names import plain
+from mtpforge.drafting.request import Watching
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.publishing import patches
+from mtpforge.publishing.grafting import Addition, Asked, Graft, Layer, laid_out, opened
+from mtpforge.publishing.making import SCHEMA
+from mtpforge.publishing.target_files import TargetFiles, target_files
+from mtpforge.report import Trap
+from mtpforge.tensors import Spec
+from mtpforge.writing.folder import DELTA
+from mtpforge.writing.layout import ShardLayout
+
+_GOES = "goes"
+
+
+def decide(asked: Asked, watching: Watching | None = None) -> Graft:
+    """The graft of a delta into the target that it was made for. MtpforgeError for any other target."""
+    folder, document = _document(asked)
+    where = place_in(folder, DELTA)
+    engine = document.text("engine")
+    if engine not in ENGINES:
+        raise _damaged(where, f"no engine is called {shown(engine)}")
+    target, _ = opened(asked, ENGINES[engine], watching or Watching.by(None, None))
+    files = target_files(target)
+    made_for = document.within("target") or document.refuse("target", "an object")
+    if files.content != made_for.text("content"):
+        raise _other_target(target.label, files, made_for)
+    addition, stated = _addition(folder, document, where)
+    shards = tuple(_layout(folder, file) for file in folder.weight_files)
+    refs = folder.locate(plain(name) for name in addition.tensors)
+    found: tuple[Trap, ...] = ()
+    graft = laid_out(asked, files, addition, Layer(folder, refs), shards, found)
+    return replace(graft, stated=stated)
+
+
+def _document(asked: Asked) -> tuple[Folder, Fields]:
+    path = Path(str(asked.delta)).expanduser()
+    if not (path / DELTA).is_file():
+        raise MtpforgeError(
+            f"`{shown(path)}` is no delta",
+            where=shown(path.absolute()),
+            why=f"it holds no {DELTA}",
+            fix="`mtpforge delta DRAFT --against TARGET -o DIR` makes one",
+        )
+    folder = Folder(path, str(path), config={})
+    document = load(folder.small_file(DELTA) or b"", DELTA)
+    if document.values.get("schema") != SCHEMA:
+        raise MtpforgeError(
+            f"{DELTA} has schema {shown(document.values.get('schema'))}, this mtpforge reads {SCHEMA}",
+            where=place_in(folder, DELTA),
+            fix="update: `pip install -U mtpforge`",
+        )
+    return folder, document
+
+
+def _other_target(label: str, files: TargetFiles, made_for: Fields) -> MtpforgeError:
+    return MtpforgeError(
+        f"this delta is not for `{shown(label)}`",
+        where=shown(files.folder.location),
+        why=f"it was made for {shown(made_for.text('id'))} with content {shown(made_for.text('content'))},"
+        f" this target has {files.content}: another revision, or files that were changed since",
+        fix=f"name that revision: `--into {shown(made_for.text('id').partition('#')[0])}`",
+        code=errors.INPUT,
+    )
+
+
+def _addition(folder: Folder, document: Fields, where: Where) -> tuple[Addition, dict[str, str]]:
+    """What it adds, and the sha256 of each tensor."""
+    of, layer = document.within("target"), document.within("layer")
+    tensors = document.within("tensors")
+    if of is None or layer is None or tensors is None:
+        raise _damaged(where, "it lacks `target`, `layer` or `tensors`")
+    side = document.values.get("side_file")
+    held = {name: ref for file in folder.weight_files for name, ref in _specs(folder, file).items()}
+    if held.keys() != tensors.values.keys():
+        raise _damaged(where, "it lists other tensors than its files hold")
+    addition = Addition(
+        engine=document.text("engine"),
+        target=of.text("id"),
+        content=of.text("content"),
+        layer_of=layer.text("id"),
+        number=layer.whole("number") or 0,
+        scheme=document.text("scheme"),
+        n_experts=layer.whole("n_experts") or 0,
+        config=patches.read(document.values.get("config"), where),
+        side=None if side is None or side == _GOES else patches.read(side, where),
+        side_goes=side == _GOES,
+        tensors=held,
+        documents=_documents(folder),
+    )
+    return addition, {name: entry.text("sha256") for name, entry in tensors.objects()}
+
+
+def _documents(folder: Folder) -> dict[str, bytes]:
+    files = Files(Path(folder.location))
+    names = [name for name in files.names() if name.startswith("mtp-")]
+    return {name: files.whole(name, is_copied=True) or b"" for name in names}
+
+
+def _specs(folder: Folder, file: str) -> dict[str, Spec]:
+    """Name as it is spelled -> Spec, in the order of the header."""
+    raw = folder.raw_header(file)
+    parsed = header.parse(raw, file, (Path(folder.location) / file).stat().st_size)
+    return {name: parsed[plain(name)].spec for name in json.loads(raw) if name != "__metadata__"}
+
+
+def _layout(folder: Folder, file: str) -> ShardLayout:
+    """A weight file as it lies."""
+    raw, size = folder.raw_header(file), (Path(folder.location) / file).stat().st_size
+    parsed = header.parse(raw, file, size)
+    starts = {name: parsed[plain(name)].start for name in json.loads(raw) if name != "__metadata__"}
+    return ShardLayout(file, len(raw).to_bytes(header.LENGTH_BYTES, "little") + raw, starts, size)
+
+
+def _damaged(where: Where, why: str) -> MtpforgeError:
+    return MtpforgeError(f"{DELTA} is damaged", where=where, why=why, fix="fetch the delta again")

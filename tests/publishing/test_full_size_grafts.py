@@ -1,0 +1,91 @@
+"""Grafts of published layers at full size, from headers and configs alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from torch import zeros
+
+from mtpforge.engines import ENGINES
+from mtpforge.engines.expected import expected
+from mtpforge.families import family_of
+from mtpforge.publishing import grafting
+from mtpforge.publishing.grafting import Asked
+
+DATA = Path(__file__).parents[1] / "data"
+VLLM, FAMILY = ENGINES["vllm"], family_of({"model_type": "glm_moe_dsa"})
+# layer, its config, target, tensors of the layer, scheme
+GRAFTS = (
+    ("bf16-zai-org", "target-bf16", "target-w4a16-mtp-canada-quant", 791, "bf16"),
+    ("bf16-zai-org", "target-bf16", "target-nvfp4-nvidia", 791, "bf16"),
+    ("fp8-zai-org", "target-fp8", "target-awq-int4-fp8-mtp-graft", 1569, "fp8-block128"),
+    ("int8-channel-quanttrio", "target-int4-int8mix-quanttrio", "target-int8mix-nvfp4-festr2", 2343, "int8-channel"),
+    ("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso", "target-nvfp4-nvidia", 3095, "nvfp4"),
+    ("int4-g32-asym-cosmicraisins", "draft-int4-cosmicraisins", "target-awq-int4-ignore-to-77", 3122, "int4-g32-asym"),
+    ("int4-g32-asym-cosmicraisins", "draft-int4-cosmicraisins", "target-awq-int4-mtp-ignored", 3122, "int4-g32-asym"),
+)
+
+
+@pytest.fixture(scope="module")
+def target_folder(tmp_path_factory, release_config):
+    """A release of which one tensor is at hand: what matters of it is config.json."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        save_file({"model.norm.weight": zeros(1)}, folder / "model-00001-of-00001.safetensors")
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "config.json").write_text(json.dumps(release_config(name)))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(("layer", "of", "target", "n", "scheme"), GRAFTS)
+def test_published_layer_goes_in_as_it_is_stored(
+    layer, of, target, n, scheme, census_folder, target_folder, census, tmp_path
+):
+    graft = grafting.decide(Asked(layer=census_folder(layer, of), target=target_folder(target), out=tmp_path / "graft"))
+    assert (graft.why, graft.addition.scheme) == ("", scheme)
+    held = {name: (spec.dtype, spec.shape) for name, spec in graft.addition.tensors.items()}
+    stored = census(layer)
+    if scheme == "fp8-block128":
+        stored = {n if ".wk." in n else n.replace("weight_scale_inv", "weight_scale"): s for n, s in stored.items()}
+    assert (len(held), held) == (n, stored)
+    told = told_of(graft, release_of(target))
+    assert "mtp_quantization_config" not in told.config
+    built = VLLM.demands(told, None, FAMILY)
+    wanted = expected(built, FAMILY, told.config, 78, 256)
+    decoded = {name for name in held if ".indexer.wk." in name}
+    assert held.keys() - decoded == wanted.keys() - decoded
+
+
+def release_of(name):
+    return json.loads((DATA / "configs" / f"{name}.config.json").read_text())
+
+
+def told_of(graft, config):
+    """The target by the graft's config alone."""
+    patched = graft.addition.config.applied(config)
+
+    class Told:
+        names, label, location, revision, is_restated = frozenset(), "t", "t", "", False
+        config, quantization = patched, patched.get("quantization_config") or {}
+
+    return Told
+
+
+def test_layer_of_256_experts_is_pruned_for_a_target_of_218(census_folder, target_folder, tmp_path):
+    """INT4 in 3,122 tensors for 256: of every expert that goes, three matrices of four tensors."""
+    layer = census_folder("bf16-zai-org", "target-bf16")
+    save_file({"model.norm.weight": zeros(1)}, layer / "others.safetensors")  # a whole checkpoint, no draft
+    target = target_folder("target-awq-int4-218-experts")
+    graft = grafting.decide(Asked(layer=layer, target=target, out=tmp_path / "graft"))
+    assert graft.why == "256 experts, the target serves 218"
+    assert graft.layer.job.plan.n_experts == 218
+    assert len(graft.addition.tensors) == 3122 - (256 - 218) * 3 * 4
+    assert graft.addition.scheme == "int4-g32-asym"
+    assert list(tmp_path.iterdir()) == []
