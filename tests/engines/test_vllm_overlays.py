@@ -199,11 +199,18 @@ def asked(tinyglm, config_folder, tmp_path_factory):
         block = headers_alone(target, preset, home / f"full-{i}")
         pairs[name, preset] = [str(target), str(home / f"full-{i}"), {"quantization_config": block}]
     configs = {f.name.removesuffix(".config.json"): f for f in (ROOT / "tests/data/configs").glob("target-*")}
+    # Of its own keys and values vLLM reads the scales under mixed precision too; of GLM-5.2's latent vectors not.
+    modelopt = json.loads(configs["target-nvfp4-nvidia"].read_text())["quantization_config"]
+    assert modelopt["kv_cache_scheme"]
+    block = modelopt | {"ignore": ["lm_head", "*self_attn*", "model.layers.92*"]}
+    with_scales = json.loads(configs["target-glm-4.5"].read_text()) | {"quantization_config": block}
     published = {name: json.loads(f.read_text()) for name, f in sorted(configs.items())}
     return {
         "pairs": pairs,
         "commands": commands,
-        "restated": published | wrapped(published["target-glm-5.3-flash-fp8"]),
+        "restated": published
+        | wrapped(published["target-glm-5.3-flash-fp8"])
+        | {"scales of the KV cache": with_scales},
         "schemes": [*schemes.names(), *(scheme_file(name, home) for name in SCHEMES)],
     }
 

@@ -152,6 +152,23 @@ def test_mixed_precision_is_no_answer_where_the_target_stores_scales_of_the_kv_c
     assert "under ModelOpt's mixed precision vLLM reads no scales of the KV cache" in refused.value.why
 
 
+def test_mixed_precision_is_an_answer_where_vllm_reads_the_scales_of_that_attention(release_config, target_of):
+    """GLM-4.5 has keys and values of its own; a scheme that vLLM takes for none is none under mixed precision."""
+    told = release_config("target-nvfp4-nvidia")["quantization_config"]
+    of_layer = {"ignore": ["lm_head", "*self_attn*", "model.layers.92*"]}
+    scheme = {"num_bits": 8, "type": "float", "dynamic": False}
+    config = release_config("target-glm-4.5")
+    target = target_of(config | {"quantization_config": told | of_layer | {"kv_cache_scheme": scheme}})
+    block = VLLM.restate(target, family_of(config), weights_only())
+    assert (block["quant_algo"], block["kv_cache_scheme"]) == ("MIXED_PRECISION", scheme)
+    target = target_of(
+        config | {"quantization_config": told | of_layer | {"kv_cache_scheme": scheme | {"num_bits": 4}}}
+    )
+    with pytest.raises(MtpforgeError) as refused:
+        VLLM.restate(target, family_of(config), weights_only())
+    assert "reads no scales of the KV cache" in refused.value.why
+
+
 def test_target_of_mixed_precision_already_may_store_scales_of_the_kv_cache(release_config, target_of):
     config = release_config("target-nvfp4-nvidia")
     without = {**config, "quantization_config": {**config["quantization_config"], "kv_cache_scheme": None}}

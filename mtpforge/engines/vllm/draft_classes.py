@@ -10,6 +10,7 @@ around              what vLLM puts before names of the main model where the targ
 builds_head         whether the layer has a head of its own until the target's takes its place; true where not said
 without_layer       what vLLM does, asked for MTP, where neither target nor draft has the layer
 head_counts         config keys of what is dealt out over ranks: query heads, then key and value heads
+attention           vLLM's class that keeps keys and values, in the layer and in the model before it
 [dense]             module -> why vLLM never asks whether it is quantized
 [decoded_on_load]   module that is built dense -> formats that are decoded while loading
 [matrices]          last part of the name of a matrix that vLLM runs -> its class, which config groups may target
@@ -85,6 +86,7 @@ class DraftClass:
     builds_head: bool
     without_layer: str
     head_counts: tuple[str, ...]
+    attention: str
     dense: Mapping[str, str]
     decoded_on_load: Mapping[str, frozenset[str]]
     matrices: Mapping[str, str]
@@ -173,6 +175,7 @@ def _read(text: str) -> DraftClass:
         builds_head=table.get("builds_head", True),
         without_layer=table["without_layer"],
         head_counts=tuple(table["head_counts"]),
+        attention=table["attention"],
         dense=table["dense"],
         decoded_on_load={module: frozenset(formats) for module, formats in table.get("decoded_on_load", {}).items()},
         matrices=table["matrices"],

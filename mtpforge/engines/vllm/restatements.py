@@ -32,10 +32,12 @@ _MIXED: Final = "MIXED_PRECISION"
 class Wish:
     """What a block is to say: of the layer, `layer`; of the model around it, what it says now.
 
-    asked: the questions about the layer. main: those about the model, and the answers: a Quantization, or a refusal.
+    attention: vLLM's class of it. asked: the questions about the layer. main: those about the model, and the answers: a
+    Quantization, or a refusal.
     """
 
     layer: Layer
+    attention: str
     asked: tuple[Asked, ...]
     main: Mapping[Asked, object]
 
@@ -145,13 +147,27 @@ def _mixed(listed: Mapping[str, object], block: Block, wish: Wish) -> dict[str, 
         layers = {name: _algorithm(q) for asked, q in stored for name in _parts(asked)}
     for members, algorithm in ours:
         layers |= dict.fromkeys(wish.layer.names(members), algorithm)
-    if parse(block).quant_algo != _MIXED and (listed.get("kv_cache_scheme") or listed.get("kv_cache_quant_algo")):
-        # vllm quantization/modelopt.py:1849 (0.33.0) asks for `Attention`; all other algorithms for MLA's as well
+    has_scales = listed.get("kv_cache_scheme") or listed.get("kv_cache_quant_algo")
+    if parse(block).quant_algo != _MIXED and has_scales and not _reads_scales(listed, block, wish):
         raise MtpforgeError(
             "under ModelOpt's mixed precision vLLM reads no scales of the KV cache, and the target has them"
         )
     rest = {key: value for key, value in listed.items() if key not in ("config_groups", "quant_algo")}
     return {**rest, "quant_algo": _MIXED, "quantized_layers": layers}
+
+
+def _reads_scales(listed: Mapping[str, object], block: Block, wish: Wish) -> bool:
+    """Whether scales of the KV cache are read under mixed precision as under any other algorithm.
+
+    vllm quantization/modelopt.py:1849 (0.33.0) asks for `Attention`, all other algorithms for MLA's as well, and only
+    where from_config of the base class saw FP8.
+    """
+    if isinstance(block.get("quantization"), dict):
+        stated = bool(listed.get("kv_cache_quant_algo"))
+    else:
+        scheme = listed.get("kv_cache_scheme")
+        stated = isinstance(scheme, dict) and (scheme.get("type"), scheme.get("num_bits")) == ("float", 8)
+    return stated and wish.attention == "Attention"
 
 
 def _algorithm(q: Quantization) -> dict[str, object]:

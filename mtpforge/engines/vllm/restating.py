@@ -15,6 +15,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import QuantConfig, parse
 from mtpforge.engines.vllm.demands import scheme_under
+from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.engines.vllm.matrices import Asked, main_questions, questions
 from mtpforge.engines.vllm.quantization_block import layer_of
 from mtpforge.engines.vllm.quantization_methods import decide
@@ -55,7 +56,7 @@ def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[
         if not _contradiction(block, config, family, rules):
             return target.quantization, ""
         answers = _as_it_is(json.dumps(config), json.dumps(block))
-        wish = Wish(layer_of(config, family, rules), questions(family, config), answers)
+        wish = Wish(layer_of(config, family, rules), draft_class(family).attention, questions(family, config), answers)
         why = ""
         for proposal in method.proposals(block, wish):
             told = parse(as_asked(proposal, family, config))
