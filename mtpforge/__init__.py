@@ -8,6 +8,7 @@
     verify(draft, target)           open a draft again and judge it
     validate(draft, target)         the same, and the loader of an installed engine
     fidelity(draft, reference)      does it predict what the dense layer predicts
+    diff(draft, other)              where two layers differ
     serve_command(draft, target)    what to type
     explain_serve(draft, target)    the same, each flag with its reason
     graft(layer, into, out=...)     the target once more, with the layer inside
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         build,
         capture,
         demanded_scheme,
+        diff,
         dump_scheme,
         explain_serve,
         extract,
@@ -73,6 +75,7 @@ __all__ = [
     "capture",
     "delta",
     "demanded_scheme",
+    "diff",
     "doctor",
     "dump_scheme",
     "explain_serve",

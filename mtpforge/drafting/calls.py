@@ -190,6 +190,14 @@ def validate(
     return Report("validate", found.checks + answer.checks, found.traps + answer.traps, facts, found.summary)
 
 
+def diff(draft: Named, other: Named, *, offline: bool = False, on_progress: OnProgress | None = None) -> Report:
+    """Where two drafts, or a draft and a published layer, differ: config, names, formats, values."""
+    from mtpforge.comparing import compare  # torch
+
+    one, two = (open_checkpoint(name, offline=offline) for name in (draft, other))
+    return compare(one, two, on_progress=on_progress)
+
+
 class ServeOptions(TypedDict, total=False):
     """How a draft is to be served; `explain_serve` has the defaults."""
 
