@@ -33,6 +33,13 @@ def test_names_are_listed_once_and_expressions_stay():
     assert as_expressions(entries) == ["lm_head", "re:model[.]layers[.]1[.]a$", "model.layers.1.a"]
 
 
+def test_names_of_two_layers_stay_and_of_three_become_one_expression():
+    two = [f"model.layers.{i}.mlp.gate" for i in (1, 5)]
+    assert as_expressions(two) == two
+    assert as_wildcards(two) == two
+    assert as_expressions([*two, "model.layers.7.mlp.gate"]) == ["re:model[.]layers[.](?:[157])[.](?:mlp[.]gate)$"]
+
+
 def test_names_of_many_layers_become_one_expression():
     names = [f"model.layers.{i}.self_attn.o_proj" for i in range(78)]
     assert as_expressions(["lm_head", *names]) == [

@@ -10,6 +10,7 @@ import pytest
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import families, family_of
+from mtpforge.families.counting import config_experts
 from mtpforge.families.sizes import evaluate
 
 FILES = (Path(__file__).parents[2] / "mtpforge" / "families").glob("*.toml")
@@ -105,6 +106,28 @@ def test_absurd_sizes_are_refused_before_anything_is_listed(release_config):
         described(release_config("target-bf16") | {"n_routed_experts": 10**12})
     with pytest.raises(MtpforgeError, match="the config gives a layer size of"):
         described(release_config("target-bf16") | {"hidden_size": 10**12})
+
+
+def test_sizes_and_counts_of_the_limit_itself_are_taken(release_config):
+    """One more is absurd: an axis of 2^31 + 1, a layer of 65,537 experts."""
+    assert evaluate("rows", {"rows": 2**31}) == 2**31
+    with pytest.raises(MtpforgeError, match="a layer size of 2147483649"):
+        evaluate("rows", {"rows": 2**31 + 1})
+    config = release_config("target-bf16")
+    family = family_of(config)
+    bias = [plain.shape for plain in family.plain(config, 65536) if plain.per_expert]
+    assert bias == [(65536,)]
+    with pytest.raises(MtpforgeError, match="65537 experts cannot be right"):
+        family.plain(config, 65537)
+
+
+def test_a_config_that_counts_no_experts_states_no_count(release_config):
+    config = release_config("target-bf16")
+    family = family_of(config)
+    assert config_experts(family, config) == 256
+    for key in family.expert_keys:
+        config.pop(key, None)
+    assert config_experts(family, config) is None
 
 
 def test_size_expressions_know_sums_and_products_only():
