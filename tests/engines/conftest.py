@@ -1,8 +1,9 @@
-"""For the engines' tests: an interpreter that has imported vLLM already, and a target of which only config is known."""
+"""For the engines' tests: interpreters that have imported their engine, and a target of which only config is known."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,35 +14,42 @@ from pathlib import Path
 
 import pytest
 
-from mtpforge.engines.vllm import loader
-
 HERE = Path(__file__).parent
-NAMED, ITSELF, SOCKET = (f"MTPFORGE_TEST_ENGINE_{each}" for each in ("PYTHON", "ITSELF", "SOCKET"))
+# SGLang's is none of them: a check in a fork of a process that has imported it finds its runtime context unset.
+ENGINES = ("MTPFORGE_TEST_ENGINE_PYTHON",)
+ITSELF = "_ITSELF"  # the same variable with this: the interpreter that was named
 
 
 def pytest_configure(config):
-    """From here on the interpreter that tests read from the environment is `engine_python.py`."""
-    engine = os.environ.get(ITSELF) or os.environ.get(NAMED)
-    if not engine:
-        return
-    home = tempfile.TemporaryDirectory(prefix="mtpforge-engine-")
-    config.add_cleanup(home.cleanup)
-    program = Path(home.name) / "python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{HERE / "engine_python.py"}" "$@"\n')
-    program.chmod(0o755)
-    os.environ |= {NAMED: str(program), ITSELF: engine, SOCKET: f"{home.name}/socket"}
+    """From here on the interpreters that tests read from the environment are `engine_python.py`."""
+    named = {name: os.environ.get(name + ITSELF) or os.environ.get(name) for name in ENGINES}
+    for name, engine in named.items():
+        if engine:
+            home = tempfile.TemporaryDirectory(prefix="mtpforge-engine-")
+            config.add_cleanup(home.cleanup)
+            program = Path(home.name) / "python"
+            words = (sys.executable, "-I", "-S", HERE / "engine_python.py", engine, Path(home.name) / "socket")
+            program.write_text('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(shlex.quote(str(word)) for word in words)))
+            program.chmod(0o755)
+            os.environ |= {name: str(program), name + ITSELF: engine}
 
 
 def pytest_collection_finish(session):
-    """Start `vllm_server.py` where a test will ask it; it ends when this process does."""
+    """Start `engine_server.py` where tests will ask engines; it ends when this process does."""
     asking = any(item.get_closest_marker("engine") for item in session.items)
-    if not asking or ITSELF not in os.environ or session.config.option.collectonly:
-        return
+    if asking and not session.config.option.collectonly:
+        for name in ENGINES:
+            if name + ITSELF in os.environ:
+                session.config.add_cleanup(started(name))
+
+
+def started(name):
+    """How to end the server of one engine."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(os.environ[SOCKET])
+        listener.bind(str(Path(os.environ[name]).with_name("socket")))
         listener.listen()
         server = subprocess.Popen(
-            [os.environ[ITSELF], HERE / "vllm_server.py", Path(loader.__file__).parent, str(listener.fileno())],
+            [os.environ[name + ITSELF], HERE / "engine_server.py", str(listener.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
@@ -51,7 +59,7 @@ def pytest_collection_finish(session):
         server.stdin.close()
         server.wait()
 
-    session.config.add_cleanup(end)
+    return end
 
 
 @dataclass(frozen=True)

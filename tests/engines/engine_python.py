@@ -1,6 +1,8 @@
-"""In the place of an engine's interpreter: hands `-m PACKAGE REQUEST REPORT` to `vllm_server.py`, runs all else itself.
+"""In the place of an engine: `-m MODULE REQUEST REPORT` goes to `engine_server.py`, the rest to the engine itself.
 
-The environment says where that listens and which interpreter is meant. Its streams and its exit code are the answer's.
+    engine_python.py ENGINE SOCKET WORD...    the interpreter, where the server listens, the command line
+
+Its streams and its exit code are the answer's.
 """
 
 import json
@@ -8,12 +10,12 @@ import os
 import socket
 import sys
 
-_, *words = sys.argv
+_, engine, listening, *words = sys.argv
 if words[:1] != ["-m"]:
-    engine = os.environ["MTPFORGE_TEST_ENGINE_ITSELF"]
     os.execv(engine, [engine, *words])
-question = {"module": words[1], "arguments": words[2:], "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109  pathlib takes as long to import as all of this
+# pathlib takes as long to import as all the rest
+question = {"module": words[1], "arguments": words[2:], "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-    server.connect(os.environ["MTPFORGE_TEST_ENGINE_SOCKET"])
+    server.connect(listening)
     socket.send_fds(server, [json.dumps(question).encode()], [1, 2])
     sys.exit(int(server.recv(100) or b"1"))

@@ -153,11 +153,11 @@ def test_config_that_vllm_does_not_compare_is_compared(copy, tinyglm):
     ids=["accepted with values", "refused"],
 )
 def test_process_of_its_own_says_what_the_others_say(copy, tinyglm, layout, change, how):
-    """All other tests ask a process that had imported vLLM before: `vllm_server.py`."""
+    """All other tests ask a process that had imported vLLM before: `engine_server.py`."""
     folder, _, _ = copy(layout, change, ROUTER)
     forked, started = (
         installed.check(folder, tinyglm(layout), python=python, **how)
-        for python in (PYTHON, os.environ["MTPFORGE_TEST_ENGINE_ITSELF"])
+        for python in (PYTHON, os.environ["MTPFORGE_TEST_ENGINE_PYTHON_ITSELF"])
     )
     assert forked.checks == started.checks
     assert dict(forked.facts) | {"seconds": 0} == dict(started.facts) | {"seconds": 0}
