@@ -3,6 +3,7 @@
 # make test-slow    those that take more than a few seconds each
 # make lint         style, types, layers, lengths
 # make test-engines the drafts through vLLM's and SGLang's own loaders (no GPU needed; first time 5 minutes, 5.4 GB)
+# make engines      the environments that test-engines needs
 # make fuzz         the long run of the hostile-input tests: eleven times the cases of make test, a quarter of an hour
 # make bench        the benchmarks
 # make clean        removes what make made
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mtpforge
 CODE := mtpforge tests .ci $(wildcard benchmarks)
 
-.PHONY: help setup demo test test-slow lint fuzz bench test-engines clean
+.PHONY: help setup demo test test-slow lint fuzz bench engines test-engines clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -55,11 +56,13 @@ fuzz: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/build.py
 
-test-engines: $(READY)
+engines:
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/vllm-env $(ENGINE_VENV)
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/sglang-env $(SGLANG_VENV)
+
+test-engines: $(READY) engines
 	MTPFORGE_TEST_ENGINE_PYTHON=$(abspath $(ENGINE_VENV))/bin/python \
-	MTPFORGE_TEST_SGLANG_PYTHON=$(abspath $(SGLANG_VENV))/bin/python $(BIN)/python -m pytest -n 2 -m engine
+	MTPFORGE_TEST_SGLANG_PYTHON=$(abspath $(SGLANG_VENV))/bin/python $(BIN)/python -m pytest -n 2 --dist loadgroup -m engine
 
 clean:
 	rm -rf $(VENV) $(ENGINE_VENV) $(SGLANG_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

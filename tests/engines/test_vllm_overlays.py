@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.xdist_group("overlays"),
     pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM"),
 ]
 LAYER = "model.layers.3."
