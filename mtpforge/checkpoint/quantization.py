@@ -154,12 +154,18 @@ def fp8_quantization(config: QuantConfig) -> Quantization:
 
 
 def modelopt_quantization(quant_algo: str, group_size: int | None = None) -> Quantization:
-    """How ModelOpt stores a weight under an algorithm (`NVFP4`, `W4A16_NVFP4`, `MXFP8`, `FP8`); others are errors."""
+    """How ModelOpt stores a weight under an algorithm: `NVFP4`, `W4A16_NVFP4`, `MXFP8`, of FP8 three; else an error."""
     match quant_algo.upper():
         case "NVFP4" | "W4A16_NVFP4" as algo if group_size in (None, NVFP4_GROUP):
             return config_groups.nvfp4("modelopt_nvfp4", "static" if algo == "NVFP4" else "none")
         case "MXFP8":  # the group size of a block is NVFP4's
             return config_groups.microscaled("mxfp8", 8, "dynamic")
+        case "FP8_PER_CHANNEL_PER_TOKEN":
+            return Quantization("modelopt_fp8", 8, strategy="channel", scale_dtype="F32", input_scale="dynamic")
+        case "FP8_PB_WO":
+            return Quantization(
+                "modelopt_fp8", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic"
+            )
         case "FP8":
             return Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32", input_scale="static")
     sized = "" if group_size is None else f" with groups of {group_size}"

@@ -83,6 +83,8 @@ def algorithm(q: Quantization) -> dict[str, object]:
     """One of ModelOpt's `quantized_layers`: `quant_algo`, and what goes with it."""
     if q.format == "fp8_scaled":
         return {"quant_algo": "FP8"}
+    if q.format == "modelopt_fp8":
+        return {"quant_algo": "FP8_PB_WO" if q.strategy == "block" else "FP8_PER_CHANNEL_PER_TOKEN"}
     if q.format == "mxfp8":
         return {"quant_algo": "MXFP8", "group_size": q.group_size}
     return {"quant_algo": "NVFP4" if q.input_scale == "static" else "W4A16_NVFP4", "group_size": q.group_size}
@@ -118,7 +120,13 @@ def _quark_inputs(q: Quantization, weight: dict[str, object]) -> dict[str, objec
 def is_quark(kinds: Iterable[Quantization]) -> bool:
     """Whether Quark has words for all of them: FP8 and INT8 beside quantized activations alone."""
     return all(
-        q.format == "quark_mxfp4" or (q.format in _QUARK_DTYPES and q.input_scale != "none" and q.scale_dtype == "F32")
+        q.format == "quark_mxfp4"
+        or (
+            q.format in _QUARK_DTYPES
+            and (q.strategy == "channel") == (q.format != "fp8_scaled")
+            and q.input_scale != "none"
+            and q.scale_dtype == "F32"
+        )
         for q in kinds
     )
 
@@ -140,7 +148,7 @@ def is_modelopt(kinds: Iterable[Quantization]) -> bool:
     """Whether ModelOpt has."""
     return all(
         q.format == "modelopt_nvfp4"
-        or (q.format == "mxfp8" and q.input_scale == "dynamic")
+        or (q.format in ("mxfp8", "modelopt_fp8") and q.input_scale == "dynamic")
         or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
         for q in kinds
     )

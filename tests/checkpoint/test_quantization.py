@@ -302,12 +302,14 @@ def test_mixed_precision_of_modelopt():
     assert modelopt_quantization("fp8").format == "fp8_scaled"
     assert modelopt_quantization("W4A16_NVFP4", 16).input_scale == "none"
     assert modelopt_quantization("MXFP8", 16).group_size == 32
+    assert modelopt_quantization("FP8_PER_CHANNEL_PER_TOKEN").strategy == "channel"
+    assert modelopt_quantization("fp8_pb_wo").block == (128, 128)
 
 
 @pytest.mark.parametrize(
     ("algo", "size", "why"),
     [
-        ("fp8_pb_wo", None, "ModelOpt's fp8_pb_wo is not written"),
+        ("nvfp4_awq", None, "ModelOpt's nvfp4_awq is not written"),
         ("NVFP4", 32, "ModelOpt's NVFP4 with groups of 32 is not written"),
         ("", None, "ModelOpt's empty algorithm is not written"),
     ],

@@ -306,6 +306,15 @@ NAMED = {
     "quark without types of layers": (
         {key: value for key, value in quark().items() if key != "layer_type_quant_config"}, {}, "refused"),
     "mixed precision, layers in the side file": (MIXED, {"hf_quant_config.json": SIDE}, "made"),
+    "fp8 rows of modelopt": (
+        {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "ignore": [f"{P}mlp.experts*"]},
+        {}, "made"),
+    "fp8 blocks of modelopt": (
+        {"quant_method": "modelopt", "quant_algo": "fp8_pb_wo", "ignore": [f"{P}mlp.experts*"]}, {}, "made"),
+    "mixed precision of three algorithms": (
+        MIXED | {"ignore": [], "quantized_layers": OF_EXPERTS | {
+            LINEARS[5]: {"quant_algo": "FP8_PB_WO"}, LINEARS[3]: {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}},
+        {}, "made"),
     "mixed precision without layers": (MIXED, {}, "refused"),
     "int4 g128 beside fp8 activations": (block(INT4, ACTIVATIONS[1]), {}, "made"),
     "int4 beside int8 activations": (block(INT4, ACTIVATIONS[5], targets=["re:.*self_attn.*"]), {}, "made"),

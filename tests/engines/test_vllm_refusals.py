@@ -195,6 +195,16 @@ def test_parts_of_one_matrix_with_two_configs_of_quark_are_refused(scheme):
     assert "`Found a different quantization configuration`" in caught.value.why
 
 
+@pytest.mark.parametrize("algo", ["FP8_PER_CHANNEL_PER_TOKEN", "fp8_pb_wo"])
+def test_fp8_of_rows_and_blocks_is_made_of_modelopts_linears_alone(scheme, algo):
+    """quantization/modelopt.py:481: experts are built for one scale a tensor, whatever the algorithm."""
+    block = {"quant_method": "modelopt", "quant_algo": algo, "ignore": [f"{P}mlp.experts*"]}
+    assert {q.format for q in quantized(scheme(block)).values()} == {"modelopt_fp8"}
+    del block["ignore"]
+    with pytest.raises(MtpforgeError, match=f"drafts with experts in ModelOpt's {algo.upper()} cannot be made yet"):
+        scheme(block)
+
+
 def test_mxfp8_in_a_nested_block_needs_its_two_fields(scheme):
     """quantization/modelopt.py:1273."""
     inside = {"quant_algo": "MXFP8", "kv_cache_quant_algo": None, "exclude_modules": []}

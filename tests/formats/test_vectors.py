@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mtpforge import formats
+from mtpforge.errors import MtpforgeError
 from mtpforge.tensors import DTYPES, Quantization, Spec
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors"
@@ -19,6 +20,9 @@ NAMES = {getattr(torch, d.torch): d.name for d in DTYPES.values() if hasattr(tor
 # what the files themselves do not say
 CONFIGS = {"fp8-block32x64-transformers": {"quant_method": "fp8", "weight_block_size": [32, 64]}}
 COMPUTED_IN = {"autoround": torch.float16}  # libraries whose values are float32 that was rounded on the way
+SIGNED = {"modelopt-w4a16-awq-uint8"}  # no library decodes it: the values are of floats, whose zeros had a sign
+STACKED = 3
+OPENAI = {"blocks": "weight_packed", "scales": "weight_scale"}
 EXPECTED = {
     "autoround-gptq-int4-g32-asym": "INT4 g32 asymmetric",
     "autoround-gptq-int4-g32-sym": "INT4 g32",
@@ -35,6 +39,7 @@ EXPECTED = {
     "ct-int3-g32-sym-f32": "INT3 g32",
     "ct-int4-cols100-channel-sym-f32": "INT4 channel",
     "ct-int4-g32-asym-bf16": "INT4 g32 asymmetric",
+    "ct-int4-g32-asym-f32-experts3d": "INT4 g32 asymmetric",
     "ct-int4-g32-asym-f32-scalebf16": "INT4 g32 asymmetric",
     "ct-int4-g32-asym-f32": "INT4 g32 asymmetric",
     "ct-int4-g32-sym-bf16": "INT4 g32",
@@ -69,7 +74,10 @@ EXPECTED = {
     "modelopt-mxfp4": "MXFP4 g32",
     "modelopt-mxfp8": "MXFP8 g32",
     "modelopt-nvfp4-bf16": "NVFP4 g16",
+    "modelopt-nvfp4-experts3d": "NVFP4 g16",
     "modelopt-nvfp4-f32": "NVFP4 g16",
+    "modelopt-w4a16-awq-uint8": "INT4 g32",
+    "openai-mxfp4-experts3d": "MXFP4 g32",
     "quark-mxfp4": "MXFP4 g32",
 }
 
@@ -84,7 +92,16 @@ def matrices(stem):
         if key.startswith("disk."):
             module, _, suffix = key.removeprefix("disk.").rpartition(".")
             groups.setdefault(module, {})[suffix] = tensor
-    return [(parts, tensors[f"dequant.{m}" if m else "dequant"], block) for m, parts in groups.items()]
+    found = [(parts, tensors[f"dequant.{m}" if m else "dequant"], block) for m, parts in groups.items()]
+    return [each for one in found for each in (experts(*one) if one[1].dim() == STACKED else [one])]
+
+
+def experts(parts, values, block):
+    """Each expert of a stack by itself. OpenAI's names are its own, and 16 bytes of codes stand apart."""
+    named = {OPENAI.get(suffix.rpartition("_")[2], suffix): part for suffix, part in parts.items()}
+    for number, matrix in enumerate(values):
+        one = {s: part[1:] if s == "weight_shape" else part[number] for s, part in named.items()}
+        yield {s: part.flatten(1) if part.dim() == STACKED else part for s, part in one.items()}, matrix, block
 
 
 def specs(parts):
@@ -105,7 +122,8 @@ def test_decoding_gives_the_library_s_own_values(stem):
         assert decoded.dtype == torch.float32
         rounded = decoded.to(COMPUTED_IN.get(stem.partition("-")[0], values.dtype))
         assert torch.equal(rounded.to(values.dtype), values)
-        assert torch.equal(torch.signbit(decoded), torch.signbit(values)), "the sign of a zero"
+        if stem not in SIGNED:
+            assert torch.equal(torch.signbit(decoded), torch.signbit(values)), "the sign of a zero"
 
 
 @pytest.mark.parametrize("stem", [stem for stem in FILES if stem.startswith("mlx")])
@@ -231,3 +249,23 @@ def test_act_order_reads_the_group_of_every_column():
     form, found = whole_weights.recognise(specs(mixed), (16, 64), {})
     assert found == q
     assert torch.equal(form.decode(mixed, (16, 64), q), whole_weights.decode(parts, (16, 64), q)[:, back])
+
+
+def test_smoothed_inputs_meet_a_smoothed_weight():
+    """ModelOpt multiplies inputs by `pre_quant_scale`: x * s through W is x through W * s, column by column."""
+    ((parts, values, _),) = matrices("modelopt-w4a16-awq-uint8")
+    smoothing = torch.linspace(0.5, 2, 128)
+    form, found = whole_weights.recognise(specs(parts | {"pre_quant_scale": smoothing}), (32, 128), {})
+    inputs = torch.randn(4, 128, generator=torch.Generator().manual_seed(8))
+    weight = form.decode(parts | {"pre_quant_scale": smoothing}, (32, 128), found)
+    assert torch.allclose(inputs @ weight.T, (inputs * smoothing) @ values.T, rtol=1e-5, atol=1e-5)
+
+
+def test_modelopt_s_int8_has_a_scale_a_row_where_the_config_says_so():
+    codes = torch.randint(-128, 128, (64, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(9))
+    parts = {"weight": codes, "weight_scale": torch.rand(64) + 0.5, "input_scale": torch.tensor(1.0)}
+    form, found = whole_weights.recognise(specs(parts), (64, 64), {"quant_method": "modelopt"})
+    assert form.name == "modelopt_int8"
+    assert torch.equal(form.decode(parts, (64, 64), found), codes.float() * parts["weight_scale"][:, None])
+    with pytest.raises(MtpforgeError, match="no known way"):
+        whole_weights.recognise(specs(parts), (64, 64), {})

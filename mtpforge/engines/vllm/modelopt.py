@@ -17,6 +17,7 @@ from mtpforge.errors import shown
 from mtpforge.tensors import BF16, Quantization
 
 _MIXED: Final = "MIXED_PRECISION"
+_BLOCKS: Final = "FP8_BLOCK_SCALES"  # of experts alone: _BLOCK_FP8_MOE_ALGOS
 _NVFP4: Final = ("NVFP4", "W4A16_NVFP4")
 _OF_LINEARS: Final = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", *_NVFP4, "MXFP8")  # LINEAR_ALGOS
 # Every other algorithm picks vLLM's class whatever the method is called: override_quantization_method of each class.
@@ -39,7 +40,14 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
     if block.quant_algo == _MIXED:
         return _mixed(block, asked)
     algo = "W4A16_NVFP4" if block.quant_algo == "NVFP4" and _weights_only(block) else block.quant_algo
-    return modelopt_quantization(algo, block.group_size), f"quant_algo {block.quant_algo}, no {key} entry"
+    return _made(asked, algo, block.group_size), f"quant_algo {block.quant_algo}, no {key} entry"
+
+
+def _made(asked: Asked, algo: str, group_size: int | None, *, mixed: bool = False) -> Quantization:
+    """Of scales of rows and blocks vLLM's experts know nothing; the two ways to say so build different things."""
+    if asked.experts and algo in (*_BY_METHOD_ALONE, _BLOCKS):
+        raise unmade(f"experts in ModelOpt's {algo}{' of mixed precision' if mixed else ''}", "quant_algo")
+    return modelopt_quantization(algo, group_size)
 
 
 def _nested(block: QuantConfig) -> dict[str, object] | None:
@@ -107,8 +115,8 @@ def _mixed(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
             "`All shards must use the same quantization`",
             "make their entries alike in the target's config",
         )
-    if not algos & {*_OF_LINEARS, "FP8_BLOCK_SCALES"}:
+    if not algos & {*_OF_LINEARS, *([_BLOCKS] if asked.experts else [])}:
         return BF16, f"quantized_layers entry `{quoted(named[0])}`" if named else "no quantized_layers entry"
     of_nvfp4 = (layer.group_size for layer in layers.values() if layer.quant_algo in _NVFP4)
     size = block.group_size or next(of_nvfp4, None)
-    return modelopt_quantization(algos.pop(), size), f"quantized_layers entry `{quoted(named[0])}`"
+    return _made(asked, algos.pop(), size, mixed=True), f"quantized_layers entry `{quoted(named[0])}`"
