@@ -31,12 +31,25 @@ def family_of(config: Mapping[str, object]) -> Family:
     for place in places:
         for family in families():
             if place.get("model_type") in family.model_types:
+                _refuse_foreign(family, config)
                 return family
         if layout := other_layout(place):
             raise _refused(f"no draft is made for {layout.models}", layout.why, layout.instead)
     known = ", ".join(sorted(t for family in families() for t in family.model_types))
     what = f"no MTP layer is known for model_type `{shown(config.get('model_type'))}`"
     raise _refused(what, f"known: {known}", "name a checkpoint of one of them")
+
+
+def _refuse_foreign(family: Family, config: Mapping[str, object]) -> None:
+    """MtpforgeError for a key by whose mere presence, null or not, engines build another layer than the family's."""
+    for key, row in family.foreign.items():
+        if key in family.text(config):
+            raise MtpforgeError(
+                f"a config of {family.name} has `{key}`",
+                where=Where("config.json", inside=f"`{key}`"),
+                why=row["why"],
+                fix=row["fix"],
+            )
 
 
 def _refused(what: str, why: str, fix: str) -> MtpforgeError:
@@ -58,4 +71,5 @@ def _family(text: str) -> Family:
         dropped=tuple(Dropped(**{**row, "shape": tuple(row.get("shape", ()))}) for row in table["dropped"]),
         main_rows=tuple(ModuleRow(**{**row, "shape": tuple(row["shape"])}) for row in table.get("main", ())),
         is_runnable=table.get("runnable", False),
+        foreign=table.get("foreign", {}),
     )

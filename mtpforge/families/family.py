@@ -9,7 +9,7 @@ Family          names and shapes of the layer, from a config
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mtpforge.errors import MtpforgeError, Where
@@ -93,8 +93,8 @@ class Family:
     what a model's name has before its version. base_models: version -> hub ids of its published base, in the order to
     try. nextn: config expression of the layer's index. expert_keys: config keys that count routed experts, the one that
     decides first; the others are twins that some writers add. main_rows: matrices of the layers before the nextn layer
-    that it has none of. is_runnable: whether `nextn` has it laid out for transformers' modules. Every method takes a
-    whole config.json, nested or not.
+    that it has none of. is_runnable: whether `nextn` has it laid out for transformers' modules. foreign: config keys of
+    another family's layer -> `why` and `fix` of their refusal. Every method takes a whole config.json, nested or not.
     """
 
     name: str
@@ -109,6 +109,7 @@ class Family:
     dropped: tuple[Dropped, ...]
     main_rows: tuple[ModuleRow, ...] = ()
     is_runnable: bool = False
+    foreign: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def text(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """The part of a config that describes the language model: `text_config` where that, or only that, is of it."""

@@ -88,6 +88,19 @@ def test_unknown_model_type_names_what_is_known():
     )
 
 
+@pytest.mark.parametrize(("name", "fix"), [
+    ("target-deepseek-v3", "deepseek_v32"), ("target-glm-4.7-flash", "delete `index_topk`"),
+])  # fmt: skip
+@pytest.mark.parametrize("value", [2048, None])
+def test_an_indexers_key_in_a_family_without_one_is_refused(release_config, name, fix, value):
+    """VLLM builds an indexer wherever the key stands, null or not, and its tensors would be missing."""
+    config = release_config(name)
+    assert family_of(config).name == config["model_type"]
+    with pytest.raises(MtpforgeError, match=f"a config of {config['model_type']} has `index_topk`") as caught:
+        family_of(config | {"index_topk": value})
+    assert fix in caught.value.fix
+
+
 @pytest.mark.parametrize("key", ["hidden_size", "kv_lora_rank", "num_hidden_layers", "n_routed_experts"])
 def test_missing_size_names_the_key(release_config, key):
     config = {k: v for k, v in release_config("target-bf16").items() if k != key}
