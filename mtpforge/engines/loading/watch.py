@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,9 +93,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 self._origins = {key: o for key, o in self._origins.items() if read not in o.reads}
 
     def settle(self) -> None:
-        """Count a tensor as used when what was made from it (transposed, converted, decoded) was used."""
+        """Count a tensor as used when what was made from it (transposed, converted, decoded) was used.
+
+        Of what was spread out, as scales over their blocks are, a part may be left: edge blocks are cut.
+        """
         for made, cover, box in reversed(self._derived):
-            if made.unknown or (made.boxes and not made.missing()):
+            is_spread = math.prod(made.shape) > math.prod(cover.shape)
+            if made.unknown or (made.boxes and (is_spread or not made.missing())):
                 cover.add(box)
 
     def __torch_dispatch__(

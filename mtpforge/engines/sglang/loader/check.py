@@ -38,6 +38,7 @@ def check(request: Request, findings: Findings) -> None:
     log = stand_in.watch_log()
     used: dict[str, Coverage] = {}
     for rank in range(request.tensor_parallel):
+        stand_in.leave_groups()
         server = configs.publish(request, rank)
         stand_in.set_groups(request.tensor_parallel, rank)
         if rank == 0:
@@ -84,6 +85,7 @@ def _load_rank(request: Request, pair: Configs, rank: int, findings: Findings) -
     if not isinstance(loader, loading.DefaultModelLoader):
         raise RefusedError(f"loader: {type(loader).__name__} cannot be followed")
     device = torch.device("meta" if request.meta else "cpu")
+    stand_in.put_rope_tables_on(device.type)
     with contextlib.ExitStack() as stack:
         for context in (
             draft_pp_context(),

@@ -150,20 +150,33 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def put_rope_tables_on(device: str) -> None:
+    """Where YaRN's tables are made: SGLang asks for the device by itself."""
+    from sglang.srt.layers.rotary_embedding import rope_variant
+
+    rope_variant.get_device = lambda *_, **__: device
+
+
+def leave_groups() -> None:
+    """End the process groups of an earlier rank, and forget which that was: before the next one is published."""
+    import torch.distributed as dist
+    from sglang.srt.distributed import parallel_state
+
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        parallel_state.destroy_distributed_environment()
+    else:
+        _fake_groups(parallel_state)
+
+
 def set_groups(world: int, rank: int) -> None:
-    """Process groups of torch's fake backend, as one of so many ranks; those of an earlier rank are gone then."""
-    import torch
+    """Process groups of torch's fake backend, as one of so many ranks."""
     import torch.distributed as dist
     from sglang.srt import runtime_context as rc
     from sglang.srt.distributed import parallel_state
     from sglang.srt.layers.dp_attention import initialize_dp_attention
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    if dist.is_initialized():
-        parallel_state.destroy_model_parallel()
-        parallel_state.destroy_distributed_environment()
-    else:
-        _fake_groups(parallel_state, torch.device("cpu"))
     dist.init_process_group(backend="fake", store=FakeStore(), rank=rank, world_size=world)
     parallel_state.init_distributed_environment(
         backend="fake", world_size=world, rank=rank, local_rank=0, distributed_init_method="tcp://127.0.0.1:1"
@@ -173,8 +186,9 @@ def set_groups(world: int, rank: int) -> None:
         initialize_dp_attention(server_args=rc.get_server_args())
 
 
-def _fake_groups(parallel_state: Any, device: object) -> None:  # noqa: ANN401  SGLang's module
+def _fake_groups(parallel_state: Any) -> None:  # noqa: ANN401  SGLang's module
     """Every group that SGLang makes is of the fake backend, on the CPU, without communicators of its own."""
+    import torch
     import torch.distributed as dist
 
     new_group, construct = dist.new_group, parallel_state.GroupCoordinator.__init__
@@ -188,4 +202,4 @@ def _fake_groups(parallel_state: Any, device: object) -> None:  # noqa: ANN401  
 
     dist.new_group = fake_group
     parallel_state.GroupCoordinator.__init__ = plain
-    parallel_state._group_coordinator_device = lambda _: device  # noqa: SLF001
+    parallel_state._group_coordinator_device = lambda _: torch.device("cpu")  # noqa: SLF001
