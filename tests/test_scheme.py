@@ -45,6 +45,7 @@ def test_presets_are_those_that_the_documentation_names():
         "mxfp8",
         "nvfp4",
         "nvfp4-w4a16",
+        "w4afp8",
     )
 
 

@@ -23,6 +23,7 @@ from mtpforge.formats import (
     modelopt_nvfp4,
     nvfp4,
     pack_quantized,
+    w4afp8,
 )
 from mtpforge.formats.foreign import foreign
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
@@ -46,6 +47,7 @@ FORMATS: Final[dict[str, Format]] = {
         microscaled.MXFP4,
         microscaled.QUARK_MXFP4,
         microscaled.MXFP8,
+        w4afp8.FORMAT,
         *gptq.FORMATS,
         *modelopt_integers.FORMATS,
         mlx.FORMAT,

@@ -96,6 +96,7 @@ def _quantizations():
 
     for size in (32, 48):
         yield Quantization("awq", 4, "", "group", size, symmetric=False, scale_dtype="F16")
+    yield Quantization("w4afp8", 4, "", "group", 128, scale_dtype="BF16")
     for name in ("gptq", "gptq_v2"):
         for width in (3, 4, 8):
             yield Quantization(name, width, "", "group", 32, symmetric=width != 3, scale_dtype="F16")

@@ -171,7 +171,7 @@ def test_input_scales_mean_what_the_libraries_mean():
     conventions = {
         n: (f.input_scale.divisor, f.input_scale.reciprocal) for n, f in formats.FORMATS.items() if f.input_scale
     }
-    fp8 = dict.fromkeys(("fp8_scaled", "modelopt_fp8"), (448, False))
+    fp8 = dict.fromkeys(("fp8_scaled", "modelopt_fp8", "w4afp8"), (448, False))
     assert conventions == {**fp8, "nvfp4": (2688, True), "modelopt_nvfp4": (2688, False)}
 
 

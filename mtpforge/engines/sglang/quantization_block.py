@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mtpforge.checkpoint import stating
 from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.engines.sglang.quantization_methods import BESIDE_W4AFP8, W4AFP8
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
 from mtpforge.formats import label
@@ -56,6 +57,8 @@ def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[
         return _compressed_tensors(layer)
     if stating.is_fp8(kinds):
         return _fp8(layer, next(iter(kinds)))
+    if all(stored[m.template] == (BESIDE_W4AFP8 if m.expert is None else W4AFP8) for m in modules):
+        return _w4afp8()
     raise MtpforgeError(
         "no quantization method of SGLang states all formats of the scheme in one checkpoint",
         where=f"scheme {scheme.name}",
@@ -96,6 +99,16 @@ def _fp8(layer: _Layer, q: Quantization) -> dict[str, object]:
         "activation_scheme": q.input_scale,
         "modules_to_not_convert": ["lm_head", *dict.fromkeys(names)],
         "weight_block_size": list(q.block or ()),
+    }
+
+
+def _w4afp8() -> dict[str, object]:
+    """SGLang reads the method alone; the rest tells others what the layer holds."""
+    return {
+        "quant_method": "w4afp8",
+        "activation_scheme": "dynamic",
+        "group_size": W4AFP8.group_size,
+        "weight_block_size": list(BESIDE_W4AFP8.block or ()),
     }
 
 

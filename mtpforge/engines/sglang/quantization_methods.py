@@ -1,8 +1,8 @@
 """What each quantization method says about one matrix: dense, or a quantization, and which entry decided.
 
 METHODS     quant_method -> function of (parsed block, question)
-Source: sglang srt/layers/quantization: compressed_tensors/compressed_tensors.py, fp8.py; srt/models/deepseek_nextn.py
-(0.5.23).
+Source: sglang srt/layers/quantization: compressed_tensors/compressed_tensors.py, fp8.py, w4afp8.py;
+srt/models/deepseek_nextn.py (0.5.23).
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ Decision: TypeAlias = tuple[Quantization, str]
 _CLASS: Final = "Linear"  # counts for the experts too
 _A_CLASS: Final = "ReplicatedLinear"  # stands for the classes of linears, whose names all end so
 _WEIGHT_ONLY: Final = "pack-quantized"
+# All that W4AFp8Config has (w4afp8.py): integers for the experts, DeepSeek's FP8 for every other linear.
+W4AFP8: Final = Quantization("w4afp8", 4, strategy="group", group_size=128, scale_dtype="BF16")
+BESIDE_W4AFP8: Final = Quantization(
+    "fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic"
+)
 
 
 def decide(block: QuantConfig, asked: Asked) -> Decision:
@@ -105,6 +110,11 @@ def _fp8(block: QuantConfig, asked: Asked) -> Decision:
     return fp8_quantization(block), f"method fp8, blocks of {'x'.join(map(str, block.block))}"
 
 
+def _w4afp8(_block: QuantConfig, asked: Asked) -> Decision:
+    """W4AFp8Config.from_config reads `quant_method` alone: no list leaves anything dense."""
+    return (W4AFP8, "method w4afp8") if asked.experts else (BESIDE_W4AFP8, "method w4afp8, which reads no list")
+
+
 def _modelopt(block: QuantConfig, _asked: Asked) -> Decision:
     """DeepseekModelNextN drops a block of ModelOpt's NVFP4: the whole layer is built dense."""
     if "NVFP4" not in block.quant_algo:
@@ -141,4 +151,5 @@ METHODS: Final[dict[str, Callable[[QuantConfig, Asked], Decision]]] = {
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "modelopt": _modelopt,
+    "w4afp8": _w4afp8,
 }

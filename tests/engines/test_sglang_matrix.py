@@ -1,0 +1,175 @@
+"""Which forms of a layer SGLang loads: what our rules say of each, and what its own loader says of a small layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+from safetensors_headers import store
+from sglang_asked import in_sglang, verdicts
+
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import Serving
+from mtpforge.engines.expected import expected
+from mtpforge.engines.sglang import SGLANG
+from mtpforge.engines.sglang.loader.request import Request
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+from mtpforge.scheme import Rule, Scheme
+from mtpforge.tensors import BF16, Quantization
+
+DENSE = ("eh_proj", "mlp.gate", "self_attn.indexer.weights_proj")
+WK = "self_attn.indexer.wk"
+FUSED_IN = ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")
+KV_B, REST = "self_attn.kv_b_proj", "self_attn.*"
+SHARED, EXPERTS = "mlp.shared_experts.*", "mlp.experts.*"
+INT4 = Quantization("pack_quantized", 4, strategy="group", group_size=32, scale_dtype="BF16")
+INT8 = Quantization("pack_quantized", 8, strategy="channel", scale_dtype="BF16")
+ASYMMETRIC = Quantization("pack_quantized", 4, strategy="group", group_size=32, symmetric=False, scale_dtype="BF16")
+NVFP4 = Quantization("nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static")
+CHANNEL = Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32", input_scale="dynamic")
+BLOCKS = Quantization("fp8_scaled", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
+FP8 = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
+W4AFP8 = Quantization("w4afp8", 4, strategy="group", group_size=128, scale_dtype="BF16")
+FLAG = "--disable-shared-experts-fusion"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A form of the layer. n_experts: 256 are fused with the shared one. refused: words of SGLang's."""
+
+    experts: Quantization = BF16
+    shared: Quantization = BF16
+    rest: Quantization = BF16
+    fused_in: Quantization = BF16
+    kv_b: Quantization = BF16
+    wk: Quantization = BF16
+    n_experts: int = 16
+    refused: str = ""
+
+    @property
+    def scheme(self):
+        named = {EXPERTS: self.experts, SHARED: self.shared, KV_B: self.kv_b, WK: self.wk, REST: self.rest}
+        named = dict.fromkeys(DENSE, BF16) | dict.fromkeys(FUSED_IN, self.fused_in) | named
+        return Scheme("given", tuple(Rule(pattern, q, "") for pattern, q in named.items()))
+
+
+def fp8(q, **more):
+    return Row(**{"experts": q, "shared": q, "rest": q, "fused_in": q, "kv_b": q, **more})
+
+
+ROWS = {
+    "dense": Row(),
+    "dense, 256 experts": Row(n_experts=256),
+    "FP8 of DeepSeek": fp8(FP8),
+    "FP8 of DeepSeek, 256 experts": fp8(FP8, n_experts=256),
+    "FP8 in blocks": fp8(BLOCKS),
+    "FP8 by channel": fp8(CHANNEL),
+    "FP8 experts alone, 256": Row(experts=FP8, n_experts=256),
+    "INT4": Row(experts=INT4),
+    "INT4, 256 experts": Row(experts=INT4, n_experts=256),
+    "INT4 shared too": Row(experts=INT4, shared=INT4, rest=INT4),
+    "INT8": Row(experts=INT8, shared=INT8),
+    "INT8, 256 experts": Row(experts=INT8, shared=INT8, n_experts=256),
+    "INT8 experts alone, 256": Row(experts=INT8, n_experts=256),
+    "NVFP4 experts alone, 256": Row(experts=NVFP4, n_experts=256),
+    "NVFP4 shared too": Row(experts=NVFP4, shared=NVFP4, rest=NVFP4, n_experts=256),
+    "INT4 beside FP8": Row(experts=INT4, shared=CHANNEL, rest=CHANNEL, fused_in=CHANNEL, kv_b=CHANNEL),
+    "W4AFP8": fp8(FP8, experts=W4AFP8),
+    "W4AFP8, 256 experts": fp8(FP8, experts=W4AFP8, n_experts=256),
+    "zero points": Row(experts=ASYMMETRIC, refused="gate_proj.weight_zero_point"),
+    "packed kv_b": Row(experts=INT4, kv_b=INT4, refused="has no attribute 'weight'"),
+    "packed q_a and kv_a": Row(experts=INT4, fused_in=INT4, refused="AssertionError"),
+    "NVFP4 q_a and kv_a": Row(experts=NVFP4, fused_in=NVFP4, refused="AssertionError"),
+}
+# What the flag is for: without it these lose their shared experts, or cast them.
+UNFLAGGED = {
+    "INT8 experts alone, 256": "w13_weight_packed",
+    "NVFP4 experts alone, 256": "w13_weight_packed",
+    "FP8 experts alone, 256": "is bfloat16, model.decoder.mlp.experts.w13_weight is float8_e4m3fn",
+}
+
+
+FAMILIES = ("glm-4.5", "glm-4.5-air", "glm-4.7-flash", "deepseek-v3", "deepseek-v3.2")
+OF_ALL = {
+    "dense": Row(n_experts=8),
+    "FP8": fp8(FP8, n_experts=8),
+    "INT4 experts": Row(experts=INT4, n_experts=8),
+    "INT8 experts": Row(experts=INT8, n_experts=8),
+    "W4AFP8": fp8(FP8, experts=W4AFP8, n_experts=8),
+}
+
+
+@pytest.fixture
+def target(tinyglm):
+    return open_checkpoint(str(tinyglm("bf16")))
+
+
+@pytest.fixture
+def releases(release_config, tmp_path):
+    """Other families' published configs, unquantized."""
+
+    def write(name):
+        config = release_config(f"target-{name}")
+        config.pop("quantization_config", None)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "n_routed_experts": 8}))
+        return open_checkpoint(str(folder))
+
+    return {name: write(name) for name in FAMILIES}
+
+
+def drafted(target, row):
+    family = family_of(target.config)
+    return SGLANG.draft_config(target, target.config, family, row.scheme, row.n_experts)
+
+
+def folder_of(target, row, home):
+    """Headers of a draft in a form, and its config."""
+    config, family = drafted(target, row), family_of(target.config)
+    specs = expected(row.scheme, family, config, family.layer(config), row.n_experts)
+    home.mkdir()
+    (home / "config.json").write_text(json.dumps(config))
+    store(home / "model.safetensors", specs)
+    return home
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_rules_say_what_the_loader_says(target, row):
+    family = family_of(target.config)
+    try:
+        found = SGLANG.demands(target, drafted(target, row), family)
+    except MtpforgeError:
+        assert row.refused
+        return
+    assert not row.refused
+    modules = family.modules(target.config, 1)
+    assert all(found.of(m.template).quantization == row.scheme.of(m.template).quantization for m in modules)
+
+
+@pytest.mark.engine
+@in_sglang
+def test_loader_says_what_the_rules_say(target, releases, tmp_path):
+    cases = {name: (target, row) for name, row in ROWS.items()}
+    for name, held in releases.items():
+        is_dense = WK in SGLANG.never_quantized(family_of(held.config))
+        cases |= {
+            f"{name}, {kind}": (held, row if is_dense else replace(row, wk=row.rest)) for kind, row in OF_ALL.items()
+        }
+    requests = {}
+    for number, (name, (served, row)) in enumerate(cases.items()):
+        draft = str(folder_of(served, row, tmp_path / str(number)))
+        flags = [FLAG] if FLAG in SGLANG.serve(served, draft, Serving(), row.scheme).argv else []
+        requests[name] = Request(served.location, draft, arguments=flags, same_config=False)
+        if name in UNFLAGGED:
+            requests[f"{name}, no flag"] = replace(requests[name], arguments=[])
+    found = verdicts(requests)
+    words = {name: row.refused for name, (_, row) in cases.items()} | {f"{n}, no flag": w for n, w in UNFLAGGED.items()}
+    wrong = {}
+    for name, wanted in words.items():
+        said = found[name].get("errors", [found[name].get("error")])
+        if bool(said) != bool(wanted) or (wanted and not any(wanted in text for text in said)):
+            wrong[name] = said[:3]
+    assert wrong == {}
