@@ -74,18 +74,19 @@ def show_serve(screen: Screen, request: Request, target: Checkpoint, draft: str,
 
     None, and what has to be done first, where no command serves the target as it is.
     """
-    from mtpforge.engines import ENGINES
+    from mtpforge.engines import engine_of
     from mtpforge.report import Trap
 
     try:
-        argv = ENGINES[request.engine].serve(target, draft, request.serving, scheme).argv
+        made = engine_of(request.engine).serve(target, draft, request.serving, scheme)
     except MtpforgeError as error:  # the draft is none the worse for it
         screen.traps((Trap("no-serve-command", "warning", f"{error.what}: {error.why}", error.fix, error.where),))
         return None
     if not screen.quiet:
-        screen.line()
-        screen.command_line(argv)
-    return argv
+        for command in made.each:
+            screen.line()
+            screen.command_line(command.argv)
+    return made.argv
 
 
 def with_keys(ending: Ending, keys: Mapping[str, object]) -> Ending:

@@ -48,11 +48,11 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
 
 def _derived(screen: Screen, target: str, engine: str) -> Scheme:
     from mtpforge.checkpoint import open_served
-    from mtpforge.engines import ENGINES
+    from mtpforge.engines import engine_of
     from mtpforge.families import family_of
 
     served = open_served(target, offline=screen.offline)
-    return ENGINES[engine].demands(served, None, family_of(served.config))
+    return engine_of(engine).demands(served, None, family_of(served.config))
 
 
 def _explain(screen: Screen, scheme: Scheme) -> Ending:

@@ -150,6 +150,7 @@ def command(  # noqa: D103 -- the help text above
     _refuse_strays(screen.argv, more)
     asked = deployment(hardware or "", fork or "", node_rank, head_node or "")
     made = serving_command(path, served, engine, serving, overlay, asked)
+    _refuse_two_servers(made, more, is_run=not (explain or only_print))
     _refuse_twice(made.argv, more)
     argv = [*made.argv, *more]
     screen.traps(made.traps)
@@ -160,7 +161,9 @@ def command(  # noqa: D103 -- the help text above
         return with_keys(_explained(screen, made, argv), {"traps": made.traps})
     if only_print:
         screen.command_line(argv)
-        return Ending({"serve": argv, "traps": made.traps})
+        for other in made.each[1:]:
+            screen.command_line(other.argv)
+        return Ending({"serve": argv, "traps": made.traps, **_beside(made)})
     if screen.json:
         raise MtpforgeError(
             "`--json` would have nothing to say while a server runs",
@@ -181,7 +184,29 @@ def _explained(screen: Screen, made: ServerCommand, argv: list[str]) -> Ending:
     if made.offers:
         screen.line()
         screen.table(("could be added", "what for, and who decides"), made.offered)
-    return Ending({"serve": argv, "flags": made.flags, "offers": made.offers})
+    for other in made.each[1:]:
+        screen.line()
+        screen.command_line(other.argv)
+        screen.line()
+        screen.table(COLUMNS, other.rows)
+    return Ending({"serve": argv, "flags": made.flags, "offers": made.offers, **_beside(made)})
+
+
+def _beside(made: ServerCommand) -> dict[str, object]:
+    """The other engine's command as data, where both were asked for."""
+    return {} if made.beside is None else {"beside": {"serve": made.beside.argv, "flags": made.beside.flags}}
+
+
+def _refuse_two_servers(made: ServerCommand, more: tuple[str, ...], *, is_run: bool) -> None:
+    """One engine runs, and takes words of its own; two are only told."""
+    if made.beside is None or not (is_run or more):
+        return
+    raise MtpforgeError(
+        "two engines were asked for, and one server is run at a time",
+        where="option `--engine`" if is_run else "behind `--`",
+        fix="`--print` shows both commands; name one engine to run its own",
+        code=errors.USAGE,
+    )
 
 
 def _refuse_strays(typed: tuple[str, ...], more: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from mtpforge.drafting import deciding, validating
 from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
-from mtpforge.engines import DEFAULT, ENGINES
+from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.hardware import deployment
@@ -281,7 +281,7 @@ def capture(
 def demanded_scheme(target: Named, *, engine: str = DEFAULT, offline: bool = False) -> Scheme:
     """The scheme that the engine would build a draft with beside this target."""
     served = open_served(target, offline=offline)
-    return ENGINES[engine].demands(served, None, family_of(served.config))
+    return engine_of(engine).demands(served, None, family_of(served.config))
 
 
 def schemes() -> tuple[Scheme, ...]:

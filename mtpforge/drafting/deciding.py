@@ -13,7 +13,7 @@ from mtpforge.checkpoint import open_base_model, open_checkpoint, open_scales, o
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, overlaying, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import ENGINES, overlay
+from mtpforge.engines import engine_of, overlay
 from mtpforge.engines.engine import own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -78,7 +78,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     """
     watching = watching or Watching.by(None, None)
     refusals.of_machine(request)
-    refuse_unknown(ENGINES[request.engine], request.serving)
+    refuse_unknown(engine_of(request.engine), request.serving)
     if request.out is not None:
         refusals.of_output(Path(request.out), request)
     given = None if request.scheme in (None, LIGHTEST) else _scheme(request.scheme)
@@ -93,17 +93,17 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     experts.refuse_idle_inputs(request)
     target = _target(request, watching)
     if request.scheme == LIGHTEST:
-        given = lightest(target, ENGINES[request.engine])
+        given = lightest(target, engine_of(request.engine))
     own = None if given is None else _own(request, target)
     if given is not None:
-        target, given = overlay.beside(target, ENGINES[request.engine], given)
+        target, given = overlay.beside(target, engine_of(request.engine), given)
         for remark in remarks.of_restating(target, given, request.engine):
             watching.on_remark(remark)
     if request.overlay is not None:
         overlaying.refuse(target, Path(request.overlay), force=request.force)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
-        loaded = ENGINES[request.engine].demands(target, own_config(target), family_of(target.config))
+        loaded = engine_of(request.engine).demands(target, own_config(target), family_of(target.config))
         return Needless(request, target, loaded, reason)
     named = request.input_scales
     scales = None if named is None else open_scales(named, target.config, offline=request.offline)
@@ -134,7 +134,7 @@ def source_of(request: Request, target: Checkpoint, watching: Watching) -> tuple
     def opened(name: str) -> Checkpoint:
         return open_base_model(name, offline=request.offline)
 
-    choice = choose_source(target, family_of(target.config), ENGINES[request.engine], opened)
+    choice = choose_source(target, family_of(target.config), engine_of(request.engine), opened)
     for remark in remarks.of_choice(choice):
         watching.on_remark(remark)
     return choice.source, choice.reason if choice.self_sufficient else ""
@@ -177,7 +177,7 @@ def _out(request: Request, sides: _Sides) -> Path:
     """Where the draft will be; one that nobody named is held to the same rules."""
     if request.out is not None:
         return Path(request.out)
-    served, engine = sides.target or sides.source, ENGINES[request.engine]
+    served, engine = sides.target or sides.source, engine_of(request.engine)
     scheme = agreed_scheme(engine, family_of(served.config), sides.source, sides.target, sides.scheme)
     out = default_out(served, scheme.name)
     refusals.of_output(out, request)
@@ -187,7 +187,7 @@ def _out(request: Request, sides: _Sides) -> Path:
 def _own(request: Request, target: Checkpoint) -> Scheme | None:
     """The scheme that the target asks for as it stands; None where no draft can be made for it so."""
     try:
-        return ENGINES[request.engine].demands(target, None, family_of(target.config))
+        return engine_of(request.engine).demands(target, None, family_of(target.config))
     except MtpforgeError:
         return None
 
@@ -198,7 +198,7 @@ def _target(request: Request, watching: Watching) -> Checkpoint:
     target = open_served(request.target, offline=request.offline)
     watching.on_remark(remarks.of_checkpoint("target", target))
     refusals.of_family(request, target)
-    ENGINES[request.engine].refuse_misstated(target, target.config, family_of(target.config))
+    engine_of(request.engine).refuse_misstated(target, target.config, family_of(target.config))
     return target
 
 

@@ -13,7 +13,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import remarks
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.planning import refuse_other_count
@@ -107,7 +107,7 @@ def measured_on(inputs: Inputs | None) -> dict[str, object] | None:
 def _refuse_other_count(request: Request, n_experts: int | str, target: Checkpoint) -> None:
     """Before scores are made: they can take minutes."""
     if isinstance(n_experts, int):
-        refuse_other_count(ENGINES[request.engine], family_of(target.config), target, n_experts, chosen=True)
+        refuse_other_count(engine_of(request.engine), family_of(target.config), target, n_experts, chosen=True)
 
 
 def _scores(

@@ -9,7 +9,7 @@ from mtpforge.building import Draft, build
 from mtpforge.checkpoint.checkpoint import Downloaded
 from mtpforge.drafting import overlaying
 from mtpforge.drafting.deciding import Job
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.report import OnProgress, Report
 from mtpforge.verifying import verify
 
@@ -32,7 +32,7 @@ def make(job: Job, on_progress: OnProgress | None = None) -> Draft:
         on_progress=on_progress,
     )
     if request.overlay is not None and job.target is not None:
-        overlaying.write(job.target, ENGINES[request.engine], Path(request.overlay), force=request.force)
+        overlaying.write(job.target, engine_of(request.engine), Path(request.overlay), force=request.force)
     return draft
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtpforge import errors
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.heads import LIGHTEST
 from mtpforge.planning import RESERVED_BYTES
@@ -65,7 +65,7 @@ def of_scheme(request: Request) -> None:
 
 def of_output(out: Path, request: Request) -> None:
     """MtpforgeError for an output that cannot be written, or would be misread by the engine it is for."""
-    for trap in ENGINES[request.judge].path_traps(str(out.absolute())) if request.judge else ():
+    for trap in engine_of(request.judge).path_traps(str(out.absolute())) if request.judge else ():
         if trap.severity == "error":
             raise MtpforgeError(
                 trap.message,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.errors import shown
 from mtpforge.families import family_of
 from mtpforge.sourcing import has_layer
@@ -60,7 +60,7 @@ def summary(checkpoint: Checkpoint) -> str:
 def of_restating(target: Checkpoint, wanted: Scheme, engine: str) -> Iterator[Remark]:
     """That the engine has to be told of a draft that is none of the target's own scheme."""
     if target.is_restated:
-        name = ENGINES[engine].name
+        name = engine_of(engine).name
         text = f"{wanted.name}, which the target as it stands does not ask for: the command to serve tells {name} of it"
         yield Remark("scheme", text)
 

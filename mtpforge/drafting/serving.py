@@ -10,7 +10,7 @@ from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deploying, overlaying
-from mtpforge.engines import ENGINES, named
+from mtpforge.engines import engine_of, named
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving, own_config, refuse_unknown
 from mtpforge.engines.hardware import Deployment, machine_of
@@ -36,18 +36,18 @@ def serving_command(
     that stands for the target, made where it is not there yet. deployment: the machine that it is for. Its traps would
     spoil the drafts without a word of the engine.
     """
-    refuse_unknown(ENGINES[engine], serving)
+    refuse_unknown(engine_of(engine), serving)
     machine = None if deployment is None else machine_of(deployment)
     if machine is not None and deployment is not None:
         serving = deploying.serving_on(machine, deployment, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
     doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
-    target = as_served(held, target, ENGINES[engine])
+    target = as_served(held, target, engine_of(engine))
     _refuse_misfit(draft, target, engine, serving)
     if overlay is not None:
-        target = overlaying.at(target, ENGINES[engine], overlay)
-    scheme = ENGINES[engine].demands(target, own_config(held), family_of(target.config))
-    made = replace(ENGINES[engine].serve(target, draft, serving, scheme), traps=doubts)
+        target = overlaying.at(target, engine_of(engine), overlay)
+    scheme = engine_of(engine).demands(target, own_config(held), family_of(target.config))
+    made = replace(engine_of(engine).serve(target, draft, serving, scheme), traps=doubts)
     if machine is None or deployment is None:
         return made
     return deploying.placed(made, machine, deployment, engine, target, scheme)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mtpforge import errors
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress, Report
@@ -33,7 +33,7 @@ def loaded(
     draft: str, target: Checkpoint, source: Checkpoint | None, engine: str, serving: Serving, python: str | None
 ) -> Report:
     """What the loader says, asked in the interpreter `python`, None for this one. Code 5 where there is no engine."""
-    folder, judge = folder_of(draft), ENGINES[engine]
+    folder, judge = folder_of(draft), engine_of(engine)
     report = judge.ask(folder, as_served(open_checkpoint(folder), target, judge), serving, python)
     anew = rebuild_advice(draft, target, source, engine, serving)
     return replace(report, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in report.checks))

@@ -8,21 +8,24 @@ from mtpforge import errors
 from mtpforge.engines.engine import Engine, Serving
 from mtpforge.engines.sglang import SGLANG
 from mtpforge.engines.standalone import standalone
+from mtpforge.engines.together import together
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError, shown
 
-__all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "engine_of", "named"]
+__all__ = ["CHOICES", "DEFAULT", "ENGINES", "Engine", "Serving", "engine_of", "named"]
 
 ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM, "sglang": SGLANG}
 DEFAULT: Final = next(iter(ENGINES))
 _ALONE: Final = standalone(ENGINES.values())
+_BY_KEY: Final[dict[str, Engine]] = {**ENGINES, "both": together(VLLM, SGLANG), "": _ALONE}
+CHOICES: Final = tuple(filter(None, _BY_KEY))
 
 
 def engine_of(key: str) -> Engine:
-    """The engine of a key; "" stands for none, a layer on its own."""
-    if key and key not in ENGINES:
-        raise MtpforgeError(f"no engine `{shown(key)}`", why=f"known: {', '.join(ENGINES)}", code=errors.USAGE)
-    return ENGINES[key] if key else _ALONE
+    """The engine of a key; "both" stands for one draft that both take, "" for none, a layer on its own."""
+    if key not in _BY_KEY:
+        raise MtpforgeError(f"no engine `{shown(key)}`", why=f"known: {', '.join(CHOICES)}", code=errors.USAGE)
+    return _BY_KEY[key]
 
 
 def named(key: str) -> list[str]:

@@ -46,7 +46,8 @@ class Command:
 
     offers: keys of the engine's that would make drafting cheaper beside this target and are not in the command, each
     with a value to begin with; `mtpforge serve --draft-option NAME=VALUE` puts one in.
-    traps: what would spoil the drafts all the same. environment: variables that the program is started with.
+    traps: what would spoil the drafts all the same. environment: variables that the program is started with. beside:
+    the command by which another engine serves the same pair, where both were asked for.
     """
 
     start: tuple[str, ...]
@@ -54,6 +55,12 @@ class Command:
     offers: tuple[Flag, ...] = ()
     traps: tuple[Trap, ...] = ()
     environment: tuple[Flag, ...] = ()
+    beside: Command | None = None
+
+    @property
+    def each(self) -> tuple[Command, ...]:
+        """This command, and the one beside it."""
+        return (self,) if self.beside is None else (self, self.beside)
 
     @property
     def argv(self) -> list[str]:
@@ -79,7 +86,8 @@ class Command:
 
     def __str__(self) -> str:
         """Every flag with its reason, then what could be added and what is doubtful."""
-        return tables.text(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))
+        own = tables.text(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))
+        return own if self.beside is None else f"{own}\n\n{self.beside}"
 
     def _repr_html_(self) -> str:
         return tables.html(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))

@@ -21,7 +21,7 @@ from mtpforge.checkpoint.folder_files import Files
 from mtpforge.checkpoint.json_fields import Fields, load
 from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.drafting.request import Watching
-from mtpforge.engines import ENGINES
+from mtpforge.engines import ENGINES, engine_of
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.publishing import patches
 from mtpforge.publishing.grafting import Addition, Asked, Graft, Layer, laid_out, opened
@@ -42,7 +42,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     engine = document.text("engine")
     if engine not in ENGINES:
         raise _damaged(where, f"no engine is called {shown(engine)}")
-    target, _ = opened(asked, ENGINES[engine], watching or Watching.by(None, None))
+    target, _ = opened(asked, engine_of(engine), watching or Watching.by(None, None))
     files = target_files(target)
     made_for = document.within("target") or document.refuse("target", "an object")
     if files.content != made_for.text("content"):

@@ -18,7 +18,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deciding, remarks
 from mtpforge.drafting.deciding import Job
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import DEFAULT, ENGINES
+from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
@@ -135,7 +135,7 @@ class Graft:
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     """The graft of a layer into a target. MtpforgeError for every refusal that needs no writing."""
     watching = watching or Watching.by(None, None)
-    engine = ENGINES[DEFAULT]
+    engine = engine_of(DEFAULT)
     target, family = opened(asked, engine, watching)
     assert asked.layer is not None  # noqa: S101 -- a delta has a function of its own
     held = open_checkpoint(asked.layer, offline=asked.offline)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.folder import Folder, open_folder
-from mtpforge.engines import ENGINES
+from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.families import family_of
 from mtpforge.publishing.grafting import Graft
@@ -28,7 +28,7 @@ def judge(graft: Graft, folder: Path, layer: Checkpoint | None, on_progress: OnP
     """
     held = open_folder(folder)
     family = family_of(held.config)
-    engine = ENGINES[graft.addition.engine]
+    engine = engine_of(graft.addition.engine)
     prefix = family.prefix(family.layer(held.config))
     alone = held.layer_alone(prefix)
     found = verify(

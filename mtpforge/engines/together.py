@@ -1,0 +1,166 @@
+"""One draft that two engines take: made by the rules of the first, held to those of the second, no rule of its own.
+
+The first builds a draft by the target's config, the second by the draft's own: the tensors are as the first wants them,
+and the block in the draft's config.json tells the second so. What the second cannot load is an error with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.command import Command
+from mtpforge.engines.engine import Engine, KvCache, Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import Family
+from mtpforge.formats import label
+from mtpforge.report import Check, Report, Trap
+from mtpforge.scheme import Scheme
+from mtpforge.tensors import Spec
+
+
+def together(first: Engine, second: Engine) -> Engine:
+    """The record by which both are asked. first: builds a draft by the target's config, second: by the draft's own."""
+    both = (first, second)
+
+    def draft_config(
+        target: Checkpoint, source_config: Mapping[str, object], family: Family, scheme: Scheme, n_experts: int
+    ) -> dict[str, object]:
+        ours, theirs = (e.draft_config(target, source_config, family, scheme, n_experts) for e in both)
+        # The block is the second's, and its absence too: the first takes the scheme from the target.
+        kept = {key: value for key, value in ours.items() if key != "quantization_config"}
+        return dict(sorted({**theirs, **kept}.items()))
+
+    def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
+        wanted = first.demands(target, draft_config, family)
+        if draft_config is None:
+            _refuse_unloadable(both, target, family, wanted)
+        else:
+            _refuse_contradiction(both, wanted, second.demands(target, draft_config, family))
+        return wanted
+
+    def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:
+        for engine in both:
+            engine.refuse_misstated(target, source_config, family)
+
+    def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | None:
+        return first.kv_cache(target, family, serving)
+
+    def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
+        return max(engine.memory(family, specs, serving) for engine in both)
+
+    return replace(
+        first,
+        name=" and ".join(engine.name for engine in both),
+        versions=" and ".join(engine.versions for engine in both),
+        demands=demands,
+        runs=lambda family: all(engine.runs(family) for engine in both),
+        refuse_misstated=refuse_misstated,
+        stated=second.stated,
+        draft_config=draft_config,
+        target_traps=_all_traps(lambda e: e.target_traps, both),
+        draft_traps=_all_traps(lambda e: e.draft_traps, both),
+        block_traps=_all_traps(lambda e: e.block_traps, both),
+        serving_traps=_all_traps(lambda e: e.serving_traps, both),
+        path_traps=_all_traps(lambda e: e.path_traps, both),
+        serve=_serve(both),
+        memory=memory,
+        never_quantized=lambda family: {t for engine in both for t in engine.never_quantized(family)},
+        decoded_on_load=lambda family: _common(*(engine.decoded_on_load(family) for engine in both)),
+        is_installed=lambda: all(engine.is_installed() for engine in both),
+        ask=_ask(both),
+        tied_formats=first.tied_formats | second.tied_formats,
+        kv_cache=kv_cache,
+        kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
+        draft_options=(),
+    )
+
+
+def _refuse_unloadable(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> None:
+    """MtpforgeError where the second engine loads no draft in the scheme that the first demands."""
+    first, second = both
+    try:
+        config = second.draft_config(target, target.config, family, wanted, 1)
+        _refuse_contradiction(both, wanted, second.demands(target, config, family))
+    except MtpforgeError as error:
+        able = ", ".join(name for name in schemes.names() if _can_both(both, target, family, schemes.load(name)))
+        other = f"`--scheme` with one of: {able}; or make" if able else "make"
+        raise MtpforgeError(
+            f"no draft beside this target loads in both: {error.what}",
+            where=error.place,
+            why=f"{first.name} demands it, by the target's config; {second.name}: {error.why}",
+            fix=f"{other} two drafts, one by `--engine` of each",
+        ) from error
+
+
+def _can_both(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> bool:
+    """Whether the first can be told of a scheme, and the second loads it."""
+    first, second = both
+    try:
+        told = target.restated(first.restate(target, family, wanted))
+        scheme = first.demands(told, None, family)
+        config = second.draft_config(target, target.config, family, scheme, 1)
+        _refuse_contradiction(both, scheme, second.demands(target, config, family))
+    except MtpforgeError:
+        return False
+    return True
+
+
+def _refuse_contradiction(both: tuple[Engine, Engine], ours: Scheme, theirs: Scheme) -> None:
+    for rule in ours.rules:
+        other = theirs.of(rule.pattern)
+        if other.quantization != rule.quantization:
+            first, second = both
+            raise MtpforgeError(
+                f"`{rule.pattern}` is {label(rule.quantization)} for {first.name}, and {label(other.quantization)} for"
+                f" {second.name}",
+                why=f"{first.name}: {rule.reason}; {second.name}: {other.reason}",
+                fix="make two drafts, one by `--engine` of each",
+            )
+
+
+def _all_traps(
+    of: Callable[[Engine], Callable[..., tuple[Trap, ...]]], both: tuple[Engine, Engine]
+) -> Callable[..., tuple[Trap, ...]]:
+    """What either finds; said once where both say the same of one place."""
+
+    def found(*asked: object) -> tuple[Trap, ...]:
+        traps = (trap for engine in both for trap in of(engine)(*asked))
+        return tuple({(trap.id, trap.where, trap.severity): trap for trap in traps}.values())
+
+    return found
+
+
+def _serve(both: tuple[Engine, Engine]) -> Callable[[Checkpoint, str, Serving, Scheme], Command]:
+    def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme) -> Command:
+        first, second = (engine.serve(target, draft_path, serving, scheme) for engine in both)
+        return replace(first, offers=(), beside=second)
+
+    return serve
+
+
+def _ask(both: tuple[Engine, Engine]) -> Callable[[Path, Checkpoint, Serving, str | None], Report]:
+    """Both loaders; `python` holds an interpreter for each, with the path separator between, or one that has both."""
+
+    def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
+        named = [None, None] if python is None else python.split(os.pathsep)
+        pythons = named if len(named) == len(both) else [python] * len(both)
+        reports = [e.ask(draft, target, serving, p) for e, p in zip(both, pythons, strict=True)]
+        checks = [_of(engine, check) for engine, report in zip(both, reports, strict=True) for check in report.checks]
+        traps = tuple(trap for report in reports for trap in report.traps)
+        facts: dict[str, object] = {engine.package: report.facts for engine, report in zip(both, reports, strict=True)}
+        return Report(reports[0].command, tuple(checks), traps, facts)
+
+    return ask
+
+
+def _of(engine: Engine, check: Check) -> Check:
+    return replace(check, name=f"{check.name} ({engine.name})")
+
+
+def _common(ours: Mapping[str, frozenset[str]], theirs: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    return {template: ours[template] & theirs[template] for template in ours.keys() & theirs.keys()}

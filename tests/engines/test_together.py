@@ -1,0 +1,105 @@
+"""One draft for both engines: the first one's scheme, the second one's block, and no draft where they contradict."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from sglang_asked import in_sglang, verdicts
+
+import mtpforge
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES, Serving, engine_of
+from mtpforge.engines.sglang.loader.request import Request
+from mtpforge.engines.vllm import installed as vllm
+from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
+
+VLLM_PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
+in_vllm = pytest.mark.skipif(not VLLM_PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
+BOTH = engine_of("both")
+INT4 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "config_groups": {
+        "group_0": {
+            "targets": ["re:.*mlp[.]experts[.].*"],
+            "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True},
+        }
+    },
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp[.]gate$", "re:.*eh_proj.*"],
+}
+
+
+@pytest.fixture
+def targets(tinyglm, tmp_path):
+    """Dense, FP8 and symmetric INT4."""
+    folder = tmp_path / "int4"
+    folder.mkdir()
+    config = json.loads((tinyglm("bf16") / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": INT4}))
+    return {"dense": tinyglm("bf16"), "FP8": tinyglm("fp8"), "INT4": folder}
+
+
+METHODS = {"dense": None, "FP8": "fp8", "INT4": "compressed-tensors"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tensors_are_the_first_engine_s_and_the_block_tells_the_second(targets, name):
+    target = open_checkpoint(str(targets[name]))
+    family = family_of(target.config)
+    wanted = BOTH.demands(target, None, family)
+    assert wanted.rules == ENGINES["vllm"].demands(target, None, family).rules
+    config = BOTH.draft_config(target, target.config, family, wanted, 16)
+    assert config.get("quantization_config", {}).get("quant_method") == METHODS[name]
+    assert config["moe_router_dtype"] == "float32"  # vLLM's alone
+    assert BOTH.draft_traps(target.config, config, family, wanted) == ()
+    found = ENGINES["sglang"].demands(target, config, family)
+    for module in family.modules(target.config, 1):
+        assert found.of(module.template).quantization == wanted.of(module.template).quantization
+
+
+def test_both_commands_are_told(targets):
+    target = open_checkpoint(str(targets["dense"]))
+    family = family_of(target.config)
+    made = BOTH.serve(target, "/drafts/one", Serving(), BOTH.demands(target, None, family))
+    assert [command.argv[:2] for command in made.each] == [["vllm", "serve"], ["sglang", "serve"]]
+    assert "sglang serve" in str(made)
+
+
+def test_zero_points_contradict_and_what_both_take_is_offered(tinyglm, targets):
+    config = json.loads((targets["INT4"] / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = False
+    (targets["INT4"] / "config.json").write_text(json.dumps(config))
+    target, source = str(targets["INT4"]), str(tinyglm("bf16"))
+    with pytest.raises(MtpforgeError, match="no draft beside this target loads in both") as refused:
+        mtpforge.plan(target, source, engine="both")
+    assert "its experts take no zero points" in refused.value.why
+    offered = refused.value.fix.partition("one of: ")[2].partition(";")[0].split(", ")
+    assert "bf16" in offered
+    assert "int4-g32-asym" not in offered
+    assert "quantization_config" not in mtpforge.plan(target, source, engine="both", scheme="bf16").config
+
+
+def test_a_whole_draft_is_built_and_verified_for_both(targets, tmp_path):
+    made = mtpforge.build(str(targets["FP8"]), str(targets["FP8"]), engine="both", out=tmp_path / "out")
+    report = mtpforge.verify(made.path, str(targets["FP8"]), engine="both")
+    assert report.ok, report
+    for engine in ENGINES:
+        assert mtpforge.verify(made.path, str(targets["FP8"]), engine=engine).ok
+
+
+@pytest.mark.engine
+@in_sglang
+@in_vllm
+def test_both_loaders_take_the_drafts(targets, tinyglm, tmp_path):
+    """Dense, FP8 and symmetric INT4, each built from the dense layer."""
+    requests = {}
+    for name, folder in targets.items():
+        made = mtpforge.build(str(folder), str(tinyglm("bf16")), engine="both", out=tmp_path / name)
+        requests[name] = Request(str(folder), str(made.path))
+        report = vllm.check(made.path, folder, python=VLLM_PYTHON)
+        assert report.ok, report.facts["errors"]
+    assert {name: found.get("errors") for name, found in verdicts(requests).items()} == {name: [] for name in targets}
