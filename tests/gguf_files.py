@@ -154,6 +154,7 @@ def _write_keys(writer, config, layer, n_blocks, keys):
     whole("attention.head_count", config["num_attention_heads"])
     whole("attention.head_count_kv", 1)
     writer.add_float32(f"{ARCHITECTURE}.rope.freq_base", config["rope_parameters"]["rope_theta"])
+    writer.add_float32(f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
     writer.add_float32(f"{ARCHITECTURE}.expert_weights_scale", config["routed_scaling_factor"])
     writer.add_bool(f"{ARCHITECTURE}.expert_weights_norm", config["norm_topk_prob"])
     whole("attention.q_lora_rank", config["q_lora_rank"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
-from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.checkpoint import Named, open_checkpoint, open_served
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.drafting.remarks import Remark, of_checkpoint, title
@@ -130,7 +130,7 @@ def fidelity(asked: Asked, watching: Watching) -> Fidelity:
     _refuse(asked)
     reference = open_checkpoint(asked.reference, offline=asked.offline)
     drafts = [open_checkpoint(name, offline=asked.offline) for name in asked.drafts]
-    target = None if asked.target is None else open_checkpoint(asked.target, offline=asked.offline)
+    target = None if asked.target is None else open_served(asked.target, offline=asked.offline)
     for each in (reference, *drafts):
         _refuse_unrunnable(each)
     for each in (*drafts, *([target] if target else [])):

@@ -54,6 +54,7 @@ class Architecture:
     required: Mapping[str, str]
     optional: Mapping[str, str]
     flags: Mapping[str, str]
+    constants: Mapping[str, object]
 
     def refs(self, stored: Stored, file: str) -> Iterator[TensorRef]:
         """The tensor under the family's names."""
@@ -98,7 +99,7 @@ class Architecture:
     def config(self, header: Header, tensors: Iterable[str], file: str) -> dict[str, object]:
         """Fields of config.json, by the file's keys. One that the sizes need and the file lacks is an error."""
         blocks = {found[2] for name in tensors if (found := _BLOCK.fullmatch(name))}
-        config: dict[str, object] = {"model_type": self.model.model_type}
+        config: dict[str, object] = {"model_type": self.model.model_type, **self.constants}
         for field, expression in self.required.items():
             config[field] = self._number(header.values, expression, file)
         for field, key in self.optional.items():
@@ -150,7 +151,7 @@ def architectures() -> tuple[Architecture, ...]:
     return tuple(
         Architecture(
             Model(**model), table["names"], table["stacked"], table["halves"], table["split"],
-            table["config"], table["optional"], table["flags"],
+            table["config"], table["optional"], table["flags"], table["constants"],
         )
         for table in tables
         for model in table["models"]

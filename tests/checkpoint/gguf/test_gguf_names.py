@@ -115,7 +115,7 @@ def test_fields_of_config_json_come_of_the_keys_and_of_what_is_there():
         "model_type": "glm4_moe", "num_hidden_layers": 46, "num_nextn_predict_layers": 1, "hidden_size": 4096,
         "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "n_routed_experts": 128,
         "num_experts_per_tok": 8, "n_shared_experts": 1, "moe_intermediate_size": 1408, "attention_bias": True,
-        "use_qk_norm": False,
+        "use_qk_norm": False, "hidden_act": "silu",
     }  # fmt: skip
     assert config(KEYS, ["blk.46.attn_q_norm.weight"])["use_qk_norm"] is True
     without = {key: value for key, value in KEYS.items() if "nextn" not in key}
