@@ -63,7 +63,7 @@ def by_origin(source, target):
     return {"source": source, "target": target}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", list(SOURCES)[:2])
 def test_a_dense_draft_holds_the_values_that_the_package_decodes(source, tinyglm, tmp_path, name):
     made = source(name)
     opened, target = open_checkpoint(str(made.first)), open_checkpoint(str(tinyglm("bf16")))
