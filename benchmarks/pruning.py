@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import torch
-from acceptance import Draft, Target, first_step, mean_length, windows
+from acceptance import Target, draft_of, first_step, mean_length, windows
 from torch import Tensor
 
 from mtpforge import scheme
@@ -72,10 +72,10 @@ def _table(served: Path, n_windows: int, folder: Path) -> None:
     target = Target(served)
     rows = windows(served, _TEXT.read_text(), _PROMPT + _GENERATED)
     calibration, text = rows[:_CALIBRATION], rows[_CALIBRATION:][:n_windows]
-    made = target.sampled(text[:, :_PROMPT], _GENERATED, torch.Generator().manual_seed(0))
-    texts = Texts(target, text, target.forward(text)[0], made, target.forward(made)[0])
+    made = target.sampled(text[:, :_PROMPT], _GENERATED)
+    texts = Texts(target, text, target.states(text), made, target.states(made))
     scores = _scores(served, target, calibration, folder)
-    n_served = target.c["n_routed_experts"]
+    n_served = target.n_experts
     print(f"\nTarget {served.name}, {len(calibration)} windows calibrate, {len(text)} are measured\n")
     print(_HEAD, "|---" * 9 + "|", sep="\n")
     whole = range(len(next(iter(scores.values()))))
@@ -93,7 +93,7 @@ def _table(served: Path, n_windows: int, folder: Path) -> None:
 
 def _scores(served: Path, target: Target, ids: Tensor, folder: Path) -> dict[str, tuple[float, ...]]:
     """Scores of every method; the inputs hold the target's states on the calibration windows."""
-    states, positions = target.forward(ids)[0], torch.arange(ids.shape[1])
+    states, positions = target.states(ids), torch.arange(ids.shape[1])
     file = folder / f"{served.name}.safetensors"
     sequences = (inputs.Sequence(row, positions, hidden) for row, hidden in zip(ids, states, strict=True))
     inputs.write(file, sequences, target=served.name, dtype="F32")
@@ -118,7 +118,7 @@ def _measured(texts: Texts, kept: tuple[int, ...], folder: Path) -> Pair:
     source, out = open_checkpoint(str(_SOURCE)), folder / "draft"
     decided = plan(source, None, scheme=scheme.load("bf16"), kept=kept)
     build(decided, {"source": source}, out, check="off", force=True)
-    draft = Draft(out, texts.target)
+    draft = draft_of(out)
     return (
         first_step(texts.target, draft, texts.text, texts.states),
         mean_length(texts.target, draft, texts.made, texts.made_states, _PROMPT, _STEPS),

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from acceptance import Draft, Target, first_step, mean_length, weights, windows
+from acceptance import Target, draft_of, first_step, mean_length, windows
 from torch import Tensor
 
 from mtpforge import scheme
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.judging.acceptance import Text
+from mtpforge.judging.pairs import Side, ratio
 from mtpforge.methods import METHODS
 from mtpforge.nextn import hessians, inputs
+from mtpforge.nextn import layer as layers
 from mtpforge.nextn.hessians import Calibration
+from mtpforge.nextn.layer import Block
 from mtpforge.planning import plan
 
 _HOME: Final = Path(__file__).parents[1]
@@ -53,17 +57,17 @@ def main() -> None:
 def _measure(folder: Path, n_windows: int) -> None:
     target = Target(_TARGET)
     text = windows(_TARGET, _TEXT.read_text(), _PROMPT + _GENERATED)[:n_windows]
-    hidden = target.forward(text)[0]
+    hidden = target.states(text)
     before, (text, states) = (text[:_CALIBRATE], hidden[:_CALIBRATE]), (text[_CALIBRATE:], hidden[_CALIBRATE:])
-    made = target.sampled(text[:, :_PROMPT], _GENERATED, torch.Generator().manual_seed(0))
-    continued = target.forward(made)[0]
+    made = target.sampled(text[:, :_PROMPT], _GENERATED)
+    continued = target.states(made)
     print(f"calibrated on {_CALIBRATE} windows, measured on {len(text)} others")
     print(f"of {_PROMPT} + {_GENERATED} tokens, {_STEPS} steps, temperature 1\n")
     print(_HEAD, "|---|---|---|---|---|---|---|---|", sep="\n")
-    source = Draft(_SOURCE, target)
-    rows = _expert_rows(source, text, states)
+    source = draft_of(_SOURCE)
+    rows = _expert_rows(target, source, text, states)
 
-    def measured(draft: Draft) -> tuple[Tensor, Tensor]:
+    def measured(draft: Block) -> tuple[Tensor, Tensor]:
         return (
             first_step(target, draft, text, states),
             mean_length(target, draft, made, continued, _PROMPT, _STEPS),
@@ -75,14 +79,14 @@ def _measure(folder: Path, n_windows: int) -> None:
         baseline: tuple[Tensor, Tensor] | None = None
         for method in METHODS:
             built = _built(folder, name, method, _written(folder, *before) if method == "gptq" else None)
-            draft = Draft(built, target)
+            draft = draft_of(built)
             now = measured(draft)
             baseline = baseline or now
             gains = [_interval(a - b) if method != "rtn" else "" for a, b in zip(now, baseline, strict=True)]
             errors = f"{_weight_error(built):.4f}", f"{_output_error(source, draft, rows):.4f}"
             cells = (name, method, *errors, _interval(now[0]), gains[0], _interval(now[1]), gains[1])
             print(f"| {' | '.join(cells)} |", flush=True)
-    _by_tokens(folder, before, lambda built: _output_error(source, Draft(built, target), rows))
+    _by_tokens(folder, before, lambda built: _output_error(source, draft_of(built), rows))
 
 
 def _by_tokens(folder: Path, before: tuple[Tensor, Tensor], error: Callable[[Path], float]) -> None:
@@ -139,33 +143,29 @@ def _built(folder: Path, name: str, method: str, file: Path | None) -> Path:
     return out
 
 
-def _expert_rows(draft: Draft, ids: Tensor, hidden: Tensor) -> Tensor:
+def _expert_rows(target: Target, draft: Block, ids: Tensor, states: Tensor) -> Tensor:
     """What the second half of the layer is given in the first step."""
-    seen: list[Tensor] = []
-    feed = draft.layer.feed
-
-    def noting(x: Tensor) -> Tensor:
-        seen.append(x)
-        return feed(x)
-
-    draft.layer.feed = noting
-    draft.logits(ids, hidden, 1)
-    draft.layer.feed = feed
-    return seen[0]
+    rows = layers.enter(draft, target.embedding, Text(ids, states, 1).windows, ids[:, 1:].numel())
+    layers.attend(draft, rows)
+    return rows.x
 
 
-def _output_error(source: Draft, draft: Draft, rows: Tensor) -> float:
+def _output_error(source: Block, draft: Block, rows: Tensor) -> float:
     """Frobenius norm of the difference of what all experts add to these rows, over that of the source."""
-    wanted = source.layer.feed(rows) - rows
-    return float((draft.layer.feed(rows) - rows - wanted).double().norm() / wanted.double().norm())
+    wanted, made = (layers.output(each, rows, layers.route(each, rows)) - rows for each in (source, draft))
+    return float((made - wanted).double().norm() / wanted.double().norm())
 
 
 def _weight_error(folder: Path) -> float:
     """Frobenius norm of the difference to the source over that of the source: of all weights that were encoded."""
-    source, draft = weights(_SOURCE), weights(folder)
-    pairs = [(source[name], tensor) for name, tensor in draft.items() if not torch.equal(source[name], tensor)]
-    squares = sum(float((a - b).double().pow(2).sum()) for a, b in pairs)
-    return float((squares / sum(float(a.double().pow(2).sum()) for a, _ in pairs)) ** 0.5)
+    source, draft = (Side.of(draft_of(each)) for each in (_SOURCE, folder))
+    both = ([_matrix(side, name) for side in (draft, source)] for name in draft.stored.modules)
+    return ratio((ours, theirs) for ours, theirs in both if not torch.equal(ours, theirs))
+
+
+def _matrix(side: Side, name: str) -> Tensor:
+    """The weight, without what else is named after its module."""
+    return torch.cat([rows for rows in side.values(name) if rows.ndim > 1])
 
 
 def _interval(values: Tensor) -> str:

@@ -8,6 +8,7 @@
     verify(draft, target)           open a draft again and judge it
     validate(draft, target)         the same, and the loader of an installed engine
     fidelity(draft, reference)      does it predict what the dense layer predicts
+    accept(draft, target, text)     how many of its tokens a target accepts
     diff(draft, other)              where two layers differ
     serve_command(draft, target)    what to type
     explain_serve(draft, target)    the same, each flag with its reason
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from mtpforge.drafting.machine import doctor
     from mtpforge.engines.command import Command
     from mtpforge.errors import MtpforgeError
-    from mtpforge.judging.calls import fidelity
+    from mtpforge.judging.accepting import Acceptance
+    from mtpforge.judging.calls import accept, fidelity
     from mtpforge.judging.fidelity import Fidelity
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Acceptance",
     "Checkpoint",
     "Command",
     "Comparison",
@@ -71,6 +74,7 @@ __all__ = [
     "Report",
     "Scheme",
     "__version__",
+    "accept",
     "build",
     "capture",
     "delta",
@@ -95,6 +99,7 @@ __all__ = [
 
 _PLACES: Final = {
     **dict.fromkeys(__all__, "mtpforge.drafting.calls"),
+    "Acceptance": "mtpforge.judging.accepting",
     "Checkpoint": "mtpforge.checkpoint.checkpoint",
     "Command": "mtpforge.engines.command",
     "Comparison": "mtpforge.pruning.expert_choice",
@@ -108,7 +113,7 @@ _PLACES: Final = {
     "Scheme": "mtpforge.scheme",
     "delta": "mtpforge.publishing.calls",
     "doctor": "mtpforge.drafting.machine",
-    "fidelity": "mtpforge.judging.calls",
+    **dict.fromkeys(("accept", "fidelity"), "mtpforge.judging.calls"),
     "graft": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
 }

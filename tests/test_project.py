@@ -56,6 +56,7 @@ def test_no_file_is_so_large_that_a_clone_takes_long():
 
 
 CALLS = {
+    "accept",
     "build",
     "capture",
     "delta",
@@ -78,6 +79,7 @@ CALLS = {
     "verify",
 }
 RESULTS = {
+    "Acceptance",
     "Checkpoint",
     "Command",
     "Comparison",

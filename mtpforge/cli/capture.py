@@ -34,14 +34,7 @@ from mtpforge.units import file_size
     heading="Input",
     help="Hidden states that a running vLLM stored, instead of a text: docs/calibration.md.",
 )
-@click.option(
-    "--length",
-    cls=Option,
-    type=click.IntRange(min=2),
-    metavar="N",
-    heading="Input",
-    help=f"Tokens of a window of the text.  [default: {USUAL_LENGTH}, or what the target takes]",
-)
+@options.length(help=f"Tokens of a window of the text.  [default: {USUAL_LENGTH}, or what the target takes]")
 @options.tokens(default=USUAL_TOKENS)
 @options.out(
     help="File to write.  [default: out/<target>-inputs.safetensors; where another target's lie there"

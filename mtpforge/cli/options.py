@@ -154,6 +154,7 @@ tokens = _option(
     heading="Input",
     help="Tokens in all, at most.",
 )
+length = _option("--length", type=click.IntRange(min=2), metavar="N", heading="Input")
 k = _option(
     "--k", type=click.IntRange(1, 16), metavar="N", default=3, show_default=True, heading="Compute", help="Draft steps."
 )

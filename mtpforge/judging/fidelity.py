@@ -132,7 +132,7 @@ def fidelity(asked: Asked, watching: Watching) -> Fidelity:
     drafts = [open_checkpoint(name, offline=asked.offline) for name in asked.drafts]
     target = None if asked.target is None else open_served(asked.target, offline=asked.offline)
     for each in (reference, *drafts):
-        _refuse_unrunnable(each)
+        refuse_unrunnable(each)
     for each in (*drafts, *([target] if target else [])):
         refuse_other_model(family_of(reference.config), each, reference)
     from mtpforge.nextn.hessians import one_thread
@@ -151,15 +151,21 @@ def _refuse(asked: Asked) -> None:
             fix="capture some: `mtpforge capture --target CKPT --text FILE`, then `--inputs FILE`",
             code=errors.USAGE,
         )
-    if asked.recycled not in RECYCLED or asked.k < 1:
+    refuse_steps(asked.k, asked.recycled)
+
+
+def refuse_steps(k: int, recycled: str) -> None:
+    """MtpforgeError for a number of steps, or a state that goes on, that is none."""
+    if recycled not in RECYCLED or k < 1:
         raise MtpforgeError(
-            f"`{shown(asked.recycled)}` is no state to go on from" if asked.k >= 1 else f"{asked.k} steps are none",
+            f"`{shown(recycled)}` is no state to go on from" if k >= 1 else f"{k} steps are none",
             fix=f"`--recycle {RECYCLED[0]}`, `--k 3`",
             code=errors.USAGE,
         )
 
 
-def _refuse_unrunnable(checkpoint: Checkpoint) -> None:
+def refuse_unrunnable(checkpoint: Checkpoint) -> None:
+    """MtpforgeError for a family whose layers are not laid out for transformers' modules."""
     with errors_of(checkpoint):
         family = family_of(checkpoint.config)
     if not family.is_runnable:

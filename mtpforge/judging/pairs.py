@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -98,10 +98,10 @@ class Pair:
         return ratio([(torch.cat(ours[:-1]), torch.cat(theirs[:-1])[kept]), *vectors])
 
 
-def ratio(pairs: object) -> float:
+def ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """|a - b| / |b| over pairs of tensors; infinite where b is zero and a is not."""
     square = norm = 0.0
-    for ours, theirs in pairs:  # type: ignore[attr-defined]
+    for ours, theirs in pairs:
         square += float((ours - theirs).double().square().sum())
         norm += float(theirs.double().square().sum())
     if not norm:

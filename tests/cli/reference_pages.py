@@ -12,7 +12,7 @@ from mtpforge import errors, report, scheme, tensors
 from mtpforge.cli import COMMANDS, group
 from mtpforge.cli.grammar import HEADINGS, Option
 from mtpforge.engines import command as commands
-from mtpforge.judging import fidelity, swapping
+from mtpforge.judging import accepting, fidelity, swapping
 from mtpforge.planning import steps
 
 GENERATED = "<!-- Made from the code: REWRITE_GOLDEN=1 pytest tests/cli rewrites it. -->\n"
@@ -70,6 +70,7 @@ ENDINGS = {
         "picture": "path, null where none was asked for",
         "report": "Report: the checks of all drafts",
     },
+    "accept": {"acceptance": "Acceptance", "report": "Report: the checks of all drafts"},
     "serve --print": {
         "serve": "words of the command",
         "traps": "list of Trap: what would spoil the drafts of this pair",
@@ -108,6 +109,10 @@ RECORDS = (
     fidelity.DraftFidelity,
     fidelity.StepFidelity,
     swapping.Swap,
+    accepting.Acceptance,
+    accepting.DraftAcceptance,
+    accepting.Drawn,
+    accepting.Estimate,
     report.Report,
     report.Check,
     report.Trap,
