@@ -36,8 +36,10 @@ def refusal(text):
 
 def test_presets_are_those_that_the_documentation_names():
     assert scheme.names() == (
+        "awq-int4-g128",
         "bf16",
         "fp8-block128",
+        "gptq-int4-g128",
         "int4-g128-sym",
         "int4-g32-asym",
         "int8-channel",

@@ -25,7 +25,12 @@ __all__ = [
     "Args", "Group", "Layer", "QuantConfig", "fp8_quantization", "modelopt_quantization", "parse", "quantization_of",
 ]  # fmt: skip
 _ALIASES: Final = {
+    "auto_awq": "awq",
+    "auto_gptq": "gptq",
+    "awq_marlin": "awq",
     "compressed_tensors": "compressed-tensors",
+    "gptq_marlin": "gptq",
+    "inc": "auto-round",
     "modelopt_fp4": "modelopt",
     "modelopt_mixed": "modelopt",
     "modelopt_mxfp8": "modelopt",

@@ -3,6 +3,8 @@
     is_compressed, is_fp8, is_modelopt   whether a method has words for a set of quantizations
     compressed_format, group             a format of compressed-tensors, one of its `config_groups`
     algorithm, quark                     what ModelOpt names, what Quark configures
+    is_awq, is_gptq, is_auto_round       the same for methods of one packing
+    integers                             `bits` and what goes with it, of GPTQ and AutoRound
 
 Which names a list or a target holds, and what stands around them, is the engine's business.
 """
@@ -152,3 +154,23 @@ def is_modelopt(kinds: Iterable[Quantization]) -> bool:
         or (q.format == "fp8_scaled" and q.strategy == "tensor" and q.input_scale == "static")
         for q in kinds
     )
+
+
+def is_awq(kinds: Collection[Quantization]) -> bool:
+    """Whether AWQ has: one kind alone."""
+    return len(kinds) == 1 and all(q.format == "awq" for q in kinds)
+
+
+def is_gptq(kinds: Collection[Quantization]) -> bool:
+    """Whether GPTQ has: every weight in one way to store zero points; bits and groups may differ."""
+    return len({q.format for q in kinds}) == 1 and all(q.format in ("gptq", "gptq_v2") for q in kinds)
+
+
+def is_auto_round(kinds: Collection[Quantization]) -> bool:
+    """Whether AutoRound has, in what vLLM takes of it: all packed as GPTQ, or all as AWQ."""
+    return len({q.format for q in kinds}) == 1 and all(q.format in ("gptq", "awq") for q in kinds)
+
+
+def integers(q: Quantization) -> dict[str, object]:
+    """Bits, groups and symmetry of a weight as GPTQ and AutoRound say them."""
+    return {"bits": q.bits, "group_size": -1 if q.group_size is None else q.group_size, "sym": q.symmetric}

@@ -30,6 +30,14 @@ def matches(expression: str, name: str) -> bool:
         raise ValueError("it tries so many ways on one name that it would take for ever") from None
 
 
+def found_in(expression: str, name: str) -> bool:
+    """Whether an expression is found anywhere in a name; one that cannot be followed is not."""
+    try:
+        return _compiled(expression).search(name, timeout=MAX_SECONDS) is not None
+    except (TimeoutError, ValueError):
+        return False
+
+
 @functools.lru_cache(maxsize=1024)
 def _compiled(expression: str) -> Any:  # noqa: ANN401  regex brings no types
     if len(expression) > MAX_CHARACTERS:
@@ -54,10 +62,13 @@ def quoted(entry: str) -> str:
 
 def exact_or_regex(name: str, entry: str) -> bool:
     """Whether an entry is the name, or `re:` and an expression that matches from its start (not to its end)."""
-    if not entry.startswith("re:"):
-        return entry == name
+    return followed(entry[3:], name, entry) if entry.startswith("re:") else entry == name
+
+
+def followed(expression: str, name: str, entry: str) -> bool:
+    """Whether the expression of an entry matches a name from its start; one that cannot be followed is an error."""
     try:
-        return matches(entry[3:], name)
+        return matches(expression, name)
     except ValueError as error:
         raise MtpforgeError(
             f"`{quoted(entry)}` is no regular expression that can be followed",

@@ -99,10 +99,13 @@ def whole(quantization: Quantization) -> tuple[int, int]:
     """
     form = FORMATS[quantization.format]
     shape = BAND_ROWS, math.lcm(quantization.group_size or 1, BAND_ROWS)
-    lie = form.rows_in_parts(shape, quantization, form.layout(shape, quantization))
+    parts = form.layout(shape, quantization)
+    lie = form.rows_in_parts(shape, quantization, parts)
     rows = math.lcm(*(part.rows // math.gcd(part.rows, part.entries) for part in lie.values()))
-    if form.codes is None or lie[form.codes.suffix].axis:
+    if form.codes is None:
         return rows, 1
+    if lie[form.codes.suffix].axis:  # stored input by input: so many entries for all columns
+        return rows, shape[1] // math.gcd(shape[1], parts[form.codes.suffix].shape[0])
     bits = DTYPES[form.codes.dtype].bits
     return rows, bits // math.gcd(bits, quantization.bits)
 

@@ -186,8 +186,7 @@ def others(rng):
     """Methods that are not made, are none, or are named nowhere."""
     block = rng.choice(
         (
-            {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
-            {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+            {"quant_method": "fbgemm_fp8"},
             {"quant_method": "w4afp8"},
             {
                 "quant_method": "quark",
@@ -351,11 +350,16 @@ def write(folder, config, specs):
     """A checkpoint of a config and headers alone."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
+    write_headers(folder / "model.safetensors", specs)
+
+
+def write_headers(path, specs):
+    """A file of headers alone."""
     header, end = {}, 0
     for name, spec in specs.items():
         offsets = [end, end := end + spec.n_bytes]
         header[name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": offsets}
     raw = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         file.truncate(8 + len(raw) + end)

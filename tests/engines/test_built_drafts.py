@@ -7,6 +7,8 @@ import json
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mtpforge import scheme as schemes
 from mtpforge.building import build
@@ -72,3 +74,29 @@ def test_weight_only_nvfp4_is_accepted_without_input_scales(tinyglm, tmp_path, i
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config))
     assert accepted(tinyglm("nvfp4"), target, tmp_path / "draft").facts["tensors"] == n_tensors
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+ROUNDED = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int"}
+# 9 linears and 16 experts of 3 matrices in three parts each, or one; 14 tensors that are never quantized.
+BY_INPUTS = {
+    "awq, by its headers": (AWQ, (9 + 48) * 3 + 14),
+    "gptq, by its headers": (GPTQ | {"dynamic": {"+:.*experts$": {"bits": 8}}}, 9 + 48 * 3 + 14),
+    "auto-round": (ROUNDED | {"extra_config": {"experts$": {"bits": 16}}}, 9 * 3 + 48 + 14),
+}
+
+
+@pytest.mark.parametrize("kind", BY_INPUTS)
+def test_draft_is_accepted_beside_targets_of_awq_gptq_and_autoround(tinyglm, tmp_path, kind):
+    block, n_tensors = BY_INPUTS[kind]
+    config = json.loads((tinyglm("bf16") / "config.json").read_text()) | {"quantization_config": block}
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config))
+    names = {
+        "model.layers.2.self_attn.o_proj.qweight": torch.zeros(1, dtype=torch.int32),
+        "lm_head.weight": torch.ones(1),
+    }
+    save_file(names, target / "model.safetensors")
+    assert accepted(tinyglm("bf16"), target, tmp_path / "draft").facts["tensors"] == n_tensors

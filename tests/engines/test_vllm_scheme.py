@@ -273,8 +273,12 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
     ("block", "what"),
     [
         ({"quant_method": "w4afp8"}, "vLLM knows no quantization method `w4afp8`"),
-        ({"quant_method": "awq"}, "drafts for targets of method `awq` cannot be made yet"),
-        ({"quant_method": "gptq"}, "drafts for targets of method `gptq` cannot be made yet"),
+        ({"quant_method": "torchao"}, "drafts for targets of method `torchao` cannot be made yet"),
+        ({"quant_method": "awq"}, "vLLM takes no such block"),
+        (
+            {"quant_method": "gptq", "bits": 3, "group_size": 128, "desc_act": False, "sym": True},
+            "vLLM takes no such GPTQ",
+        ),
         (
             {
                 "quant_method": "quark",

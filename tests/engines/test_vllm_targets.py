@@ -36,6 +36,6 @@ def test_scheme_beside_a_random_target_is_vllms_or_an_honest_refusal(release_con
     found = json.loads(done.stdout[done.stdout.index('{"counts"') :])
     assert found["different"] == [], json.dumps(found["different"][:3], indent=2)
     # Every kind of target met both answers.
-    kinds = ("compressed_tensors", "modelopt", "fp8", "others", "quarks")
+    kinds = ("compressed_tensors", "modelopt", "fp8", "awq", "gptq", "auto_round", "others", "quarks")
     assert all(found["counts"].get(f"{kind}, agree, {how}", 0) > 0 for kind in kinds for how in ("made", "refused"))
     assert all(found["counts"].get(f"{kind}, {how}", 0) > 0 for kind in kinds for how in ("stated", "not stated"))

@@ -26,7 +26,8 @@ stand_in.prepare(90, "cpu")
 import vllm.model_executor.layers.fused_moe.experts.fused_humming_moe  # noqa: E402
 import vllm.utils.humming  # noqa: E402
 import vllm_answers  # noqa: E402
-from target_blocks import KINDS, NAMED, write  # noqa: E402
+from target_blocks import KINDS, NAMED, write, write_headers  # noqa: E402
+from target_blocks_by_inputs import BY_INPUTS  # noqa: E402
 from vllm.model_executor.layers.quantization.utils.humming import priority  # noqa: E402
 from vllm.model_executor.model_loader.utils import configure_quant_config, get_model_architecture  # noqa: E402
 
@@ -40,7 +41,7 @@ from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
 from mtpforge.errors import MtpforgeError  # noqa: E402
 from mtpforge.families import family_of  # noqa: E402
 from mtpforge.scheme import Rule, Scheme  # noqa: E402
-from mtpforge.tensors import BF16  # noqa: E402
+from mtpforge.tensors import BF16, Spec  # noqa: E402
 
 VLLM = ENGINES["vllm"]
 DENSE = Scheme("dense", (Rule("*", BF16, "-"),))
@@ -91,8 +92,11 @@ def lay_out(config, side_files, folder):
     """The target's folder."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    for name, block in side_files.items():
-        (folder / name).write_text(json.dumps(block))
+    for name, held in side_files.items():
+        if name.endswith(".safetensors"):
+            write_headers(folder / name, {tensor: Spec(dtype, (8, 8)) for tensor, dtype in held.items()})
+        else:
+            (folder / name).write_text(json.dumps(held))
 
 
 def compared(config, folder):
@@ -208,7 +212,7 @@ def main():
                        (("SEED", 0), ("TARGETS", 300)))  # fmt: skip
     for n in range(seed * 1_000_000, seed * 1_000_000 + n_targets):
         rng = random.Random(n)
-        kind = rng.choice(KINDS)
+        kind = rng.choice(KINDS + BY_INPUTS)
         (verdict, how), facts, overlaid = ask(n, kind(rng), rng.choice(WANTED))
         for key in (f"{kind.__name__}, {verdict}, {how}", f"{kind.__name__}, {overlaid}"):
             counts[key] = counts.get(key, 0) + 1

@@ -226,7 +226,8 @@ def test_microscaled_formats_refuse_a_ragged_row(quantization):
         (Quantization("pack_quantized", 3, strategy="channel", symmetric=False, scale_dtype="BF16"), 32, 32),
         (Quantization("pack_quantized", 6, strategy="channel", symmetric=False, scale_dtype="BF16"), 16, 16),
         (Quantization("awq", 4, strategy="group", group_size=128, symmetric=False, scale_dtype="F16"), 8, 1),
-        (Quantization("gptq", 4, strategy="group", group_size=128, scale_dtype="F16"), 8, 1),
+        (Quantization("gptq", 4, strategy="group", group_size=128, scale_dtype="F16"), 8, 8),
+        (Quantization("gptq", 3, strategy="channel", symmetric=False, scale_dtype="F16"), 32, 32),
     ],
 )
 def test_a_matrix_is_cut_where_no_element_of_a_part_is(quantization, rows, columns):

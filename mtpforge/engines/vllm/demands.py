@@ -9,6 +9,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.vllm.draft_classes import draft_class
+from mtpforge.engines.vllm.header_lists import in_force
 from mtpforge.engines.vllm.matrices import questions
 from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.engines.vllm.target_names import as_asked
@@ -23,7 +24,7 @@ def demands(target: Checkpoint, _draft_config: Mapping[str, object] | None, fami
     Raises MtpforgeError for a target that vLLM refuses, or that no draft can be made for.
     """
     with errors_of(target):
-        return scheme_under(target.config, target.quantization, family)
+        return scheme_under(target.config, in_force(target, family), family)
 
 
 def stated(draft_config: Mapping[str, object], family: Family) -> Scheme:

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 from mtpforge.engines.vllm.draft_classes import draft_class
 from mtpforge.engines.vllm.target_names import around
 from mtpforge.families import Family, Module
+
+_HEAD: Final = "ParallelLMHead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class Asked:
         """Whether vLLM runs several matrices of the checkpoint as this one."""
         return not self.experts and len(self.parts) > 1
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the model's head."""
+        return self.class_name == _HEAD
+
 
 def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
     """Every question about the layer, linears in the family's order, experts last."""
@@ -43,7 +51,7 @@ def questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]
 def head(family: Family, config: Mapping[str, object]) -> Asked:
     """The question about the model's head."""
     name = f"{around(family, config)}lm_head"
-    return Asked(name, (name,), (), "ParallelLMHead")
+    return Asked(name, (name,), (), _HEAD)
 
 
 def main_questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.errors import MtpforgeError, Where
@@ -51,6 +51,17 @@ def excluded(asked: Asked, entries: Sequence[str], key: str) -> str | None:
     return skipped(asked, entries, key) or next(inside, next(wildcard, None))
 
 
+def containing(asked: Asked, entries: Sequence[str], key: str) -> str | None:
+    """The entry by which AWQ leaves a matrix dense: any that its name contains, else one for each of its parts."""
+    direct = next((entry for entry in entries if entry in asked.name), None)
+    if direct is not None or not asked.is_fused:
+        return direct
+    by_part = [next((entry for entry in entries if entry in part), None) for part in asked.parts]
+    if None in by_part and any(entry is not None for entry in by_part):
+        raise _half_listed(asked, by_part, key, "`Detected some but not all shards of a layer are quantized`")
+    return by_part[0]
+
+
 def below(asked: Asked, entries: Iterable[str]) -> str | None:
     """The entry, no expression, that is the name of a matrix or of anything below it (Quark, experts)."""
     return next((e for e in entries if e == asked.name or e.startswith(f"{asked.name}.")), None)
@@ -61,7 +72,10 @@ def _first(name: str, entries: Iterable[str], matches: Matches) -> str | None:
     return next((e for e in entries if e == name or (e[:3] == "re:" and matches(name, e))), None)
 
 
-def _half_listed(asked: Asked, by_part: Sequence[str | None], key: str) -> MtpforgeError:
+_DIFFERENT: Final = "`Found different quantization schemes for the shards`"
+
+
+def _half_listed(asked: Asked, by_part: Sequence[str | None], key: str, words: str = _DIFFERENT) -> MtpforgeError:
     fused = asked.name.rpartition(".")[2]
     names = [part.rpartition(".")[2] for part in asked.parts]
     inside = [name for name, entry in zip(names, by_part, strict=True) if entry]
@@ -69,7 +83,6 @@ def _half_listed(asked: Asked, by_part: Sequence[str | None], key: str) -> Mtpfo
     return MtpforgeError(
         f"the target leaves only {' and '.join(inside)} of `{fused}` unquantized",
         where=Where("config.json", inside=f"quantization_config.{key}"),
-        why=f"vLLM runs {' and '.join(names)} as one matrix and refuses to start:"
-        " `Found different quantization schemes for the shards`",
+        why=f"vLLM runs {' and '.join(names)} as one matrix and refuses to start: {words}",
         fix=f"list {' and '.join(outside)} as well in the target's config.json, or none of them",
     )

@@ -89,12 +89,27 @@ class Layer:
         ends: dict[str, list[str]] = {}
         for module in modules:
             stem, _, last = module.template.rpartition(".")
-            fused = [name for name, parts in self.packed.items() if module.fused and last in parts]
-            ends.setdefault(stem, []).extend([*fused, last])
+            ends.setdefault(stem, []).extend([*self._fused(module), last])
         local = "|".join(
             f"{_escaped(stem)}{'[.]' if stem else ''}(?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items()
         )
-        return f"re:{_escaped(self.prefix)}(?:mtp_block[.])?(?:{local})$"
+        return f"re:{self._whole(local)}"
+
+    def expression(self, modules: Iterable[Module]) -> str:
+        """The same without `re:`, of methods that ask for the routed experts by the name of their stack alone."""
+        local: list[str] = []
+        for module in modules:
+            stem, dot, _ = module.template.rpartition(".")
+            own = [module.template.partition(".*.")[0]] if module.expert is not None else [module.template]
+            local += [f"{stem}{dot}{name}" for name in self._fused(module)] + own
+        return self._whole("|".join(_escaped(name) for name in dict.fromkeys(local)))
+
+    def _fused(self, module: Module) -> list[str]:
+        last = module.template.rpartition(".")[2]
+        return [name for name, parts in self.packed.items() if module.fused and last in parts]
+
+    def _whole(self, local: str) -> str:
+        return f"{_escaped(self.prefix)}(?:mtp_block[.])?(?:{local})$"
 
 
 def _escaped(name: str) -> str:
@@ -159,10 +174,57 @@ def _quark(layer: Layer) -> dict[str, object]:
     }
 
 
+def _awq(layer: Layer) -> dict[str, object]:
+    (q,) = layer.sets
+    return {
+        "quant_method": "awq",
+        "bits": q.bits,
+        "group_size": q.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head", *layer.names(layer.dense)],
+    }
+
+
+def _gptq(layer: Layer) -> dict[str, object]:
+    first, *others = layer.sets
+    rules: dict[str, object] = {f"-:{layer.expression(layer.dense)}": {}} if layer.dense else {}
+    rules |= {f"+:{layer.expression(layer.sets[q])}": stating.integers(q) for q in others}
+    return {
+        "quant_method": "gptq",
+        **stating.integers(first),
+        "desc_act": False,
+        "checkpoint_format": first.format,
+        "lm_head": False,
+        "dynamic": rules,
+        "modules_in_block_to_quantize": [layer.prefix],
+    }
+
+
+def _auto_round(layer: Layer) -> dict[str, object]:
+    first, *others = layer.sets
+    extra: dict[str, object] = (
+        {f"^{layer.expression(layer.dense)}": {"bits": 16, "data_type": "float"}} if layer.dense else {}
+    )
+    extra |= {f"^{layer.expression(layer.sets[q])}": {**stating.integers(q), "data_type": "int"} for q in others}
+    return {
+        "quant_method": "auto-round",
+        **stating.integers(first),
+        "data_type": "int",
+        "packing_format": _PACKINGS[first.format],
+        "extra_config": extra,
+    }
+
+
+_PACKINGS: Final = {"gptq": "auto_round:auto_gptq", "awq": "auto_round:auto_awq"}
+
 # quant_method -> whether it can state a set of quantizations, and how it does. The target's own method is tried first.
 _METHODS: Final[dict[str, tuple[Callable[[set[Quantization]], bool], Callable[[Layer], dict[str, object]]]]] = {
+    "auto-round": (stating.is_auto_round, _auto_round),
+    "awq": (stating.is_awq, _awq),
     "compressed-tensors": (stating.is_compressed, _compressed_tensors),
     "fp8": (stating.is_fp8, _fp8),
+    "gptq": (stating.is_gptq, _gptq),
     "quark": (stating.is_quark, _quark),
     "modelopt": (stating.is_modelopt, _modelopt),
 }

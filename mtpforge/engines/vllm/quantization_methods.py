@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from mtpforge.checkpoint.quantization import QuantConfig, fp8_quantization
 from mtpforge.engines.expressions import quoted
-from mtpforge.engines.vllm import compressed_tensors, modelopt, quark
+from mtpforge.engines.vllm import auto_awq, auto_gptq, compressed_tensors, inc, modelopt, quark
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import skipped
 from mtpforge.engines.vllm.refusals import refused, unmade
@@ -79,8 +79,11 @@ def _no_fp8(key: str, why: str) -> MtpforgeError:
 
 METHODS: Final[dict[str, Decide]] = {
     "": _unquantized,
+    "auto-round": inc.decide,
+    "awq": auto_awq.decide,
     "compressed-tensors": compressed_tensors.decide,
     "fp8": _fp8,
+    "gptq": auto_gptq.decide,
     "modelopt": modelopt.decide,
     "quark": quark.decide,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mtpforge.errors import MtpforgeError, Where
 
 _BLOCK = "quantization_config"
@@ -15,6 +17,15 @@ def refused(what: str, key: str, why: str, fix: str = "") -> MtpforgeError:
         why=f"vLLM would not start: {why}",
         fix=fix or "serve the target with the engine that it was made for",
     )
+
+
+def needed(raw: Mapping[str, object], *keys: str) -> object:
+    """What a block says under the first of these keys that it has; without any vLLM does not start."""
+    for key in keys:
+        if key in raw:
+            return raw[key]
+    why = f"`Cannot find any of {list(keys)} in the model's quantization config`"
+    raise refused("vLLM takes no such block", keys[-1], why)
 
 
 def unmade(what: str, key: str) -> MtpforgeError:

@@ -9,50 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 from mtpforge.checkpoint import stating
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines.expressions import exact_or_regex
-from mtpforge.engines.vllm import quantization_block
+from mtpforge.engines.vllm import by_inputs, quantization_block
 from mtpforge.engines.vllm.layer_ranges import as_expressions, as_wildcards
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.quantization_block import Layer
+from mtpforge.engines.vllm.wish import Block, Wish
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import label
 from mtpforge.tensors import Quantization
 
-Block: TypeAlias = Mapping[str, object]
 _OURS: Final = "mtp"  # config groups of the layer
 _MIXED: Final = "MIXED_PRECISION"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a block is to say: of the layer, `layer`; of the model around it, what it says now.
+class Method:
+    """proposals(block, wish): blocks that may say it, the shortest change first.
 
-    attention: vLLM's class of it. asked: the questions about the layer. main: those about the model, and the answers: a
-    Quantization, or a refusal.
+    spelled(quantization, block): a quantization, as this target's method stores it.
     """
 
-    layer: Layer
-    attention: str
-    asked: tuple[Asked, ...]
-    main: Mapping[Asked, object]
-
-    @property
-    def quantized(self) -> tuple[Asked, ...]:
-        """The questions about the layer whose answer must not be dense."""
-        return tuple(a for a in self.asked if not self.layer.stored[a.templates[0]].is_dense)
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """proposals(block, wish): blocks that may say it, the shortest change first. spelled: a quantization, as stored."""
-
     proposals: Callable[[Block, Wish], Iterator[Block]]
-    spelled: Callable[[Quantization], Quantization]
+    spelled: Callable[[Quantization, Block], Quantization]
 
 
 def _compressed_tensors(block: Block, wish: Wish) -> Iterator[Block]:
@@ -213,11 +197,11 @@ def _unquantized(_block: Block, wish: Wish) -> Iterator[Block]:
 _COMPRESSED: Final = {"modelopt_nvfp4": "nvfp4", "fp8_block": "fp8_scaled", "quark_mxfp4": "mxfp4"}
 
 
-def _as_compressed(q: Quantization) -> Quantization:
+def _as_compressed(q: Quantization, _block: Block) -> Quantization:
     return replace(q, format=_COMPRESSED.get(q.format, q.format))
 
 
-def _as_quark(q: Quantization) -> Quantization:
+def _as_quark(q: Quantization, _block: Block) -> Quantization:
     """MXFP4 and FP8 as Quark stores them; FP8 of rows beside activations that it quantizes."""
     if q.format == "mxfp4":
         return replace(q, format="quark_mxfp4")
@@ -226,19 +210,22 @@ def _as_quark(q: Quantization) -> Quantization:
     return replace(q, format="modelopt_fp8") if q.format == "fp8_scaled" else q
 
 
-def _as_modelopt(q: Quantization) -> Quantization:
+def _as_modelopt(q: Quantization, _block: Block) -> Quantization:
     return replace(q, format="modelopt_nvfp4" if q.format == "nvfp4" else q.format)
 
 
-def _as_fp8(q: Quantization) -> Quantization:
+def _as_fp8(q: Quantization, _block: Block) -> Quantization:
     is_block = q.format == "fp8_scaled" and q.block is not None
     return replace(q, format="fp8_block" if is_block else q.format)
 
 
 METHODS: Final[dict[str, Method]] = {
     "": Method(_unquantized, _as_compressed),
+    "auto-round": Method(by_inputs.auto_round, by_inputs.as_auto_round),
+    "awq": Method(by_inputs.awq, by_inputs.as_awq),
     "compressed-tensors": Method(_compressed_tensors, _as_compressed),
     "fp8": Method(_fp8, _as_fp8),
+    "gptq": Method(by_inputs.gptq, by_inputs.as_gptq),
     "modelopt": Method(_modelopt, _as_modelopt),
     "quark": Method(_quark, _as_quark),
 }

@@ -16,11 +16,13 @@ from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import QuantConfig, parse
 from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.engines.vllm.draft_classes import draft_class
+from mtpforge.engines.vllm.header_lists import in_force
 from mtpforge.engines.vllm.matrices import Asked, main_questions, questions
 from mtpforge.engines.vllm.quantization_block import layer_of
 from mtpforge.engines.vllm.quantization_methods import decide
-from mtpforge.engines.vllm.restatements import METHODS, Method, Wish
+from mtpforge.engines.vllm.restatements import METHODS, Method
 from mtpforge.engines.vllm.target_names import as_asked
+from mtpforge.engines.vllm.wish import Wish
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.formats import label
@@ -47,11 +49,11 @@ def restate(target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, 
 
 def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[str, object] | None, str]:
     """The block, or None and why there is none."""
-    config, block = target.config, as_asked(target.quantization, family, target.config)
+    config, block = target.config, in_force(target, family)
     method = METHODS.get(parse(block).method)
     if method is None:
         return None, f"blocks of method `{shown(parse(block).method)}` are not restated"
-    rules = _spelled(wanted, method)
+    rules = _spelled(wanted, method, block)
     try:
         if not _contradiction(block, config, family, rules):
             return target.quantization, ""
@@ -68,9 +70,9 @@ def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[
     return None, why
 
 
-def _spelled(wanted: Scheme, method: Method) -> Scheme:
+def _spelled(wanted: Scheme, method: Method, block: Mapping[str, object]) -> Scheme:
     """The scheme in the method's own formats."""
-    rules = tuple(Rule(rule.pattern, method.spelled(rule.quantization), rule.reason) for rule in wanted.rules)
+    rules = tuple(Rule(rule.pattern, method.spelled(rule.quantization, block), rule.reason) for rule in wanted.rules)
     return Scheme(wanted.name, rules, wanted.description)
 
 

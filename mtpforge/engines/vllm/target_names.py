@@ -20,8 +20,8 @@ from mtpforge.families import Family
 
 _HEAD: Final = "lm_head."
 _EXCLUSIONS: Final = ("ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
-_LISTS: Final = (*_EXCLUSIONS, "targets")
-_BY_NAME: Final = ("quantized_layers", "layer_quant_config")
+_LISTS: Final = (*_EXCLUSIONS, "targets", "modules_in_block_to_quantize", "block_name_to_quantize")
+_BY_NAME: Final = ("quantized_layers", "layer_quant_config", "extra_config")
 _STARS: Final = ("modelopt",)  # whose `x*` vLLM splits into `x` and `x.*` as it renames
 
 
