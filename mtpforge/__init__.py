@@ -14,6 +14,7 @@
     explain_serve(draft, target)    the same, each flag with its reason
     graft(layer, into, out=...)     the target once more, with the layer inside
     delta(layer, against, out=...)  only what a graft adds
+    merge(base, takes, out=...)     modules of several checkpoints under one config
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
 Each name is loaded on first use: `import mtpforge` costs nothing and brings no torch.
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
     from mtpforge.judging.fidelity import Fidelity
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
-    from mtpforge.publishing.calls import delta, graft
-    from mtpforge.publishing.making import Made
+    from mtpforge.publishing.assembling import Made
+    from mtpforge.publishing.calls import delta, graft, merge
     from mtpforge.report import Progress, Report
     from mtpforge.scheme import Scheme
 
@@ -88,6 +89,7 @@ __all__ = [
     "graft",
     "inspect",
     "load_scheme",
+    "merge",
     "open_checkpoint",
     "plan",
     "prune_plan",
@@ -105,7 +107,7 @@ _PLACES: Final = {
     "Comparison": "mtpforge.pruning.expert_choice",
     "Draft": "mtpforge.building",
     "Fidelity": "mtpforge.judging.fidelity",
-    "Made": "mtpforge.publishing.making",
+    "Made": "mtpforge.publishing.assembling",
     "MtpforgeError": "mtpforge.errors",
     "Plan": "mtpforge.planning",
     "Progress": "mtpforge.report",
@@ -115,6 +117,7 @@ _PLACES: Final = {
     "doctor": "mtpforge.drafting.machine",
     **dict.fromkeys(("accept", "fidelity"), "mtpforge.judging.calls"),
     "graft": "mtpforge.publishing.calls",
+    "merge": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
 }
 

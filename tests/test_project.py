@@ -70,6 +70,7 @@ CALLS = {
     "graft",
     "inspect",
     "load_scheme",
+    "merge",
     "open_checkpoint",
     "plan",
     "prune_plan",

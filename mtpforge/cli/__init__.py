@@ -47,6 +47,7 @@ COMMANDS: Final = (
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
     Entry("graft", "Put it to work", "a copy of the target with the layer inside, by links"),
     Entry("delta", "Put it to work", "only what a graft adds, for publishing"),
+    Entry("merge", "Put it to work", "modules of several checkpoints under one config"),
     Entry("doctor", "This machine", "versions of everything that matters"),
     Entry("demo", "This machine", "a build in seconds, offline"),
     Entry("completion", "This machine", "the completion script of a shell"),

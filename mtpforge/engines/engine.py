@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +11,7 @@ from mtpforge import errors
 from mtpforge.engines.command import Command
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Report, Trap
-from mtpforge.tensors import Spec
+from mtpforge.tensors import Quantization, Spec
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -69,6 +69,9 @@ class Engine:
     told_config(target): the target's config.json as the engine sees it, told what it has to be.
     carrying_config(target): the target's config.json for a checkpoint that carries the layer itself: what it is told,
         and what is read from a draft's config otherwise.
+    merged(sides, family, origin): the quantization block of a model whose modules come from several checkpoints, the
+        base first, and how it has each module stored: full name -> Quantization, of experts the names of number 0.
+        origin: full name -> the side, None for no such module. MtpforgeError where no one block can say it.
     stated(draft_config, family): the scheme that a draft's own block states.
     target_traps(target, family): what is wrong or missing in the target itself, for drafting.
     draft_traps(target_config, draft_config, family, scheme): what is wrong in a draft's config beside that target; in a
@@ -104,6 +107,10 @@ class Engine:
     restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
     told_config: Callable[[Checkpoint], Mapping[str, object]]
     carrying_config: Callable[[Checkpoint], Mapping[str, object]]
+    merged: Callable[
+        [Sequence[Checkpoint], Family, Callable[[str], int | None]],
+        tuple[Mapping[str, object], Mapping[str, Quantization]],
+    ]
     stated: Callable[[Mapping[str, object], Family], Scheme]
     target_traps: Callable[[Checkpoint, Family], tuple[Trap, ...]]
     draft_traps: Callable[[Mapping[str, object], Mapping[str, object], Family, Scheme], tuple[Trap, ...]]

@@ -39,6 +39,7 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         restate=_unserved,
         told_config=lambda target: target.config,
         carrying_config=lambda target: target.config,
+        merged=_unserved,
         stated=_unserved,
         draft_config=draft_config,
         target_traps=_no_traps,

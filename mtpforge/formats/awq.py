@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _BITS: Final = 4
 _A_WORD: Final = 32 // _BITS
-_KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _SCALES: Final = ("F16", "BF16")
 
 
@@ -71,17 +70,6 @@ def decode(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quantizatio
     scale, zero_point = parts["scales"].t(), _unpacked(parts["qzeros"]).t()
     codes = _unpacked(parts["qweight"]).t().reshape(shape[0], scale.shape[1], -1)
     return affine.dequantize(codes, scale, zero_point, _BITS).flatten(1)
-
-
-def packed_rows(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quantization) -> PackedRows | None:
-    """For the compiled decoder of integers, a code a byte, in groups of 32 n."""
-    import torch
-
-    scale = parts["scales"].t().float()
-    if shape[1] // scale.shape[1] % _KERNEL_COLUMNS:
-        return None
-    zero = _unpacked(parts["qzeros"]).t().float()
-    return PackedRows("affine", _unpacked(parts["qweight"]).t(), torch.cat([scale, zero], 1))
 
 
 def _unpacked(words: Tensor) -> Tensor:
@@ -157,7 +145,6 @@ FORMAT = Format(
     layout=layout,
     rows_in_parts=rows_in_parts,
     decode=decode,
-    packed_rows=packed_rows,
     bound=bound,
     guesses=guesses,
     codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),

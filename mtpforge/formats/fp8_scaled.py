@@ -186,7 +186,7 @@ def _format(kind: _Kind) -> Format:
         matrix_parts=matrix_parts,
         encode=partial(encode, kind),
         input_scale=InputScale(_INPUT, 448.0),
-        same_bytes={} if kind.is_flat else {"fp8_block": {"weight_scale": "weight_scale_inv"}},
+        same_bytes={"fp8_block": {"weight_scale": "weight_scale_inv"}} if kind.is_flat else {},
     )
 
 

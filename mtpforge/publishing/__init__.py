@@ -7,5 +7,7 @@ grafting       decide(): everything about a graft, from headers and configs alon
 deltas         the same without the target: what a graft adds, and what it may be added to
 making         a decided graft or delta on disk, whole or not at all
 judging        a graft judged as a stranger would
-calls          graft(), delta(): the functions of `import mtpforge`
+merging        decide(), make(): modules of several checkpoints under one config
+assembling     folders out of other checkpoints' files, whole or not at all
+calls          graft(), delta(), merge(): the functions of `import mtpforge`
 """

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mtpforge import errors
 from mtpforge.checkpoint import Named
 from mtpforge.drafting.request import OnRemark, Watching
 from mtpforge.errors import MtpforgeError
-from mtpforge.publishing import deltas, grafting, judging, making
+from mtpforge.publishing import deltas, grafting, judging, making, merging
+from mtpforge.publishing.assembling import Made
 from mtpforge.publishing.grafting import Asked, Graft, Link
-from mtpforge.publishing.making import Made
 from mtpforge.report import OnProgress
 from mtpforge.scheme import Scheme
 
@@ -71,6 +72,25 @@ def delta(
         offline=offline,
     )
     return making.make_delta(decide(asked, Watching.by(on_remark, on_progress)), on_progress)
+
+
+def merge(
+    base: Named,
+    takes: Mapping[str, Named],
+    *,
+    out: str | Path,
+    link: Link = "hard",
+    force: bool = False,
+    offline: bool = False,
+    on_remark: OnRemark | None = None,
+    on_progress: OnProgress | None = None,
+) -> Made:
+    """The base, with modules of other checkpoints of the same model in place of its own, under one config.
+
+    takes: pattern of module names -> the checkpoint that gives them; the first that fits wins.
+    """
+    asked = merging.Asked(base=base, takes=tuple(takes.items()), out=out, link=link, force=force, offline=offline)
+    return merging.make(merging.decide(asked, Watching.by(on_remark, on_progress)), on_progress)
 
 
 def decide(asked: Asked, watching: Watching) -> Graft:

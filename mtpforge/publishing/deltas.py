@@ -24,8 +24,8 @@ from mtpforge.drafting.request import Watching
 from mtpforge.engines import ENGINES, engine_of
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.publishing import patches
+from mtpforge.publishing.assembling import SCHEMA
 from mtpforge.publishing.grafting import Addition, Asked, Graft, Layer, laid_out, opened
-from mtpforge.publishing.making import SCHEMA
 from mtpforge.publishing.target_files import TargetFiles, target_files
 from mtpforge.report import Trap
 from mtpforge.tensors import Spec

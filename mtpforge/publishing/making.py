@@ -6,57 +6,29 @@ graft goes on where it stopped; the target and what the layer comes from are onl
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import mtpforge
-from mtpforge import errors
 from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.folder import open_folder
 from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.manifest import find
-from mtpforge.publishing import patches
+from mtpforge.publishing import assembling, patches
+from mtpforge.publishing.assembling import SCHEMA, Copy, Made, at
 from mtpforge.publishing.grafting import Addition, Graft
-from mtpforge.publishing.target_files import Shard
-from mtpforge.report import OnProgress, Progress, Report
-from mtpforge.tensors import Spec, TensorRef
+from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
-from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, kept_steps, refuse_existing
+from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, refuse_existing
 from mtpforge.writing.layout import INDEX, ShardLayout
 
 Judge: TypeAlias = Callable[[Path], Report]
-SCHEMA: Final = 1
-_PIECE_BYTES: Final = 8 << 20
-_STEP_BYTES: Final = 64 << 20  # of a file that is copied whole
-_BYTES: Final = "U8"
-_NAMED: Final = 5
-_NO_LINK: Final = frozenset((errno.EPERM, errno.EXDEV, errno.EMLINK))
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """Bytes on their way: from which checkpoint and where in it, to which key of the folder."""
-
-    origin: str
-    ref: TensorRef
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A finished graft or delta, and what was proved of it."""
-
-    path: Path
-    document: Mapping[str, object]
-    report: Report
 
 
 def refuse(graft: Graft, mark: str = GRAFT) -> None:
@@ -66,89 +38,62 @@ def refuse(graft: Graft, mark: str = GRAFT) -> None:
     preflight.refuse_unwritable(graft.out)
     refuse_existing(graft.out, force=graft.asked.force, mark=mark)
     if mark == GRAFT and graft.asked.link == "hard":
-        _refuse_other_disk(graft)
+        assembling.refuse_other_disk(graft.linked, graft.out)
     n_bytes = graft.written_bytes if mark == GRAFT else sum(layout.n_bytes for layout in graft.shards)
     preflight.refuse_small(n_bytes, graft.out)
-
-
-def _refuse_other_disk(graft: Graft) -> None:
-    home = next(folder for folder in graft.out.absolute().parents if folder.exists())
-    far = next((path for path in graft.linked.values() if path.stat().st_dev != home.stat().st_dev), None)
-    if far is not None:
-        raise MtpforgeError(
-            "hard links do not reach from one file system to another",
-            where=shown(graft.out),
-            why=f"`{shown(far)}` lies on another one",
-            fix="`--link sym`, or an output on the target's disk with `--out`",
-            code=errors.MACHINE,
-        )
 
 
 def make(graft: Graft, judge: Judge, on_progress: OnProgress | None = None) -> Made:
     """The graft, at its place; judged before it gets its name. An interrupted one goes on where it stopped."""
     is_copied = graft.asked.link == "copy"
-    copied = _whole_files(graft) if is_copied else ()
-    layouts = (*map(_keyed, graft.shards), *(_keyed(layout) for _, layout in graft.kept), *(s for s, _ in copied))
+    copied = assembling.whole_files("target", graft.linked) if is_copied else ()
+    kept = [assembling.of_shard("target", shard, layout) for shard, layout in graft.kept]
+    layouts = (*graft.shards, *(layout for _, layout in graft.kept), *(layout for layout, _ in copied))
+    beside = [copy for found in (*kept, *(copies for _, copies in copied)) for copy in found]
 
-    def copies(layer: Checkpoint) -> list[_Copy]:
-        of_kept = [copy for shard, layout in graft.kept for copy in _of_shard(shard, layout)]
-        return [*_of_layer(graft, layer), *of_kept, *(copy for _, found in copied for copy in found)]
-
-    def finish(folder: DraftFolder) -> Report:
-        for name, place in graft.linked.items() if not is_copied else ():
-            with _hinted():
-                folder.link(name, place, hard=graft.asked.link == "hard")
+    def fill(folder: DraftFolder) -> tuple[dict[str, object], Report]:
+        document = _layer_written(graft, folder, beside, GRAFT, on_progress)
+        if not is_copied:
+            assembling.link(folder, graft.linked, hard=graft.asked.link == "hard")
         for name, data in _small_files(graft).items():
             folder.write_file(name, data)
-        return judge(folder.path)
+        return document, judge(folder.path)
 
-    return _written(graft, GRAFT, layouts, copies, finish, on_progress)
+    return _written(graft, GRAFT, layouts, fill)
 
 
 def make_delta(graft: Graft, on_progress: OnProgress | None = None) -> Made:
     """What the graft adds, without the target: shards of the layer, patches, and what they may be applied to."""
 
-    def finish(folder: DraftFolder) -> Report:
+    def fill(folder: DraftFolder) -> tuple[dict[str, object], Report]:
+        document = _layer_written(graft, folder, [], DELTA, on_progress)
         for name, data in graft.addition.documents.items():
             folder.write_file(name, data)
-        return Report("delta", ())
+        return document, Report("delta", ())
 
-    layouts = tuple(map(_keyed, graft.shards))
-    return _written(graft, DELTA, layouts, lambda layer: _of_layer(graft, layer), finish, on_progress)
+    return _written(graft, DELTA, graft.shards, fill)
 
 
-def _written(
-    graft: Graft,
-    mark: str,
-    layouts: tuple[ShardLayout, ...],
-    copies: Callable[[Checkpoint], list[_Copy]],
-    finish: Callable[[DraftFolder], Report],
-    on_progress: OnProgress | None,
-) -> Made:
+def _written(graft: Graft, mark: str, layouts: tuple[ShardLayout, ...], fill: assembling.Fill) -> Made:
     refuse(graft, mark)
-    out, target = graft.out.absolute(), graft.addition.target
-    folder = DraftFolder(out, _key(graft, layouts), layouts, target=target, force=graft.asked.force, mark=mark)
-    try:
-        layer = _layer(graft, folder, on_progress)
-        digests = _copied(graft, folder, layer, copies(layer), on_progress)
-        _refuse_damage(graft, digests)
-        folder.flush()
-        document = record(graft.addition, digests)
-        folder.write_file(mark, _document(document))
-        report = _accepted(finish(folder), mark)
-        folder.commit()
-    except KeyboardInterrupt as stop:
-        keep = folder.has_progress
-        folder.abandon(keep=keep)
-        fix = "the same command goes on from there" if keep else ""
-        raise MtpforgeError("interrupted", why=kept_steps(out), fix=fix, code=errors.INTERRUPTED) from stop
-    except MtpforgeError as error:
-        folder.abandon(keep=folder.has_progress and error.code in {errors.MACHINE, errors.REMOTE})
-        raise
-    except BaseException:
-        folder.abandon(keep=folder.has_progress)
-        raise
-    return Made(out, document, report)
+    job = graft.layer.job
+    sides = (graft.addition.content, graft.layer.checkpoint.identity, job.plan.digest if job else "")
+    where = assembling.Place(graft.out.absolute(), mark, graft.addition.target, sides, graft.asked.force)
+    return assembling.written(where, layouts, fill)
+
+
+def _layer_written(
+    graft: Graft, folder: DraftFolder, beside: list[Copy], mark: str, on_progress: OnProgress | None
+) -> dict[str, object]:
+    """The layer's tensors and what is copied beside them, and the document of it all."""
+    layer = _layer(graft, folder, on_progress)
+    sides: dict[str, Checkpoint] = {"target": graft.files.folder, "layer": layer}
+    found = assembling.copied(folder, sides, [*_of_layer(graft, layer), *beside], on_progress)
+    digests = {name: found[at(shard.file, name)] for shard in graft.shards for name in shard.starts}
+    _refuse_damage(graft, digests)
+    document = record(graft.addition, digests)
+    folder.write_file(mark, assembling.document(document))
+    return document
 
 
 def record(addition: Addition, digests: Mapping[str, str]) -> dict[str, object]:
@@ -169,10 +114,6 @@ def record(addition: Addition, digests: Mapping[str, str]) -> dict[str, object]:
     }
 
 
-def _document(body: Mapping[str, object]) -> bytes:
-    return (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode()
-
-
 def _small_files(graft: Graft) -> dict[str, bytes]:
     """Everything small that is the graft's own."""
     home, addition = graft.files.folder, graft.addition
@@ -181,16 +122,6 @@ def _small_files(graft: Graft) -> dict[str, bytes]:
     if addition.side is not None and side is not None:
         found[metadata.SIDE_FILE] = patches.document(addition.side.applied(json.loads(side)))
     return found | dict(addition.documents)
-
-
-def _key(graft: Graft, layouts: tuple[ShardLayout, ...]) -> str:
-    """What an earlier run must share for its bytes to be used."""
-    job = graft.layer.job
-    sides = (graft.addition.content, graft.layer.checkpoint.identity, job.plan.digest if job else "")
-    digest = hashlib.sha256("\0".join(sides).encode())
-    for layout in layouts:
-        digest.update(layout.file.encode() + b"\0" + layout.header)
-    return digest.hexdigest()
 
 
 def _layer(graft: Graft, folder: DraftFolder, on_progress: OnProgress | None) -> Checkpoint:
@@ -209,74 +140,11 @@ def _layer(graft: Graft, folder: DraftFolder, on_progress: OnProgress | None) ->
     return open_folder(build(replace(job, out=place), on_progress).path)
 
 
-def _keyed(layout: ShardLayout) -> ShardLayout:
-    """The layout under keys that name the file too: a tensor may lie in several."""
-    return replace(layout, starts={_at(layout.file, name): start for name, start in layout.starts.items()})
-
-
-def _at(file: str, name: str) -> str:
-    return f"{file}/{name}"
-
-
-def _of_shard(shard: Shard, layout: ShardLayout) -> Iterator[_Copy]:
-    for t in shard.tensors:
-        ref = TensorRef(t.name, Spec(t.dtype, t.shape), layout.file, t.start, t.stop, "target")
-        yield _Copy("target", ref, _at(layout.file, ref.name))
-
-
-def _of_layer(graft: Graft, layer: Checkpoint) -> list[_Copy]:
+def _of_layer(graft: Graft, layer: Checkpoint) -> list[Copy]:
     names = {plain(name): name for name in graft.addition.tensors}
     refs = graft.layer.refs or layer.locate(names)
     files = {name: shard.file for shard in graft.shards for name in shard.starts}
-    return [_Copy("layer", refs[n], _at(files[spelled], spelled)) for n, spelled in names.items()]
-
-
-def _whole_files(graft: Graft) -> tuple[tuple[ShardLayout, list[_Copy]], ...]:
-    """Files that are copied as they lie, a stretch at a time."""
-    found = []
-    for name, path in graft.linked.items():
-        size = path.stat().st_size
-        starts = {_at(name, f"{at:015d}"): at for at in range(0, size, _STEP_BYTES)}
-        refs = [_stretch(name, at, min(at + _STEP_BYTES, size)) for at in starts.values()]
-        copies = [_Copy("target", ref, key) for key, ref in zip(starts, refs, strict=True)]
-        found.append((ShardLayout(name, b"", starts, size), copies))
-    return tuple(found)
-
-
-def _stretch(file: str, start: int, stop: int) -> TensorRef:
-    return TensorRef(file, Spec(_BYTES, (stop - start,)), file, start, stop, "target")
-
-
-def _copied(
-    graft: Graft, folder: DraftFolder, layer: Checkpoint, copies: list[_Copy], on_progress: OnProgress | None
-) -> dict[str, str]:
-    """Every tensor where it belongs; name in the graft -> sha256 of those of the layer."""
-    sides: dict[str, Checkpoint] = {"target": graft.files.folder, "layer": layer}
-    total, done, digests = sum(c.ref.stop - c.ref.start for c in copies), 0, {}
-    buffer = bytearray(_PIECE_BYTES)
-    for step, copy in enumerate(copies):
-        n_bytes = copy.ref.stop - copy.ref.start
-        before = folder.finished.get(step, {}).get(copy.key)
-        if before is None or folder.sha256(copy.key, copy.ref.spec) != before:
-            before = _copy(sides[copy.origin], copy, folder, buffer)
-            folder.finish(step, {copy.key: before}, n_bytes)
-        if copy.origin == "layer":
-            digests[copy.key.partition("/")[2]] = before
-        done += n_bytes
-        if on_progress is not None:
-            on_progress(Progress("graft", done, total))
-    return digests
-
-
-def _copy(side: Checkpoint, copy: _Copy, folder: DraftFolder, buffer: bytearray) -> str:
-    digest = hashlib.sha256()
-    for at in range(copy.ref.start, copy.ref.stop, _PIECE_BYTES):
-        stop = min(at + _PIECE_BYTES, copy.ref.stop)
-        piece = memoryview(buffer)[: stop - at]
-        side.read(replace(copy.ref, start=at, stop=stop), piece)
-        digest.update(piece)
-        folder.put(copy.key, at - copy.ref.start, piece)
-    return digest.hexdigest()
+    return [Copy("layer", refs[n], at(files[spelled], spelled)) for n, spelled in names.items()]
 
 
 def _refuse_damage(graft: Graft, digests: Mapping[str, str]) -> None:
@@ -289,27 +157,3 @@ def _refuse_damage(graft: Graft, digests: Mapping[str, str]) -> None:
             why=f"the first is {shown(wrong[0])}: its sha256 is another",
             fix="fetch the delta again",
         )
-
-
-@contextmanager
-def _hinted() -> Iterator[None]:
-    """What a system says that refuses a hard link, with the way around it."""
-    try:
-        yield
-    except MtpforgeError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_LINK:
-            error.fix = "`--link sym` makes symbolic links, `--link copy` copies"
-        raise
-
-
-def _accepted(report: Report, mark: str) -> Report:
-    """The report; MtpforgeError for one that says no."""
-    if report.ok:
-        return report
-    failed = [f"{c.name}: {c.detail}" for c in report.checks if c.verdict == "failed"]
-    failed += [trap.message for trap in report.traps if trap.severity == "error"]
-    raise MtpforgeError(
-        f"the {'graft' if mark == GRAFT else 'delta'} did not pass its own verification, so it was not published",
-        why="; ".join(failed[:_NAMED]) + (f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""),
-        code=errors.ANSWER_NO,
-    )

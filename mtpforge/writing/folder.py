@@ -37,6 +37,7 @@ _STEP_BYTES: Final = 1 << 20
 MANIFEST: Final = "mtpforge.json"
 
 GRAFT: Final = "mtpforge-graft.json"
+MERGE: Final = "mtpforge-merge.json"
 DELTA: Final = "mtpforge-delta.json"
 OVERLAY: Final = "mtpforge-overlay.json"
 _OUTPUT: Final = "output with `--out`"
@@ -45,6 +46,7 @@ _KINDS: Final = {
     MANIFEST: ("draft", _OUTPUT),
     GRAFT: ("graft", _OUTPUT),
     DELTA: ("delta", _OUTPUT),
+    MERGE: ("merge", _OUTPUT),
     OVERLAY: ("overlay", "folder with `--overlay`"),
 }
 
@@ -246,6 +248,11 @@ def kept_steps(out: Path) -> str:
 def unfinished_target(out: Path) -> str:
     """Identity of the target that an unfinished build of this output is for; "" where there is none."""
     return journal.target_of(claims.hidden_folder(out) / "journal")
+
+
+def kind(mark: str) -> str:
+    """What a folder is that this file tells."""
+    return _KINDS[mark][0]
 
 
 def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFEST) -> None:

@@ -86,6 +86,18 @@ ENDINGS = {
         "document": "content of mtpforge-graft.json",
     },
     "delta": {"delta": "path of the folder", "document": "content of mtpforge-delta.json"},
+    "merge": {
+        "merge": "path of the folder",
+        "report": "Report: files, and every module against the merged config",
+        "document": "content of mtpforge-merge.json",
+    },
+    "merge --dry-run": {
+        "merge": "path that it would have",
+        "taken": "pattern -> modules",
+        "linked": "files that stay as they are",
+        "rewritten": "name -> bytes of shards of which only some tensors are taken",
+        "config": "what changes in the base's config.json",
+    },
     "graft --dry-run, delta --dry-run": {
         "graft, delta": "path that it would have",
         "scheme": "how the layer is stored in it",

@@ -20,6 +20,7 @@ SGLANG: Final = Engine(
     restate=lambda target, _family, _wanted: target.quantization,
     told_config=lambda target: target.config,
     carrying_config=lambda target: target.config,
+    merged=lambda sides, _family, _origin: (sides[0].quantization, {}),
     stated=scheme_of,
     runs=runs,
     refuse_misstated=refuse_misstated,

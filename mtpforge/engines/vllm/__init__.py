@@ -11,6 +11,7 @@ from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
+from mtpforge.engines.vllm.merging import merged
 from mtpforge.engines.vllm.restating import restate
 from mtpforge.engines.vllm.serving import carrying_config, path_traps, serve, told_config
 from mtpforge.engines.vllm.sharding import memory, serving_traps
@@ -26,6 +27,7 @@ VLLM: Final = Engine(
     restate=restate,
     told_config=told_config,
     carrying_config=carrying_config,
+    merged=merged,
     stated=stated,
     draft_config=draft_config,
     target_traps=target_traps,

@@ -1,0 +1,348 @@
+"""decide(): a model whose modules come from several checkpoints of it; make(): the folder.
+
+The base gives everything that no pattern takes, its config and its small files. A module comes whole from one
+checkpoint; where an engine runs several as one matrix, all of them do. One quantization block says of every module what
+it is stored as, and every module is held against it, tensor by tensor, before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+import mtpforge
+from mtpforge import errors
+from mtpforge.checkpoint import Named, metadata, open_checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.tensor_names import plain
+from mtpforge.drafting import remarks
+from mtpforge.drafting.request import Watching
+from mtpforge.engines import DEFAULT, ENGINES
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import Family, family_of
+from mtpforge.families.counting import served_experts
+from mtpforge.formats import FORMATS
+from mtpforge.publishing import assembling, patches
+from mtpforge.publishing.assembling import SCHEMA, Copy, Made
+from mtpforge.publishing.grafting import Link
+from mtpforge.publishing.patches import Patch
+from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, without
+from mtpforge.report import Check, OnProgress, Report
+from mtpforge.sourcing import refuse_other_model
+from mtpforge.tensors import Quantization, Spec, TensorRef
+from mtpforge.writing import preflight
+from mtpforge.writing.folder import DELTA, GRAFT, MERGE, OVERLAY, DraftFolder, refuse_existing
+from mtpforge.writing.layout import INDEX, ShardLayout
+
+_EXPERT: Final = re.compile(r"[.]experts[.]\d+[.]")
+_FLOATS: Final = ("F32", "BF16", "F16")
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked for. takes: (pattern of module names, the checkpoint that gives them); the first that fits wins."""
+
+    base: Named
+    takes: Sequence[tuple[str, Named]]
+    out: str | Path
+    link: Link = "hard"
+    force: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A merge, decided.
+
+    sides: the base, then one for each pattern. linked: name -> file. rewritten: side, what of a shard is taken, how it
+    will lie. taken: pattern -> modules. patch: of the base's config.json.
+    """
+
+    asked: Asked
+    sides: tuple[TargetFiles, ...]
+    linked: Mapping[str, Path]
+    rewritten: tuple[tuple[int, Shard, ShardLayout], ...]
+    taken: Mapping[str, int]
+    patch: Patch
+    n_modules: int
+    index: bytes
+
+    @property
+    def out(self) -> Path:
+        """Where it will lie."""
+        return Path(self.asked.out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One checkpoint: module -> its tensors, by plain names."""
+
+    checkpoint: Checkpoint
+    files: TargetFiles
+    modules: Mapping[str, Mapping[str, TensorRef]]
+
+
+def decide(asked: Asked, watching: Watching | None = None) -> Merge:
+    """The merge. MtpforgeError for modules that are not there, halves of a matrix, and what no one block can state."""
+    watching = watching or Watching.by(None, None)
+    engine = ENGINES[DEFAULT]
+    if not asked.takes:
+        raise MtpforgeError("nothing is taken", where="option `--take`", fix="`--take PATTERN=CKPT`", code=errors.USAGE)
+    sides = [_side(asked.base, asked, "base", watching), *(_side(c, asked, "take", watching) for _, c in asked.takes)]
+    base, family = sides[0], family_of(sides[0].checkpoint.config)
+    for side in sides[1:]:
+        refuse_other_model(family, side.checkpoint, base.checkpoint)
+        _refuse_other_count(family, side.checkpoint, base.checkpoint)
+    origins = _origins(asked, sides)
+    _refuse_half_a_layer(family, base.checkpoint, origins)
+    block, stored = engine.merged([side.checkpoint for side in sides], family, origins.get)
+    _refuse_unproved(family, sides, origins, stored)
+    whole = base.checkpoint
+    told = whole if block == whole.quantization else whole.restated(block)
+    has_layer = any(name.startswith(family.prefix(family.layer(whole.config))) for name in origins)
+    config = dict(engine.carrying_config(told) if has_layer else told.config)
+    if not block:
+        config.pop("quantization_config", None)
+    linked, rewritten, places = _files(sides, origins)
+    taken = {pattern: sum(of == i for of in origins.values()) for i, (pattern, _) in enumerate(asked.takes, 1)}
+    return Merge(
+        asked,
+        tuple(side.files for side in sides),
+        linked,
+        rewritten,
+        taken,
+        patches.difference(whole.config, config),
+        len(origins),
+        _index(places),
+    )
+
+
+def _side(named: Named, asked: Asked, role: str, watching: Watching) -> _Side:
+    checkpoint = open_checkpoint(named, offline=asked.offline)
+    watching.on_remark(remarks.of_checkpoint(role, checkpoint))
+    files = target_files(checkpoint)
+    modules: dict[str, dict[str, TensorRef]] = {}
+    for name, ref in files.folder.locate(sorted(files.folder.names)).items():
+        module, _, suffix = name.rpartition(".")
+        modules.setdefault(module, {})[suffix] = ref
+    return _Side(checkpoint, files, modules)
+
+
+def _refuse_other_count(family: Family, other: Checkpoint, base: Checkpoint) -> None:
+    ours, theirs = served_experts(family, base), served_experts(family, other)
+    if ours != theirs:
+        raise MtpforgeError(
+            f"{other.label} has {theirs} experts, {base.label} {ours}",
+            where="option `--take`",
+            why="one router chooses among the experts of a layer",
+            fix="take from a checkpoint that was pruned alike",
+        )
+
+
+def _origins(asked: Asked, sides: Sequence[_Side]) -> dict[str, int]:
+    """Module -> the side that it comes from. MtpforgeError for a pattern that takes nothing, or what is not there."""
+
+    def side_of(module: str) -> int:
+        found = (i for i, (pattern, _) in enumerate(asked.takes, 1) if fnmatchcase(module, pattern))
+        return next(found, 0)
+
+    origins = {module: side_of(module) for module in sides[0].modules}
+    for i, (pattern, _) in enumerate(asked.takes, 1):
+        origins |= {module: i for module in sides[i].modules if side_of(module) == i}
+        if i not in origins.values():
+            raise MtpforgeError(
+                f"`{shown(pattern)}` takes nothing",
+                where="option `--take`",
+                why=f"no module of {sides[i].checkpoint.label} is called so that no earlier pattern takes",
+                fix="patterns are of module names: `--take 'model.layers.*.mlp.experts.*=CKPT'`",
+                code=errors.USAGE,
+            )
+    if absent := sorted(module for module, i in origins.items() if module not in sides[i].modules):
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise MtpforgeError(
+            f"`{shown(absent[0])}`{more} would be taken from a checkpoint that lacks it",
+            where=sides[origins[absent[0]]].checkpoint.label,
+            fix="a narrower pattern leaves it to the base",
+        )
+    stacks: dict[str, set[int]] = {}
+    for module, i in origins.items():
+        stacks.setdefault(_EXPERT.sub(".experts.*.", module), set()).add(i)
+    if split := next((stack for stack, of in stacks.items() if len(of) > 1), None):
+        raise MtpforgeError(
+            f"experts `{shown(split)}` would come from several checkpoints",
+            why="engines build all experts of a layer in one way",
+            fix="take all of them, or none",
+        )
+    return origins
+
+
+def _refuse_half_a_layer(family: Family, base: Checkpoint, origins: Mapping[str, int]) -> None:
+    """MtpforgeError for an MTP layer of which only some modules are there: engines leave the rest as memory was."""
+    prefix = family.prefix(family.layer(base.config))
+    if not any(module.startswith(prefix) for module in origins):
+        return
+    n_experts = served_experts(family, base)
+    wanted = [module.name for module in family.modules(base.config, n_experts)]
+    wanted += [row.name.rpartition(".")[0] for row in family.plain(base.config, n_experts)]
+    if absent := [name for name in wanted if prefix + name not in origins]:
+        raise MtpforgeError(
+            f"the merge would hold half an MTP layer: no `{prefix}{absent[0]}`",
+            where="option `--take`",
+            fix=f"`--take '{prefix}*=CKPT'` takes it whole, a narrower pattern leaves it out",
+        )
+
+
+def _refuse_unproved(
+    family: Family, sides: Sequence[_Side], origins: Mapping[str, int], stored: Mapping[str, Quantization]
+) -> None:
+    """MtpforgeError for a module that is stored otherwise than the block says."""
+    config = sides[0].checkpoint.config
+    shapes = {m.template: m.shape for m in (*family.main_modules(config), *family.modules(config, 1))}
+    for module, i in origins.items():
+        q = stored.get(_EXPERT.sub(".experts.0.", module))
+        local = re.sub(r"^model[.]layers[.]\d+[.]", "", _EXPERT.sub(".experts.*.", module))
+        if q is None or local not in shapes:
+            continue
+        held = {suffix: ref.spec for suffix, ref in sides[i].modules[module].items()}
+        wanted = FORMATS[q.format].layout(shapes[local], q)
+        if held.keys() != wanted.keys() or any(not _fits(held[s], wanted[s], dense=q.is_dense) for s in held):
+            raise MtpforgeError(
+                f"`{shown(module)}` is stored otherwise than its config says",
+                where=sides[i].checkpoint.label,
+                why=f"it holds {_listed(held)}, the block says {_listed(wanted)}",
+                fix="`mtpforge inspect` shows what the checkpoint holds",
+            )
+
+
+def _fits(held: Spec, wanted: Spec, *, dense: bool) -> bool:
+    return held == wanted or (dense and held.shape == wanted.shape and held.dtype in _FLOATS)
+
+
+def _listed(specs: Mapping[str, Spec]) -> str:
+    return ", ".join(f"{suffix} {spec}" for suffix, spec in sorted(specs.items())) or "nothing"
+
+
+def _files(
+    sides: Sequence[_Side], origins: Mapping[str, int]
+) -> tuple[dict[str, Path], tuple[tuple[int, Shard, ShardLayout], ...], dict[str, Shard]]:
+    """Whole files to link, shards to write, and file -> shard of all that will hold tensors."""
+    linked = {n: p for n, p in sides[0].files.places.items() if not n.endswith(metadata.SUFFIX)}
+    for name in (metadata.CONFIG, metadata.SIDE_FILE, INDEX, GRAFT, DELTA, OVERLAY, MERGE):
+        linked.pop(name, None)
+    rewritten, places = [], {}
+    for i, side in enumerate(sides):
+        for file in sorted({ref.file for parts in side.modules.values() for ref in parts.values()}):
+            shard = side.files.shard(file)
+            gone = {plain(t.name) for t in shard.tensors if origins.get(plain(t.name).rpartition(".")[0]) != i}
+            kept, layout = without(shard, gone)
+            if not kept.tensors:
+                continue
+            name = f"take-{i}-{file}" if i else file
+            if gone:
+                rewritten.append((i, kept, ShardLayout(name, layout.header, layout.starts, layout.n_bytes)))
+            else:
+                linked[name] = side.files.places[file]
+            places[name] = kept
+    return linked, tuple(rewritten), places
+
+
+def _index(places: Mapping[str, Shard]) -> bytes:
+    weight_map = {tensor.name: file for file, shard in places.items() for tensor in shard.tensors}
+    total = sum(shard.data_bytes for shard in places.values())
+    body = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def refuse(merge: Merge) -> None:
+    """MtpforgeError for an output that cannot be made where it is asked for, or not in this way of linking."""
+    inputs = {("base" if not i else f"take {i}"): side.folder for i, side in enumerate(merge.sides)}
+    preflight.refuse_output(inputs, merge.out, mark=MERGE)
+    preflight.refuse_unwritable(merge.out)
+    refuse_existing(merge.out, force=merge.asked.force, mark=MERGE)
+    if merge.asked.link == "hard":
+        assembling.refuse_other_disk(merge.linked, merge.out)
+    copied = merge.linked.values() if merge.asked.link == "copy" else ()
+    written = sum(layout.n_bytes for _, _, layout in merge.rewritten)
+    preflight.refuse_small(written + sum(path.stat().st_size for path in copied), merge.out)
+
+
+def make(merge: Merge, on_progress: OnProgress | None = None) -> Made:
+    """The merged folder, whole or not at all."""
+    refuse(merge)
+    is_copied = merge.asked.link == "copy"
+    copies: list[Copy] = []
+    for i, shard, layout in merge.rewritten:
+        copies += assembling.of_shard(str(i), shard, layout)
+    whole = _whole(merge) if is_copied else ()
+    copies += [copy for _, found in whole for copy in found]
+    layouts = (*(layout for _, _, layout in merge.rewritten), *(layout for layout, _ in whole))
+    base = merge.sides[0].folder
+    document = {
+        "schema": SCHEMA,
+        "mtpforge": mtpforge.__version__,
+        "engine": DEFAULT,
+        "base": {"id": base.identity},
+        "takes": [
+            {"pattern": pattern, "id": side.folder.identity, "modules": merge.taken[pattern]}
+            for (pattern, _), side in zip(merge.asked.takes, merge.sides[1:], strict=True)
+        ],
+        "config": asdict(merge.patch),
+    }
+
+    def fill(folder: DraftFolder) -> tuple[Mapping[str, object], Report]:
+        assembling.copied(folder, {str(i): side.folder for i, side in enumerate(merge.sides)}, copies, on_progress)
+        if not is_copied:
+            assembling.link(folder, merge.linked, hard=merge.asked.link == "hard")
+        folder.write_file(metadata.CONFIG, patches.document(merge.patch.applied(base.config)))
+        folder.write_file(INDEX, merge.index)
+        folder.write_file(MERGE, assembling.document(document))
+        return document, _judged(merge, folder.path)
+
+    sides = [side.content for side in merge.sides]
+    where = assembling.Place(merge.out.absolute(), MERGE, base.identity, sides, merge.asked.force)
+    return assembling.written(where, layouts, fill)
+
+
+def _whole(merge: Merge) -> tuple[tuple[ShardLayout, list[Copy]], ...]:
+    """Files that are copied as they lie, each read under the name that it has in its own folder."""
+    found: dict[str, tuple[ShardLayout, list[Copy]]] = {}
+    for i, side in enumerate(merge.sides):
+        names = {path: name for name, path in side.places.items()}
+        for name, path in merge.linked.items():
+            if path in names and name not in found:
+                ((layout, copies),) = assembling.whole_files(str(i), {names[path]: path})
+                keys = zip(copies, layout.starts, strict=True)
+                renamed = [Copy(c.origin, c.ref, assembling.at(name, key)) for c, key in keys]
+                found[name] = ShardLayout(name, b"", layout.starts, layout.n_bytes), renamed
+    return tuple(found.values())
+
+
+def _judged(merge: Merge, folder: Path) -> Report:
+    """The folder opened again: each module as the one block has it, by the same questions; the index and the files."""
+    held = open_checkpoint(folder)
+    strays = held.strays("")
+    files = Check("files", "failed" if strays else "passed", f"{len(held.names):,} tensors, each in one place")
+    family = family_of(held.config)
+    alone = _Side(held, merge.sides[0], _modules(held))
+    engine = ENGINES[DEFAULT]
+    _, stored = engine.merged([held], family, dict.fromkeys(alone.modules, 0).get)
+    try:
+        _refuse_unproved(family, [alone], dict.fromkeys(alone.modules, 0), stored)
+    except MtpforgeError as error:
+        return Report("merge", (files, Check("modules", "failed", f"{error.what}: {error.why}")))
+    detail = f"{merge.n_modules:,}, each stored as the merged config says; {engine.name} asks about {len(stored):,}"
+    return Report("merge", (files, Check("modules", "passed", detail)), summary="one config states all of it")
+
+
+def _modules(held: Checkpoint) -> dict[str, dict[str, TensorRef]]:
+    modules: dict[str, dict[str, TensorRef]] = {}
+    for name, ref in held.locate(sorted(held.names)).items():
+        module, _, suffix = name.rpartition(".")
+        modules.setdefault(module, {})[suffix] = ref
+    return modules
