@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Final
 
 from mtpforge import traps, versions
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines import DEFAULT, engine_of, named
 from mtpforge.engines.engine import Engine, Serving, refuse_unknown
 from mtpforge.errors import MtpforgeError, shown
@@ -168,8 +170,13 @@ def _experts_by_layer(family: Family, names: Iterable[str]) -> dict[str, int]:
 
 
 def _method(checkpoint: Checkpoint) -> str:
-    method = checkpoint.quantization.get("quant_method", "")
-    algorithm = checkpoint.quantization.get("quant_algo") or checkpoint.quantization.get("format") or ""
+    """As the config names it; MLX and older ModelOpt name none, and are told by their keys."""
+    block = checkpoint.quantization
+    method = block.get("quant_method") or ""
+    if not method:
+        with suppress(MtpforgeError):  # what is wrong with it is said where it is used
+            method = parse(block).method
+    algorithm = block.get("quant_algo") or block.get("format") or block.get("mode") or ""
     return shown(f"{method} {algorithm}".strip()) or "none"
 
 

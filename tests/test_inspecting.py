@@ -31,6 +31,13 @@ def verdicts(report):
     return {check.name: check.verdict for check in report.checks}
 
 
+def test_a_block_that_names_no_method_is_told_by_its_keys(tmp_path, tinyglm):
+    config = json.loads((tinyglm("bf16") / "config.json").read_text())
+    block = {"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | block))
+    assert report_of(tmp_path).facts["quant_method"] == "mlx affine"
+
+
 def test_a_target_without_the_layer(tinyglm):
     report = report_of(tinyglm("awq-int4"))
     facts = report.facts

@@ -24,6 +24,7 @@ Row = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 _MAGNITUDE: Final = np.int32(0x7FFFFFFF)
+_INF: Final = np.int32(0x7F800000)
 _EIGHT_MAGNITUDES: Final = np.uint64(0x7F7F7F7F7F7F7F7F)
 _EIGHT_ONES: Final = np.uint64(0x0101010101010101)
 
@@ -77,10 +78,18 @@ def scale_blocks(row: Row, factors: Row) -> np.int32:
             blocks[k, j] *= of_four(j, first, second, third, fourth)
     for j in range(64 * n, len(row)):
         row[j] *= factors[j // 16]
+    bound: np.int32 = raised(factors, 3)  # 6 < 2^3
+    return bound
+
+
+@_inner
+def raised(factors: Row, by: int) -> np.int32:
+    """Bits of the largest factor times 2^by: of Inf where that is none any more, which a factor of Inf is itself."""
     bits, most = factors.view(np.int32), np.int32(0)
     for k in range(len(factors)):
         most = max(most, bits[k] & _MAGNITUDE)
-    return most + np.int32(3 << 23)  # 6 < 2^3
+    bound: np.int32 = min(most, _INF - np.int32(by << 23)) + np.int32(by << 23)
+    return bound
 
 
 def decode_e2m1(codes: Bytes, factors: Row, row: Row) -> np.int32:
@@ -113,13 +122,34 @@ def decode_e4m3(codes: Bytes, factors: Row, row: Row) -> np.int32:
             c = blocks[k, j]
             magnitude = F32(c & 0x7F) * F32(2.0**-9) if (c & 0x7F) < 8 else values[k, j]
             values[k, j] = magnitude * (-factor if c & 0x80 else factor)
+    bound: np.int32 = bound_e4m3(codes, factors)
+    return bound
+
+
+@_inner
+def bound_e4m3(codes: Bytes, factors: Row) -> np.int32:
+    """Bits of a bound of codes times factors; of NaN where a code is."""
     words, carried = codes.view(np.uint64), np.uint64(0)
     for j in range(len(words)):  # eight codes at once: one more than 0x7F, a NaN, carries into the bit of the sign
         carried |= (words[j] & _EIGHT_MAGNITUDES) + _EIGHT_ONES
-    most, bits = np.int32(0), factors.view(np.int32)
+    bound: np.int32 = raised(factors, 9)  # 448 < 2^9
+    return np.int32(0x7FC00000) if carried & ~_EIGHT_MAGNITUDES else bound
+
+
+def decode_e4m3_mx(codes: Bytes, factors: Row, row: Row) -> np.int32:
+    """MXFP8: FP8 under one power of two every 32 columns."""
+    whole = row.view(np.uint32)
+    for j in range(len(codes)):
+        whole[j] = (np.uint32(codes[j] & 0x7F) << np.uint32(20)) + np.uint32(120 << 23)
+    blocks, values = codes.reshape(len(factors), 32), row.reshape(len(factors), 32)
     for k in range(len(factors)):
-        most = max(most, bits[k] & _MAGNITUDE)
-    return np.int32(0x7FC00000) if carried & ~_EIGHT_MAGNITUDES else most + np.int32(9 << 23)  # 448 < 2^9
+        factor = factors[k]
+        for j in range(32):
+            c = blocks[k, j]
+            magnitude = F32(c & 0x7F) * F32(2.0**-9) if (c & 0x7F) < 8 else values[k, j]
+            values[k, j] = magnitude * (-factor if c & 0x80 else factor)
+    bound: np.int32 = bound_e4m3(codes, factors)
+    return bound
 
 
 def decode_bf16(codes: Bytes, factors: Row, row: Row) -> np.int32:
@@ -196,6 +226,7 @@ DECODERS: Final = {
     "e2m1": decode_e2m1,
     "e2m1_signed": decode_e2m1_signed,
     "e4m3": decode_e4m3,
+    "e4m3_mx": decode_e4m3_mx,
     "affine": decode_affine,
     "bf16": decode_bf16,
     "f32": decode_f32,

@@ -237,7 +237,60 @@ def pack_e2m1(row: Row, factors: Row, codes: Bytes) -> None:
         codes[j] = np.uint8((whole[2 * j] & 15) | ((whole[2 * j + 1] & 15) << 4))
 
 
+_NO_MINUS_ZERO: Final = np.array(
+    [(c & 15 if c & 15 != 8 else 0) | (c & 0xF0 if c & 0xF0 != 0x80 else 0) for c in range(256)], np.uint8
+)
+
+
+@_inner
+def store_e8m0(row: Row, scale: Row, largest: int, least: int, stored: Bytes, scratch: Row) -> None:
+    """Exponents of every 32 columns into `stored`, and twice each, as powers of two, into `scale`: one for 16 columns.
+
+    The mantissa of the largest magnitude is rounded to one bit, as in microscaling.exponents.
+    """
+    block_largest(row, scale, scratch)
+    bits = scale.view(np.int32)
+    for k in range(len(stored)):
+        most = max(bits[2 * k], bits[2 * k + 1])
+        exponent = min(max(((most + np.int32(1 << 21)) >> np.int32(23)) - np.int32(largest), least), 254)
+        stored[k] = np.uint8(exponent)
+        factor = np.int32(exponent) << np.int32(23) if exponent else np.int32(1 << 22)
+        bits[2 * k], bits[2 * k + 1] = factor, factor
+
+
+def encode_mx_e2m1(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes, zeros: Bytes, work: Row) -> None:
+    """MXFP4; numbers: the least exponent, 1 where a negative that rounds to zero keeps its sign."""
+    scale = work[0][: len(row) // 16]
+    store_e8m0(row, scale, 2, np.int32(numbers[0]), scales, work[1])
+    pack_e2m1(row, scale, codes)
+    if numbers[1] == 0:
+        for j in range(len(codes)):
+            codes[j] = _NO_MINUS_ZERO[codes[j]]
+
+
+def encode_mx_e4m3(row: Row, numbers: Row, size: int, codes: Bytes, scales: Bytes, zeros: Bytes, work: Row) -> None:
+    """MXFP8; a zero that is negative becomes none, as compressed-tensors adds a zero point of 0."""
+    scale = work[0][: len(row) // 16]
+    store_e8m0(row, scale, 8, 0, scales, work[1])
+    blocks = row.reshape(len(scales), 32)
+    for k in range(len(scales)):
+        factor = scale[2 * k]
+        for j in range(32):
+            value = blocks[k, j] / factor + F32(0)
+            value = value if value > F32(-448) else F32(-448)
+            blocks[k, j] = value if value < F32(448) else F32(448)
+    whole = row.view(np.uint32)
+    for j in range(len(row)):
+        bits = np.uint32(whole[j] & np.uint32(0x7FFFFFFF))
+        normal = (bits + np.uint32(0x7FFFF) + ((bits >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)
+        tiny = np.uint32((abs(row[j]) * F32(512) + _ROUND) - _ROUND)
+        code = tiny if bits < np.uint32(121 << 23) else np.uint32(normal - np.uint32(120 << 3))
+        codes[j] = np.uint8(code | ((whole[j] >> np.uint32(24)) & np.uint32(0x80)))
+
+
 ENCODERS: Final = {
+    "mx_e2m1": encode_mx_e2m1,
+    "mx_e4m3": encode_mx_e4m3,
     "f32": encode_f32,
     "bf16": encode_bf16,
     "affine": encode_affine,

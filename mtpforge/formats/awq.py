@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Finder, Format, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BITS: Final = 4
 _A_WORD: Final = 32 // _BITS
+_KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
 _SCALES: Final = ("F16", "BF16")
 
 
@@ -67,18 +68,35 @@ def decode(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quantizatio
     """Float32 [rows, in]."""
     from mtpforge.arithmetic import affine
 
-    scale, zero_point = parts["scales"].t(), _unpacked(parts["qzeros"]).t()
-    codes = _unpacked(parts["qweight"]).t().reshape(shape[0], scale.shape[1], -1)
+    scale, zero_point = parts["scales"].t(), _unpacked(parts["qzeros"])
+    codes = _unpacked(parts["qweight"]).view(shape[0], scale.shape[1], -1)
     return affine.dequantize(codes, scale, zero_point, _BITS).flatten(1)
 
 
-def _unpacked(words: Tensor) -> Tensor:
-    """Codes, uint8 [n, rows], of words [n, rows / 8]: the even rows of eight come first, then the odd ones."""
-    from mtpforge.arithmetic import bits
+def packed_rows(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quantization) -> PackedRows | None:
+    """For the compiled decoder of integers, a code a byte, in groups of 32 n."""
+    import torch
 
-    count = words.shape[1] * _A_WORD
-    in_order = bits.unpack(words, _BITS, count).view(len(words), -1, 2, _A_WORD // 2).permute(0, 1, 3, 2)
-    return in_order.reshape(len(words), count)
+    scale = parts["scales"].t().float()
+    if shape[1] // scale.shape[1] % _KERNEL_COLUMNS:
+        return None
+    zero = _unpacked(parts["qzeros"]).float()
+    return PackedRows("affine", _unpacked(parts["qweight"]), torch.cat([scale, zero], 1))
+
+
+def _unpacked(words: Tensor) -> Tensor:
+    """Codes, uint8 [rows, n], of words [n, rows / 8]: the even rows of eight come first, then the odd ones.
+
+    Words are turned, not codes: there are eight times fewer.
+    """
+    import torch
+
+    turned = words.t().contiguous()
+    codes = torch.empty(len(turned), _A_WORD, turned.shape[1], dtype=torch.uint8, device=words.device)
+    for place in range(_A_WORD):
+        row = 2 * place if place < _A_WORD // 2 else 2 * place - _A_WORD + 1
+        codes[:, row] = (turned >> (_BITS * place)).bitwise_and_(2**_BITS - 1)
+    return codes.flatten(0, 1)
 
 
 def _packed(codes: Tensor) -> Tensor:
@@ -145,6 +163,7 @@ FORMAT = Format(
     layout=layout,
     rows_in_parts=rows_in_parts,
     decode=decode,
+    packed_rows=packed_rows,
     bound=bound,
     guesses=guesses,
     codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),

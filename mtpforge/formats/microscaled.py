@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, RowPacking, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -117,12 +117,30 @@ def encode(kind: _Kind, rows: Tensor, _quantization: Quantization, _matrix: Mapp
     return {kind.codes.suffix: codes, _SCALE: exponents}
 
 
-def packed_rows(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> PackedRows:
-    """For the compiled decoder, whose factors stand for 16 columns."""
+def packed_rows(kind: _Kind, parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> PackedRows:
+    """For the compiled decoders; that of FP4 has a factor for every 16 columns."""
+    import torch
+
     from mtpforge.arithmetic import microscaling
 
-    (codes,) = (part for suffix, part in parts.items() if suffix != _SCALE)
-    return PackedRows("e2m1_signed", codes, microscaling.factors(parts[_SCALE]).repeat_interleave(2, 1))
+    factors, codes = microscaling.factors(parts[_SCALE]), parts[kind.codes.suffix].view(torch.uint8)
+    if kind.columns == 1:
+        return PackedRows("e4m3_mx", codes, factors)
+    return PackedRows("e2m1_signed", codes, factors.repeat_interleave(2, 1))
+
+
+def row_packing(kind: _Kind, columns: int, _quantization: Quantization, _matrix: Mapping[str, Tensor]) -> RowPacking:
+    """For the compiled encoders."""
+    import torch
+
+    dtype = getattr(torch, DTYPES[kind.codes.dtype].torch)
+
+    def parts(codes: Tensor, scales: Tensor, _zeros: Tensor) -> dict[str, Tensor]:
+        return {kind.codes.suffix: codes.view(dtype), _SCALE: scales}
+
+    name = "mx_e2m1" if kind.columns > 1 else "mx_e4m3"
+    numbers = (float(kind.least), float(kind.keeps_sign))
+    return RowPacking(name, numbers, GROUP, (columns // kind.columns, columns // GROUP, 0), parts)
 
 
 def bound(kind: _Kind, parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
@@ -160,7 +178,8 @@ def _format(kind: _Kind) -> Format:
         reference=kind.reference,
         matrix_parts=lambda *_: {},
         encode=partial(encode, kind),
-        packed_rows=packed_rows if kind.columns > 1 else None,
+        packed_rows=partial(packed_rows, kind),
+        row_packing=partial(row_packing, kind),
         same_bytes={
             other.name: {kind.codes.suffix: other.codes.suffix}
             for other in _KINDS
