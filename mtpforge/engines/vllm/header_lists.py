@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -45,8 +46,11 @@ def in_force(target: Checkpoint, family: Family) -> Mapping[str, object]:
             why="the config does not say, and the tensors that would tell are not here",
             fix="name the whole target, its *.safetensors included: a folder, or `org/name`",
         )
-    listed = sorted(name for name, quantized in _modules(target, family).items() if quantized == of_quantized)
-    told = as_asked({**block, key: listed}, family, config)
+    prefix = family.prefix(family.layer(config))
+    ours = [name for name in target.names if prefix in name]
+    floats = [name for name, ref in target.locate(ours).items() if ref.spec.dtype in _FLOATS] if ours else []
+    listed = _listed(target.names, frozenset(ours), frozenset(floats), of_quantized=of_quantized)
+    told = as_asked({**block, key: list(listed)}, family, config)
     names = told[key]
     known = sorted(
         name for asked in (*questions(family, config), *main_questions(family, config))
@@ -55,7 +59,7 @@ def in_force(target: Checkpoint, family: Family) -> Mapping[str, object]:
     needed = (
         [name for name in names if isinstance(name, str) and _begins(name, known)] if isinstance(names, list) else []
     )
-    return {**told, key: needed or listed[:1]}
+    return {**told, key: needed or [*listed[:1]]}
 
 
 def _begins(name: str, known: list[str]) -> bool:
@@ -64,14 +68,17 @@ def _begins(name: str, known: list[str]) -> bool:
     return place < len(known) and known[place].startswith(name)
 
 
-def _modules(target: Checkpoint, family: Family) -> dict[str, bool]:
-    """Module -> whether it is quantized."""
-    prefix = family.prefix(family.layer(target.config))
-    ours = [name for name in target.names if prefix in name]
-    is_float = {name: ref.spec.dtype in _FLOATS for name, ref in target.locate(ours).items()} if ours else {}
-    found: dict[str, bool] = {}
-    for name in target.names:
+@lru_cache(maxsize=2)
+def _listed(
+    names: frozenset[str], ours: frozenset[str], floats: frozenset[str], *, of_quantized: bool
+) -> tuple[str, ...]:
+    """Modules that are quantized, or those that are not, by name. Of the tensors `ours` these are floats, `floats`.
+
+    A target of GLM-5.2's size has 170,000 names, and every head that it could have asks again.
+    """
+    quantized: dict[str, bool] = {}
+    for name in names:
         module, _, suffix = name.rpartition(".")
-        quantized = not is_float[name] if name in is_float else suffix == _CODES
-        found[module or name] = found.get(module or name, False) or quantized
-    return found
+        held = name not in floats if name in ours else suffix == _CODES
+        quantized[module or name] = held or quantized.get(module or name, False)
+    return tuple(sorted(module for module, held in quantized.items() if held == of_quantized))
