@@ -95,7 +95,7 @@ def _unpacked(words: Tensor) -> Tensor:
     codes = torch.empty(len(turned), _A_WORD, turned.shape[1], dtype=torch.uint8, device=words.device)
     for place in range(_A_WORD):
         row = 2 * place if place < _A_WORD // 2 else 2 * place - _A_WORD + 1
-        codes[:, row] = (turned >> (_BITS * place)).bitwise_and_(2**_BITS - 1)
+        codes[:, row] = (turned >> (_BITS * place)) & (2**_BITS - 1)
     return codes.flatten(0, 1)
 
 
