@@ -337,7 +337,7 @@ engine_python = _option(
     type=click.Path(),
     metavar="PATH",
     heading="Input",
-    help="Interpreter in which the engine is installed.",
+    help="Interpreter in which the engine is installed; PATH:PATH where two are asked.",
 )
 
 

@@ -252,4 +252,3 @@ def test_a_rank_holds_its_part_of_what_is_split_and_all_of_the_rest():
 
 def test_it_is_not_the_default():
     assert next(iter(ENGINES)) == "vllm"
-    assert "experimental" in SGLANG.versions

@@ -14,7 +14,7 @@ from mtpforge.engines.sglang.traps import block_traps, draft_traps, target_traps
 
 SGLANG: Final = Engine(
     name="SGLang",
-    versions="0.5.23 (experimental)",
+    versions="0.5.23",
     package="sglang",
     demands=demands,
     restate=lambda target, _family, _wanted: target.quantization,
