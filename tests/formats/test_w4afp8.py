@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mtpforge
 from mtpforge import formats
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import FORMATS, w4afp8
@@ -58,3 +59,14 @@ def test_it_is_told_by_its_parts():
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(MtpforgeError, match="groups of 128 columns do not divide 192"):
         FORM.layout((64, 192), Q)
+
+
+def test_a_published_layer_is_copied_beside_its_own_target(census_folder, config_folder):
+    """PhalaCloud's layer: 768 input scales named w1, w2 and w3 are left out, nothing is encoded again."""
+    source, target = census_folder("w4afp8", "target-w4afp8"), config_folder("target-w4afp8")
+    made = mtpforge.plan(str(target), str(source), engine="sglang")
+    assert made.scheme.name == "w4afp8"
+    assert made.config["quantization_config"]["quant_method"] == "w4afp8"
+    assert len([unused for unused in made.unused if unused.name.endswith(".input_scale")]) == 768
+    encoded = {move.module for step in made.steps for move in step.moves if move.action == "encode"}
+    assert encoded == set()
