@@ -112,9 +112,9 @@ class Compared(click.ParamType):  # type: ignore[type-arg]  # not generic in old
 
 
 def _engines() -> Iterable[str]:
-    from mtpforge.engines import CHOICES
+    from mtpforge.engines import choices
 
-    return CHOICES
+    return choices()
 
 
 def _default_engine() -> str:

@@ -12,20 +12,25 @@ from mtpforge.engines.together import together
 from mtpforge.engines.vllm import VLLM
 from mtpforge.errors import MtpforgeError, shown
 
-__all__ = ["CHOICES", "DEFAULT", "ENGINES", "Engine", "Serving", "engine_of", "named"]
+__all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "choices", "engine_of", "named"]
 
 ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM, "sglang": SGLANG}
 DEFAULT: Final = next(iter(ENGINES))
-_ALONE: Final = standalone(ENGINES.values())
-_BY_KEY: Final[dict[str, Engine]] = {**ENGINES, "both": together(VLLM, SGLANG), "": _ALONE}
-CHOICES: Final = tuple(filter(None, _BY_KEY))
+_BOTH: Final = "both"
+_MADE_OF_THEM: Final[dict[str, Engine]] = {_BOTH: together(VLLM, SGLANG), "": standalone(ENGINES.values())}
+
+
+def choices() -> tuple[str, ...]:
+    """What `--engine` takes."""
+    return (*ENGINES, _BOTH)
 
 
 def engine_of(key: str) -> Engine:
     """The engine of a key; "both" stands for one draft that both take, "" for none, a layer on its own."""
-    if key not in _BY_KEY:
-        raise MtpforgeError(f"no engine `{shown(key)}`", why=f"known: {', '.join(CHOICES)}", code=errors.USAGE)
-    return _BY_KEY[key]
+    found = ENGINES.get(key) or _MADE_OF_THEM.get(key)
+    if found is None:
+        raise MtpforgeError(f"no engine `{shown(key)}`", why=f"known: {', '.join(choices())}", code=errors.USAGE)
+    return found
 
 
 def named(key: str) -> list[str]:
