@@ -224,7 +224,7 @@ def test_draft_of_a_nested_config_is_flat(release_config, target_of):
     assert "text_config" not in draft
 
 
-@pytest.mark.parametrize("preset", schemes.names())
+@pytest.mark.parametrize("preset", [name for name in schemes.names() if name != "w4afp8"])  # SGLang's alone
 def test_preset_can_be_stated_without_a_target(preset, release_config, target_of):
     scheme = schemes.load(preset)
     source = target_of(release_config("target-nvfp4-lukealonso"))
