@@ -13,6 +13,7 @@ from mtpforge import errors, manifest
 from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
+from mtpforge.checkpoint.folder import Folder
 from mtpforge.engines import DEFAULT, engine_of, overlay
 from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.errors import MtpforgeError
@@ -66,6 +67,7 @@ def verify(
     ranks = None if target is None else serving or Serving()
     held = open_checkpoint(draft)
     if target is not None:
+        held = _layer_of(held, served, family)
         served = as_served(held, served, engine_of(engine))
     is_build = target is None or served_as is not None  # which would only make the same draft again
     anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine, serving)
@@ -86,6 +88,13 @@ def verify(
     checks = (*looked.headers, *read.checks, *beside, written, *around, *rest)
     summary = summing_up.sentence(looked.judged, checks, asking)
     return Report(_COMMAND, checks, looked.traps, _facts(looked.judged, read), summary)
+
+
+def _layer_of(draft: Checkpoint, target: Checkpoint, family: Family) -> Checkpoint:
+    """What is judged: of a target that is named as its own draft the layer in it, as if that lay there alone."""
+    if isinstance(draft, Folder) and draft.location == target.location:
+        return draft.layer_alone(family.prefix(family.layer(target.config)))
+    return draft
 
 
 def _asking(judge: Engine, target: Checkpoint, scheme: Scheme | None) -> str:

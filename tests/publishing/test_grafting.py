@@ -98,6 +98,15 @@ def test_side_file_says_what_config_says(graft):
         assert LAYER + name in block["ignore"]
 
 
+def test_verify_judges_the_layer_of_a_graft_that_is_named_twice(graft, tinyglm):
+    folder = graft("fp8", "awq-int4").path
+    report = mtpforge.verify(folder, folder, tinyglm("fp8"))
+    assert report.ok
+    assert report.facts["n_tensors"] == 129
+    other = mtpforge.verify(folder, folder, tinyglm("int4-int8mix"))
+    assert other.facts["relative_error"].keys() == report.facts["relative_error"].keys()
+
+
 @pytest.mark.parametrize("link", ["hard", pytest.param("sym", marks=pytest.mark.slow), "copy"])
 def test_files_that_stay_are_shared_as_asked_and_the_target_is_untouched(tinyglm, tmp_path, link):
     target = tmp_path / "target"
