@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from drafts import digests, reconfigured, unpruned
 
+from mtpforge.engines import installed as shared
 from mtpforge.engines.vllm import installed
 
 PLACEHOLDERS = {"CKPT", "DRAFT", "FILE", "DIR", "ORG/NAME", "S", "ENGINE"}
@@ -136,7 +137,8 @@ def test_serve_beside_another_target_names_the_build_for_it(run, follow, draft, 
 
 def test_validate_names_the_build_that_verify_names(follow, draft, tinyglm, monkeypatch):
     refused = {"accepted": False, "complete": False, "errors": ["KeyError"], "notes": [], "defaulted": [], "facts": {}}
-    monkeypatch.setattr(installed, "check", lambda *_, **__: installed._report(refused, 0.0))
+    report = shared._report(installed.LOADER, refused, 0.0)
+    monkeypatch.setattr(installed, "check", lambda *_, **__: report)
     sides = ("--target", tinyglm("awq-int4"), "--source", tinyglm("nvfp4"))
     assert follow("validate", draft, *sides) == {
         shlex.join(["mtpforge", "build", *map(str, sides), "--force", "-o", "a draft"]): 0

@@ -147,7 +147,8 @@ def bound(weight, parts, q):
 def test_a_round_trip_stays_within_the_bound_of_its_format(quantization, rows, columns, seed, exponent):
     q = shrunk(quantization, columns)
     rows = filled(q, rows)
-    weight = matrix(rows, columns, seed, min(exponent, 15) if q.scale_dtype == "F16" else exponent)
+    # Scales end at 65,504 there, and two bits take two thirds of the largest weight.
+    weight = matrix(rows, columns, seed, min(exponent, 12) if q.scale_dtype == "F16" else exponent)
     parts = whole_weights.encode([weight], q)[0]
     error = (whole_weights.decode(parts, (rows, columns), q) - weight).abs()
     assert (error <= bound(weight, parts, q)).all()
