@@ -10,7 +10,7 @@ import pytest
 from grafted import check_index, digests, state, tensors
 
 import mtpforge
-from mtpforge.engines.vllm import installed
+from mtpforge.engines.vllm import installed, merging
 from mtpforge.errors import MtpforgeError
 
 EXPERTS = "model.layers.[0-2].mlp.experts.*"
@@ -118,3 +118,11 @@ def test_command_says_what_is_taken_and_writes_nothing_when_asked_to(tinyglm, tm
     assert main([*words, "-q"]) == 0
     assert capfd.readouterr().out == "out\n"
     assert main(["merge", "--base", "x", "--take", "y", "-o", "out"]) == 2
+
+
+def test_block_that_says_otherwise_of_any_matrix_is_none(tinyglm, tmp_path, monkeypatch):
+    """One that is the base's own, though experts come from elsewhere."""
+    monkeypatch.setattr(merging, "_METHODS", ((lambda _: True, lambda base, _: {**base}),))
+    error = refusal(tinyglm("int4-int8mix"), {EXPERTS: tinyglm("awq-int4")}, tmp_path)
+    assert error.what == "no one quantization block can state this merge"
+    assert "`model.layers.1.mlp.experts` would be INT4 g128" in error.why
