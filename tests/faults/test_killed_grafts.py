@@ -23,7 +23,7 @@ from mtpforge.publishing.target_files import target_files
 from mtpforge.report import Report
 from mtpforge.writing import folder
 
-CUTS = [Memory(0, 0), Memory(1, 0), Memory(0.5, 0.5, 1)]
+CUTS = [Memory(0, 0), Memory(0.5, 0.5, 1)]
 LAYER = "model.layers.3."
 
 

@@ -20,11 +20,18 @@ VLLM, FAMILY = ENGINES["vllm"], family_of({"model_type": "glm_moe_dsa"})
 # layer, its config, target, tensors of the layer, scheme
 GRAFTS = (
     ("bf16-zai-org", "target-bf16", "target-w4a16-mtp-canada-quant", 791, "bf16"),
-    ("bf16-zai-org", "target-bf16", "target-nvfp4-nvidia", 791, "bf16"),
+    pytest.param("bf16-zai-org", "target-bf16", "target-nvfp4-nvidia", 791, "bf16", marks=pytest.mark.slow),
     ("fp8-zai-org", "target-fp8", "target-awq-int4-fp8-mtp-graft", 1569, "fp8-block128"),
     ("int8-channel-quanttrio", "target-int4-int8mix-quanttrio", "target-int8mix-nvfp4-festr2", 2343, "int8-channel"),
     ("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso", "target-nvfp4-nvidia", 3095, "nvfp4"),
-    ("int4-g32-asym-cosmicraisins", "draft-int4-cosmicraisins", "target-awq-int4-ignore-to-77", 3122, "int4-g32-asym"),
+    pytest.param(
+        "int4-g32-asym-cosmicraisins",
+        "draft-int4-cosmicraisins",
+        "target-awq-int4-ignore-to-77",
+        3122,
+        "int4-g32-asym",
+        marks=pytest.mark.slow,
+    ),
     ("int4-g32-asym-cosmicraisins", "draft-int4-cosmicraisins", "target-awq-int4-mtp-ignored", 3122, "int4-g32-asym"),
 )
 
@@ -78,6 +85,7 @@ def told_of(graft, config):
     return Told
 
 
+@pytest.mark.slow
 def test_layer_of_256_experts_is_pruned_for_a_target_of_218(census_folder, target_folder, tmp_path):
     """INT4 in 3,122 tensors for 256: of every expert that goes, three matrices of four tensors."""
     layer = census_folder("bf16-zai-org", "target-bf16")

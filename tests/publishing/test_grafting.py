@@ -175,6 +175,7 @@ def test_layer_of_more_experts_is_built_for_the_target_first(tinyglm, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["graft"]
 
 
+@pytest.mark.slow
 def test_force_replaces_a_graft_and_nothing_else(tinyglm, tmp_path):
     out = tmp_path / "graft"
     first = mtpforge.graft(tinyglm("bf16"), tinyglm("awq-int4"), out=out)
@@ -197,12 +198,14 @@ def refusal(*args, **options):
     return caught.value
 
 
+@pytest.mark.slow
 def test_target_that_is_a_draft_is_refused(tinyglm, tmp_path):
     layer = only_layer(tinyglm, tmp_path)
     error = refusal(tinyglm("bf16"), layer, out=tmp_path / "graft")
     assert error.fix == "name the checkpoint that is served: `--into CKPT`"
 
 
+@pytest.mark.slow
 def test_draft_that_the_target_cannot_state_is_refused_with_the_way_around(tinyglm, tmp_path):
     draft = mtpforge.build(tinyglm("awq-int4"), tinyglm("nvfp4"), out=tmp_path / "draft", check="off").path
     error = refusal(draft, tinyglm("fp8"), out=tmp_path / "graft")
