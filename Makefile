@@ -4,7 +4,7 @@
 # make lint         style, types, layers, lengths
 # make test-engines the drafts through vLLM's and SGLang's own loaders (no GPU needed; first time 5 minutes, 5.4 GB)
 # make engines      the environments that test-engines needs
-# make fuzz         the long run of the hostile-input tests: eleven times the cases of make test, a quarter of an hour
+# make fuzz         the long run of the hostile-input tests: 33 times the cases of make test, a quarter of an hour
 # make bench        the benchmarks
 # make clean        removes what make made
 

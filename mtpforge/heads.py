@@ -25,6 +25,7 @@ LIGHTEST: Final = "lightest"
 # as they are where they may: static scales have to be measured, and are asked for where the method knows nothing else.
 _RUNGS: Final = (
     Quantization("pack_quantized", 4, strategy="group", group_size=128, scale_dtype="BF16"),
+    Quantization("pack_quantized", 4, strategy="group", group_size=128, symmetric=False, scale_dtype="BF16"),  # AWQ's
     Quantization("mxfp4", 4, strategy="group", group_size=32, scale_dtype="U8"),
     Quantization("modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3"),
     Quantization("modelopt_nvfp4", 4, strategy="group", group_size=16, scale_dtype="F8_E4M3", input_scale="static"),

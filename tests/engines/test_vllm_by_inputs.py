@@ -13,6 +13,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES, overlay
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.heads import lightest
 from mtpforge.tensors import Quantization, Spec
 
 VLLM = ENGINES["vllm"]
@@ -272,3 +273,16 @@ def test_a_draft_states_in_its_own_block_what_it_is(plain, target_of, block):
     assert {r.pattern: r.quantization for r in stated.rules} == {r.pattern: r.quantization for r in scheme.rules}
     alone = VLLM.demands(target_of(made), made, family)  # lists stand in it: no headers are asked for
     assert alone.rules == stated.rules
+
+
+@pytest.mark.parametrize(
+    ("block", "stored"),
+    [
+        (awq(modules_to_not_convert=["layers.78"]), AWQ),
+        (gptq(bits=8, modules_in_block_to_quantize=["layers.3."]), GPTQ),
+        (auto_round(bits=8), GPTQ),
+    ],
+)
+def test_the_lightest_is_four_bits_in_groups_of_128(plain, target_of, block, stored):
+    found = lightest(replace_restated(target_of(plain | {"quantization_config": block})), VLLM)
+    assert {r.pattern: r.quantization for r in found.rules if not r.quantization.is_dense} == dict.fromkeys(ALL, stored)

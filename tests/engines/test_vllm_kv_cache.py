@@ -49,6 +49,34 @@ def test_bytes_of_a_token_by_hand(name, dtype, kept, release_config, target_of):
     assert (found.dtype, found.token_bytes) == (kept, BY_HAND[kept])
 
 
+# Values of a layer on one rank, layers with the MTP layer.
+OTHERS = {
+    ("target-glm-4.5", 1): (2 * 128 * 8, 93),
+    ("target-glm-4.5", 4): (2 * 128 * 2, 93),
+    ("target-glm-4.5", 16): (2 * 128, 93),  # more ranks than heads: each has one
+    ("target-glm-4.5-air", 1): (2 * 128 * 8, 47),
+    ("target-glm-4.7-flash", 4): (512 + 64, 48),
+    ("target-deepseek-v3", 8): (512 + 64, 62),
+}
+
+
+@pytest.mark.parametrize(("name", "ranks"), OTHERS)
+@pytest.mark.parametrize(("dtype", "width"), [("auto", 2), ("fp8", 1)])
+def test_bytes_of_a_token_without_an_indexer_by_hand(name, ranks, dtype, width, release_config, target_of):
+    """Heads are dealt out over ranks, latent vectors are not."""
+    target = target_of({k: v for k, v in release_config(name).items() if k != "quantization_config"})
+    values, n_layers = OTHERS[name, ranks]
+    found = VLLM.kv_cache(target, family_of(target.config), Serving(ranks, kv_cache_dtype=dtype))
+    assert found.token_bytes == values * n_layers * width
+
+
+def test_layouts_of_sparse_attention_are_refused_without_it(release_config, target_of):
+    for dtype in ("fp8_ds_mla", "nvfp4_ds_mla"):
+        with pytest.raises(MtpforgeError, match=f"keeps nothing of this model as {dtype}") as refused:
+            bytes_of(target_of(release_config("target-deepseek-v3")), dtype)
+        assert refused.value.code == 2
+
+
 def test_every_layer_has_an_indexer_where_the_config_names_no_schedule(release_config, target_of):
     schedule = ("index_topk_freq", "index_skip_topk_offset", "index_topk_pattern")
     config = {key: value for key, value in release_config("target-bf16").items() if key not in schedule}
@@ -119,7 +147,12 @@ def test_a_heavier_draft_is_said_to_take_more(tinyglm):
 @pytest.mark.engine
 @pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
 @pytest.mark.parametrize(
-    ("name", "dtypes"), [("target-bf16", DTYPES), ("target-nvfp4-nvidia", ("auto", "bfloat16", "fp8_ds_mla"))]
+    ("name", "dtypes"),
+    [
+        ("target-bf16", DTYPES),
+        ("target-nvfp4-nvidia", ("auto", "bfloat16", "fp8_ds_mla")),
+        *((f"target-{name}", DTYPES[:3]) for name in ("glm-4.5", "glm-4.7-flash", "deepseek-v3")),
+    ],
 )
 def test_bytes_of_a_token_are_those_of_vllms_own_specs(name, dtypes, release_config, target_of, tmp_path):
     target = target_of(release_config(name))

@@ -55,7 +55,7 @@ def token_bytes(folder: str, dtype: str) -> tuple[str, float]:
     asked = [module.get_kv_cache_spec(config) for module in modules if hasattr(module, "get_kv_cache_spec")]
     specs = [spec for spec in asked if spec is not None]
     kept = {name for spec in specs if (name := getattr(spec, "cache_dtype_str", None))}
-    return kept.pop(), sum(spec.page_size_bytes / spec.block_size for spec in specs)
+    return next(iter(kept), taken), sum(spec.page_size_bytes / spec.block_size for spec in specs)
 
 
 def main(folder: str, *dtypes: str) -> None:

@@ -132,7 +132,7 @@ BLOCKS: dict[str, dict] = {
         "quantized_layers": {"model.layers.1.mlp.experts": {"quant_algo": "W4A16_NVFP4", "group_size": 16}},
         "exclude_modules": ["lm_head"],
     },
-    "quark": {"quant_method": "quark", "exclude": ["re:model[.]layers[.]1[.].*"], "export": {}},
+    "quark": {"quant_method": "quark", "exclude": ["re:model[.]layers[.]1[.].*"], "export": {"kv_cache_group": []}},
 }
 
 

@@ -17,9 +17,10 @@ attention           vLLM's class that keeps keys and values, in the layer and in
 [packed]            fused matrix -> its parts on disk, in shard order: packed_modules_mapping
 [split]             last part of a module's name -> the axis that is cut over ranks; others lie on every rank
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
-[cache]             of a token, per layer and rank: `latent` values and, for an indexer, `key` values (expressions of
-config keys) with a scale of key_scale_bytes for every key_block; widths of a value, and sizes of vectors of
-packed_values packed values, by dtype of the KV cache; taken_as: dtype asked for -> what it becomes
+[cache]             of a token, per layer and rank: `values` and, for an indexer, `key` values (expressions of config
+keys) with a scale of key_scale_bytes for every key_block; heads: config key of heads that are dealt out over ranks and
+have so many values each, "" where values are no head's; widths of a value, and sizes of vectors of packed_values packed
+values, by dtype of the KV cache; taken_as: dtype asked for -> what it becomes
 [fields]            of the draft's config.json: required (whole numbers for which no default would do; of these
 counts_from_zero may be 0), defaults (what the engine takes for an absent one; "" for nothing),
 fixed (what it must be, whatever the target says: value; trap and why for a target that
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Final, Literal, TypeAlias
@@ -62,14 +63,15 @@ class Fixed:
 class CacheClass:
     """What a token takes in the KV cache: the table `cache`."""
 
-    latent: str
-    key: str
-    key_block: int
-    key_scale_bytes: int
-    packed_values: int
+    values: str
     widths: Mapping[str, int]
-    packed: Mapping[str, int]
     taken_as: Mapping[str, str]
+    heads: str = ""
+    key: str = ""
+    key_block: int = 1
+    key_scale_bytes: int = 0
+    packed_values: int = 0
+    packed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""What vLLM keeps of a token on every rank: a latent vector a layer, and a key for each indexer of its own.
+"""What vLLM keeps of a token on every rank: of each layer a latent vector, or keys and values; and of indexers a key.
 
-Neither is dealt out over tensor-parallel ranks: `max_tp_shards` is 1 in MLAAttention.get_kv_cache_spec
-(model_executor/layers/attention/mla_attention.py) and in DeepseekV32IndexerCache (models/deepseek_v2.py, both 0.33.0).
+Latent vectors and keys of indexers are not dealt out over tensor-parallel ranks: `max_tp_shards` is 1 in
+MLAAttention.get_kv_cache_spec (model_executor/layers/attention/mla_attention.py) and in DeepseekV32IndexerCache
+(models/deepseek_v2.py, both 0.33.0). Key and value heads are, down to one a rank (models/glm4_moe.py, num_kv_heads).
 Sizes and layouts of a class are data of its file in `classes/`.
 """
 
@@ -20,6 +21,7 @@ from mtpforge.families import Family
 from mtpforge.families.sizes import evaluate, whole_number
 
 # What a user may ask for, as `vllm serve --kv-cache-dtype` spells it (config/cache.py, 0.33.0); MLA takes no others.
+# The last two are layouts of sparse attention.
 DTYPES: Final = ("auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_ds_mla", "nvfp4_ds_mla")
 
 
@@ -35,21 +37,37 @@ def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | 
     dtype = _taken(serving.kv_cache_dtype, known, target.quantization)
     with errors_of(target):
         n_layers = family.layer(target.config)
-        latent = _latent_bytes(dtype, known, evaluate(known.latent, text))
-        key = evaluate(known.key, text)
-        n_keys = sum(_has_indexer(layer, n_layers, text) for layer in range(n_layers + 1))
-    return KvCache(dtype, (n_layers + 1) * latent + n_keys * (key + key // known.key_block * known.key_scale_bytes))
+        values = evaluate(known.values, text) * _heads(known, text, serving)
+        kept = (n_layers + 1) * _value_bytes(dtype, known, values)
+        if known.key:
+            key = evaluate(known.key, text)
+            n_keys = sum(_has_indexer(layer, n_layers, text) for layer in range(n_layers + 1))
+            kept += n_keys * (key + key // known.key_block * known.key_scale_bytes)
+    return KvCache(dtype, kept)
 
 
-def _latent_bytes(dtype: str, known: CacheClass, n_values: int) -> int:
-    """A latent vector of so many values; MtpforgeError where it cannot be packed so."""
+def _heads(known: CacheClass, text: Mapping[str, object], serving: Serving) -> int:
+    """How many heads' values one rank keeps: 1 where they are no head's."""
+    return max(whole_number(text, known.heads) // max(serving.tensor_parallel, 1), 1) if known.heads else 1
+
+
+def _value_bytes(dtype: str, known: CacheClass, n_values: int) -> int:
+    """So many values of a layer; MtpforgeError where they cannot be kept so."""
+    if dtype not in known.packed and dtype not in known.widths:
+        raise MtpforgeError(
+            f"vLLM keeps nothing of this model as {dtype}",
+            where="option `--kv-cache-dtype`",
+            why="it is a layout of sparse attention, which the model has none of",
+            fix="`--kv-cache-dtype fp8`",
+            code=errors.USAGE,
+        )
     if dtype not in known.packed:
         return known.widths[dtype] * n_values
     if n_values != known.packed_values:
         raise MtpforgeError(
             f"vLLM keeps no vectors of {n_values} values as {dtype}",
             where="option `--kv-cache-dtype`",
-            why=f"its kernels pack {known.packed_values}, `{known.latent}` of GLM-5.2",
+            why=f"its kernels pack {known.packed_values}, `{known.values}` of GLM-5.2",
             fix="`--kv-cache-dtype bfloat16`",
             code=errors.USAGE,
         )
