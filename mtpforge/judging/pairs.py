@@ -104,9 +104,14 @@ def ratio(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     for ours, theirs in pairs:
         square += float((ours - theirs).double().square().sum())
         norm += float(theirs.double().square().sum())
-    if not norm:
-        return float("inf") if square else 0.0
-    return float((square / norm) ** 0.5)
+    return relative(square**0.5, norm**0.5)
+
+
+def relative(part: float, size: float) -> float:
+    """One size over another; infinite where the other is zero and the one is not."""
+    if not size:
+        return float("inf") if part else 0.0
+    return part / size
 
 
 def paired(reference: Side, draft: Side) -> Pair:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mtpforge.judging.distances import distances
-from mtpforge.judging.pairs import ROUTER, Pair, ratio
+from mtpforge.judging.pairs import ROUTER, Pair, ratio, relative
 from mtpforge.judging.sampling import Sample
 from mtpforge.nextn import layer as layers
 from mtpforge.nextn.embedding import Embedding
@@ -167,7 +167,7 @@ class _Run:
             found = []
             for part, change in zip(_PARTS, _changes(reference, draft, norm(self._x[rows])), strict=True):
                 off = ratio([(getattr(draft, part).weight, getattr(reference, part).weight)])
-                moved = float((gates * change).double().norm()) / size
+                moved = relative(float((gates * change).double().norm()), size)
                 swap = Swap(ROUTED, _EXPERT.format(number, part), off, moved, None, len(rows))
                 found.append(_Change(swap, rows, gates * change))
             return found

@@ -14,6 +14,7 @@ from slow_twins import speculating as slow
 
 import mtpforge
 from mtpforge.judging import verdicts
+from mtpforge.judging.pairs import ratio, relative
 from mtpforge.judging.picture import draw
 
 KEPT = tuple(n for n in range(16) if n not in (2, 7, 8, 13))
@@ -245,3 +246,11 @@ def test_levels_decide(level):
         assert (check.verdict == "failed") == (above > 0)
     near = dataclasses.replace(step, total_variation=0.13, acceptance=None, acceptance_reference=None)
     assert next(verdicts.of_steps([near], is_synthetic=False)).verdict == "passed"
+
+
+def test_size_of_nothing_divides_nothing():
+    """A reference of zeros, as headers without weights read, has no error of its own, and any other an endless one."""
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    assert ratio([(zeros, zeros)]) == 0
+    assert ratio([(ones, zeros)]) == relative(1.0, 0.0) == float("inf")
+    assert ratio([(zeros, ones), (ones, ones)]) == pytest.approx(0.5**0.5)
