@@ -31,6 +31,7 @@ from mtpforge.cli.output import Ending, Screen
     required=True,
     cls=Option,
     heading="Input",
+    elsewhere="--target",
     help="Checkpoint that it will be grafted into.",
 )
 @options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from mtpforge import errors
-from mtpforge.cli.grammar import suggestion
+from mtpforge.cli.grammar import Option, suggestion
 from mtpforge.cli.stopping import TerminatedError
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mtpforge.cli.output import Screen
 
 _ISSUES: Final = "report it with that file"
@@ -71,13 +73,23 @@ def _usage(error: click.UsageError, command: str) -> MtpforgeError:
     help_line = f"`{' '.join(filter(None, ('mtpforge', command, '--help')))}`"
     fix = f"{help_line} shows the options"
     if isinstance(error, click.NoSuchOption):
-        known = [name for p in error.ctx.command.params for name in p.opts] if error.ctx else []
-        return _wrong(f"no such option `{shown(error.option_name)}`", suggestion(error.option_name, known) or fix)
+        meant = _meant(error.option_name, error.ctx.command.params) if error.ctx else ""
+        return _wrong(f"no such option `{shown(error.option_name)}`", meant or fix)
     if isinstance(error, click.MissingParameter) and error.param is not None:
         name = error.param.opts[-1] if isinstance(error.param, click.Option) else error.param.human_readable_name
         return _wrong(f"`{name}` is missing", fix)
-    text = error.format_message().rstrip(".")
+    text = error.format_message().rstrip(".").replace("is not a valid integer range", "is no whole number")
     return _wrong(shown(text[:1].lower() + text[1:]), fix)
+
+
+def _meant(typed: str, params: Sequence[click.Parameter]) -> str:
+    """What an option stands for that a command does not have: another name, a slip, or the engine's own option."""
+    named = next((p.opts[-1] for p in params if isinstance(p, Option) and p.elsewhere == typed), "")
+    if named:
+        return f"did you mean `{named}`?"
+    passes_on = any(isinstance(p, click.Argument) and p.nargs == -1 for p in params)
+    behind = f"an option of the engine's comes last, behind `--`: `-- {shown(typed)}`" if passes_on else ""
+    return suggestion(typed, [name for p in params for name in p.opts]) or behind
 
 
 def _wrong(what: str, fix: str) -> MtpforgeError:

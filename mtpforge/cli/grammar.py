@@ -23,11 +23,14 @@ HEADINGS: Final = ("Input", "Output", "Experts", "Compute", "General")
 
 
 class Option(click.Option):
-    """A click option with the heading under which `--help` lists it."""
+    """A click option with the heading under which `--help` lists it.
 
-    def __init__(self, *args: Any, heading: str = "General", **attrs: Any) -> None:  # noqa: ANN401 -- click's own
+    elsewhere: what most commands call the same thing, for whoever types it here.
+    """
+
+    def __init__(self, *args: Any, heading: str = "General", elsewhere: str = "", **attrs: Any) -> None:  # noqa: ANN401 -- click's own
         super().__init__(*args, **attrs)
-        self.heading = heading
+        self.heading, self.elsewhere = heading, elsewhere
 
 
 class Command(click.Command):

@@ -58,6 +58,7 @@ class Take(click.ParamType):  # type: ignore[type-arg]  # not generic in older r
     required=True,
     cls=Option,
     heading="Input",
+    elsewhere="--target",
     help="Checkpoint that gives all that nothing else does, and the config.",
 )
 @click.option(

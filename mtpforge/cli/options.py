@@ -133,7 +133,13 @@ def _option(*names: str, heading: str, **attrs: Any) -> Callable[..., Callable[[
 
 
 target = _option("--target", type=CheckpointName(), heading="Input", help="Checkpoint that is served.")
-into = _option("--into", type=CheckpointName(), heading="Input", help="Checkpoint that the layer goes into.")
+into = _option(
+    "--into",
+    type=CheckpointName(),
+    heading="Input",
+    elsewhere="--target",
+    help="Checkpoint that the layer goes into.",
+)
 source = _option("--source", type=CheckpointName(), heading="Input", help="Checkpoint that the layer comes from.")
 text = _option(
     "--text",
@@ -143,7 +149,11 @@ text = _option(
     help="Plain text, UTF-8; a form feed begins a new document.",
 )
 reference = _option(
-    "--reference", type=CheckpointName(), heading="Input", help="Checkpoint whose layer is the measure: the dense one."
+    "--reference",
+    type=CheckpointName(),
+    heading="Input",
+    elsewhere="--source",
+    help="Checkpoint whose layer is the measure: the dense one.",
 )
 compare = _option("--compare", type=Compared("CKPT"), multiple=True, heading="Input", help="Measure this one too.")
 tokens = _option(

@@ -47,6 +47,27 @@ def test_unknown_option_names_the_nearest(run):
     assert ran.err == "error: no such option `--targte`\n hint: did you mean `--target`?\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (("graft", "x", "--target", "y"), "did you mean `--into`?"),
+        (("delta", "x", "--target", "y"), "did you mean `--against`?"),
+        (("merge", "--target", "y"), "did you mean `--base`?"),
+        (("fidelity", "x", "--source", "y"), "did you mean `--reference`?"),
+        (("serve", "x", "--targte", "y"), "did you mean `--target`?"),
+        (
+            ("serve", "x", "--target", "y", "--max-model-len", "9"),
+            "an option of the engine's comes last, behind `--`: `-- --max-model-len`",
+        ),
+        (("verify", "x", "--max-model-len", "9"), "`mtpforge verify --help` shows the options"),
+    ],
+)
+def test_option_that_has_another_name_here_is_answered_with_it(run, argv, hint):
+    ran = run(*argv)
+    assert ran.code == 2
+    assert ran.err.endswith(f"\n hint: {hint}\n")
+
+
 def test_unknown_value_names_the_nearest(run):
     ran = run("extract", "--source", "x", "-o", "y", "--check", "ful")
     assert ran.code == 2
@@ -67,6 +88,7 @@ def test_impossible_number_is_the_command_line_s_fault(run, number):
     ran = run("build", "--target", "x", "--tp", number)
     assert ran.code == 2
     assert ran.err.startswith("error: invalid value for '--tp'")
+    assert ("'two' is no whole number\n" in ran.err) == (number == "two")
 
 
 @pytest.mark.parametrize("size", ["much", "0", "-1GB", "2 PiB"])
