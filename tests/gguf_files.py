@@ -34,12 +34,13 @@ class Converted:
 
 def convert(
     model: Path, to: Path, kinds: dict[str, Type], *, parts: int = 1, split_kv: bool = True, no_mtp: bool = False,
-    keys: dict[str, object] | None = None, halves: bool = False,
+    keys: dict[str, object] | None = None, halves: bool = False, encode=gguf.quants.quantize,
 ) -> Converted:  # fmt: skip
     """Write `to` (ends in .gguf) from a folder of the tiny model in BF16.
 
     kinds: what a name of GGUF holds -> the type of its weights; the first that fits, "" for all others. keys: of the
     file, in place of its own; None leaves one out. halves: gate and up of all experts in one tensor.
+    encode(numbers, type): the bytes of a tensor.
     """
     config = json.loads((model / "config.json").read_text())
     held: dict[str, torch.Tensor] = {}
@@ -65,7 +66,7 @@ def convert(
     decoded = {}
     for name, tensor in tensors.items():
         kind = Type.F32 if _FULL.fullmatch(name) else next(t for part, t in kinds.items() if part in name)
-        raw = gguf.quants.quantize(tensor.float().numpy(), kind)
+        raw = encode(tensor.float().numpy(), kind)
         writer.add_tensor(name, raw, raw_dtype=kind)
         decoded[name] = torch.from_numpy(np.array(gguf.quants.dequantize(raw, kind)).reshape(tensor.shape))
     writer.write_header_to_file()

@@ -48,8 +48,8 @@ class Pair:
         return verify(draft, open_checkpoint(str(self.target)), source)
 
 
-@pytest.fixture(autouse=True, params=["plain", "compiled"])
-def _both_ways(request, monkeypatch):
+@pytest.fixture(params=["plain", "compiled"])
+def both_ways(request, monkeypatch):
     """Every trap is caught by the plain comparison, and by the compiled one that large drafts go through."""
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 0 if request.param == "compiled" else 1 << 60)
 

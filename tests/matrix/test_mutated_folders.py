@@ -10,6 +10,7 @@ import torch
 from drafts import Tensors, changed, copy_without_manifest, failed, reconfigured, weight_file
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.usefixtures("both_ways")
 P = "model.layers.3."
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from drafts import Tensors, changed, failed, nibbles, words
 
+pytestmark = pytest.mark.usefixtures("both_ways")
 P = "model.layers.3."
 
 
