@@ -60,6 +60,9 @@ def test_kept_are_so_many_ascending_equal_by_group_and_no_worse_than_what_goes(s
         (GROUPED, 4, "4 experts in 4 groups cannot fill the choice of 4 for every token", "`--experts 8`"),
         (Routing(8, 8, 4), 8, "8 experts in 8 groups cannot fill the choice of 8", "`--experts 16`"),
         (Routing(8, 4, 2), 12, "12 experts in 4 groups cannot fill the choice of 8", "`--experts 16`"),
+        (Routing(5, 4, 2), 8, "8 experts in 4 groups cannot fill the choice of 5", "`--experts 12`"),  # 2.5 of a group
+        (Routing(4, 4, 4), 4, "4 experts in 4 groups cannot fill the choice of 4", "`--experts 8`"),  # two make a worth
+        (Routing(4, 8, 4), 5, "5 experts cannot be shared equally by 8 groups", "`--experts 16`"),  # not 0
     ],
 )
 def test_count_that_cannot_serve_the_routing_is_refused_with_one_that_can(route, n_kept, what, fix):
