@@ -75,6 +75,7 @@ BAD = [
     ({"layer": True}, "`layer` is no whole number"),
     ({"relative_error": {"m": "small"}}, "`relative_error` is no table of numbers"),
     ({"source": None}, "`source` is no table"),
+    ({"scales": "magic"}, "`scales` is no method of this mtpforge"),
     ({"tensors": {"a\n": {"dtype": "F7", "shape": [1], "sha256": ""}}}, "the entry of a\\n is no dtype"),
     ({"tensors": {"a": {"dtype": "F32", "shape": [-1], "sha256": ""}}}, "the entry of a is no dtype"),
 ]
@@ -91,11 +92,23 @@ def test_damaged_manifest_is_an_error_that_says_where(written, change, why):
     assert why in caught.value.why
 
 
-def test_later_schema_asks_for_an_update(written):
+@pytest.mark.parametrize("schema", [2, 0, None])
+def test_any_other_schema_asks_for_an_update(written, schema):
     path = written / manifest.FILE
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(MtpforgeError, match=r"mtpforge\.json has schema 2, this mtpforge reads 1"):
+    body = {key: value for key, value in json.loads(path.read_text()).items() if key != "schema"}
+    path.write_text(json.dumps(body if schema is None else body | {"schema": schema}))
+    with pytest.raises(MtpforgeError, match=rf"mtpforge\.json has schema {schema}, this mtpforge reads 1"):
         manifest.read(open_folder(written))
+
+
+def test_a_manifest_of_more_than_the_limit_is_not_parsed(written, monkeypatch):
+    size = (written / manifest.FILE).stat().st_size
+    monkeypatch.setattr(manifest, "_MAX_BYTES", size)
+    manifest.read(open_folder(written))
+    monkeypatch.setattr(manifest, "_MAX_BYTES", size - 1)
+    with pytest.raises(MtpforgeError, match="damaged") as caught:
+        manifest.read(open_folder(written))
+    assert caught.value.why == "it is no JSON object of a usual size"
 
 
 def test_folder_without_a_manifest_is_named(tmp_path):
