@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from sglang_asked import in_sglang, verdicts
@@ -12,9 +13,11 @@ import mtpforge
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES, Serving, engine_of
 from mtpforge.engines.sglang.loader.request import Request
+from mtpforge.engines.together import together
 from mtpforge.engines.vllm import installed as vllm
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
+from mtpforge.report import Trap
 
 VLLM_PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
 in_vllm = pytest.mark.skipif(not VLLM_PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
@@ -67,6 +70,56 @@ def test_both_commands_are_told(targets):
     made = BOTH.serve(target, "/drafts/one", Serving(), BOTH.demands(target, None, family))
     assert [command.argv[:2] for command in made.each] == [["vllm", "serve"], ["sglang", "serve"]]
     assert "sglang serve" in str(made)
+
+
+def pair(first, second):
+    """Both engines with fields that say something else."""
+    return together(replace(ENGINES["vllm"], **first), replace(ENGINES["sglang"], **second))
+
+
+@pytest.mark.parametrize("both", [(True, True), (True, False), (False, True), (False, False)])
+def test_what_one_engine_lacks_the_pair_lacks(both):
+    first, second = ({"runs": lambda _, has=has: has, "is_installed": lambda has=has: has} for has in both)
+    made = pair(first, second)
+    assert made.runs(None) is all(both)
+    assert made.is_installed() is all(both)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])
+def test_a_rank_needs_room_for_the_engine_that_takes_more(sizes):
+    assert pair(*({"memory": lambda *_, n=n: n} for n in sizes)).memory(None, {}, Serving()) == 2
+
+
+def test_what_either_ties_is_tied_and_what_both_take_is_taken():
+    made = pair(
+        {
+            "tied_formats": frozenset({"a"}),
+            "kv_cache_dtypes": ("auto", "x", "y"),
+            "never_quantized": lambda _: {"gate"},
+            "decoded_on_load": lambda _: {"one": frozenset("ab"), "two": frozenset("a")},
+        },
+        {
+            "tied_formats": frozenset({"b"}),
+            "kv_cache_dtypes": ("y", "auto"),
+            "never_quantized": lambda _: {"head"},
+            "decoded_on_load": lambda _: {"one": frozenset("bc"), "three": frozenset("a")},
+        },
+    )
+    assert (made.tied_formats, made.kv_cache_dtypes) == ({"a", "b"}, ("auto", "y"))
+    assert made.never_quantized(None) == {"gate", "head"}
+    assert made.decoded_on_load(None) == {"one": {"b"}}
+
+
+def test_a_trap_that_both_find_in_one_place_is_said_once():
+    here, there = (Trap("id", "warning", "said", where=where) for where in ("here", "there"))
+    made = pair({"path_traps": lambda _: (here,)}, {"path_traps": lambda _: (here, there)})
+    assert made.path_traps("draft") == (here, there)
+
+
+def test_of_a_key_that_both_state_the_first_engine_s_value_stands():
+    config = {"one": 1, "quantization_config": "first"}, {"one": 2, "two": 2, "quantization_config": "second"}
+    made = pair(*({"draft_config": lambda *_, said=said: said} for said in config))
+    assert made.draft_config(None, {}, None, None, 1) == {"one": 1, "two": 2, "quantization_config": "second"}
 
 
 def test_zero_points_contradict_and_what_both_take_is_offered(tinyglm, targets):
