@@ -78,13 +78,11 @@ def load(name_or_path: str) -> Scheme:
     is_path = "/" in name_or_path or name_or_path.endswith(_SUFFIX)
     path = Path(name_or_path) if is_path else _folder() / f"{name_or_path}{_SUFFIX}"
     if not is_path and name_or_path not in names():
-        # another symmetry is another scheme, however near its name
-        alike = [name for name in names() if name.rpartition("-")[2] == name_or_path.rpartition("-")[2]]
-        near = get_close_matches(name_or_path, alike or names(), n=1)
+        near = _near(name_or_path.lower())
         raise MtpforgeError(
             f"no scheme is called `{shown(name_or_path)}`",
             why=f"presets: {', '.join(names())}",
-            fix=f"did you mean `{near[0]}`?" if near else "a file of your own is named by its path: `./mine.toml`",
+            fix=f"did you mean {near}?" if near else "a file of your own is named by its path: `./mine.toml`",
             code=errors.USAGE,
         )
     try:
@@ -95,6 +93,18 @@ def load(name_or_path: str) -> Scheme:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise _unread(shown(path), getattr(error, "strerror", None) or shown(error)) from error
     return loads(text, name=path.stem, where=str(path))
+
+
+def _near(typed: str) -> str:
+    """The presets that a name may stand for: those that begin or end with it, part by part, else the nearest; or ""."""
+    if typed in names():  # in capitals
+        return f"`{typed}`"
+    parts = typed.split("-")
+    meant = [n for n in names() if parts in (n.split("-")[: len(parts)], n.split("-")[-len(parts) :])]
+    # another symmetry is another scheme, however near its name
+    alike = [name for name in names() if name.rpartition("-")[2] == typed.rpartition("-")[2]]
+    meant = meant or get_close_matches(typed, alike or names(), n=1)
+    return " or ".join(f"`{name}`" for name in meant)
 
 
 def _unread(where: str, why: str) -> MtpforgeError:

@@ -107,6 +107,21 @@ def test_misspelt_preset_suggests_the_nearest():
     assert (caught.value.fix, caught.value.code) == ("did you mean `int4-g32-asym`?", errors.USAGE)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("int4", "`int4-g128-sym` or `int4-g32-asym`"),
+        ("fp8", "`fp8-block128`"),  # `mxfp8` is nearer by its letters
+        ("NVFP4", "`nvfp4`"),
+        ("w4a16", "`nvfp4-w4a16`"),
+    ],
+)
+def test_part_of_a_preset_s_name_suggests_those_that_have_it(typed, meant):
+    with pytest.raises(MtpforgeError) as caught:
+        scheme.load(typed)
+    assert caught.value.fix == f"did you mean {meant}?"
+
+
 NVFP4 = """\
 [[rules]]
 pattern = "*"
