@@ -265,6 +265,17 @@ def test_a_draft_is_no_target(pruned):
     assert report.exit_code == 1
 
 
+def test_a_draft_beside_the_target_is_not_told_to_build_one(pruned, tmp_path):
+    draft, target, _ = pruned
+    text = json.loads((Path(target.location) / "config.json").read_text())
+    shutil.copytree(target.location, tmp_path / "target")
+    (tmp_path / "target" / "config.json").write_text(json.dumps({**text, "mtp_quantization_config": {}}))
+    report = glance(draft, open_checkpoint(str(tmp_path / "target")))
+    (cured,) = [trap for trap in report.traps if trap.id == "mtp-quantization-config"]
+    assert (cured.severity, cured.fix) == ("note", "")
+    assert {c.name: c.verdict for c in report.checks}["target"] == "passed"
+
+
 @pytest.mark.parametrize(
     ("name", "check"), [("enorm.weight", "names"), ("mlp.experts.3.up_proj.weight_scale", "experts")]
 )

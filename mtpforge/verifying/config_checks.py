@@ -100,9 +100,14 @@ def version(target: Checkpoint, family: Family, sides: Mapping[str, Checkpoint])
 
 
 def _of_target(subject: Subject) -> tuple[Trap, ...]:
-    """A target that is a draft itself is told alone: what its config lacks as a target is beside the point."""
+    """A target that is a draft itself is told alone: what its config lacks as a target is beside the point.
+
+    What a draft beside the target cures is a note where there is one; a target's own layer is judged with it.
+    """
     target, family = subject.target, subject.family
-    return only_layer(target, family) or subject.engine.target_traps(target, family)
+    is_beside = subject.draft.identity != target.identity
+    traps = only_layer(target, family) or subject.engine.target_traps(target, family)
+    return tuple(replace(t, severity="note", fix="") if is_beside and t.draft_cures else t for t in traps)
 
 
 def _of_traps(name: str, traps: Iterable[Trap], good: str, fix: str = "") -> Check:
