@@ -46,6 +46,10 @@ NOWHERE = "./there-is-no-such-checkpoint"  # whoever opened it would say so
         ({"inputs": "absent.safetensors", "scales": "gptq"}, errors.INPUT, "absent.safetensors"),
         ({"keep_experts": "absent.json"}, errors.INPUT, "absent.json"),
         ({"scheme": "bf61"}, errors.USAGE, "bf61"),
+        ({"check": "of"}, errors.USAGE, "'of' is no value of `check`"),  # from Python: it would compare nothing it says
+        ({"memory": "2GB"}, errors.USAGE, "'2GB' is no value of `memory`"),
+        ({"max_shard_bytes": "2GB"}, errors.USAGE, "'2GB' is no value of `max_shard_bytes`"),
+        ({"experts": "12"}, errors.USAGE, "'12' is no value of `experts`"),
     ],
 )
 def test_what_a_command_line_shows_is_said_before_a_checkpoint_is_opened(asked, differs, code, says):

@@ -77,6 +77,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
     Writes nothing. MtpforgeError for everything that is known to end the build.
     """
     watching = watching or Watching.by(None, None)
+    refusals.of_values(request)
     refusals.of_machine(request)
     refuse_unknown(engine_of(request.engine), request.serving)
     if request.out is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 from mtpforge import errors
+from mtpforge.drafting.request import CheckMode
 from mtpforge.engines import engine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.heads import LIGHTEST
@@ -30,6 +31,23 @@ def of_machine(request: Request) -> None:
         from mtpforge.building import device as devices
 
         devices.choose(request.device, ())
+
+
+def of_values(request: Request) -> None:
+    """MtpforgeError for a value that only Python can give: the command line reads its own."""
+    known = get_args(CheckMode)
+    if request.check not in known:
+        _refuse_value("check", request.check, f"one of {', '.join(known)}")
+    if request.experts not in ("match", "keep") and not isinstance(request.experts, int):
+        _refuse_value("experts", request.experts, "`match`, `keep`, or a number: `experts=168`")
+    sizes = {"memory": request.memory, "max_shard_bytes": request.max_shard_bytes or 0}
+    for name, value in sizes.items():
+        if not isinstance(value, int):
+            _refuse_value(name, value, f"a number of bytes: `{name}=2 << 30` for 2 GiB")
+
+
+def _refuse_value(name: str, value: object, fix: str) -> NoReturn:
+    raise MtpforgeError(f"{shown(repr(value))} is no value of `{name}`", fix=fix, code=errors.USAGE)
 
 
 def of_family(request: Request, checkpoint: Checkpoint) -> None:
