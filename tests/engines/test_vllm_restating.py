@@ -120,6 +120,15 @@ def test_what_the_method_cannot_state_is_refused_with_what_it_can(name, preset, 
     assert refused.value.fix.endswith(able or "the target's own is taken")
 
 
+def test_scheme_without_a_rule_is_told_of_that_and_not_of_the_method(release_config, target_of):
+    target = target_of(release_config("target-w4a16-mtp-canada-quant"))
+    less = Scheme("mine", schemes.load("int4-g32-asym").rules[:-1])
+    with pytest.raises(MtpforgeError) as refused:
+        overlay.beside(target, VLLM, less)
+    assert refused.value.what == "scheme mine has no rule for `self_attn.q_a_proj`"
+    assert refused.value.fix == 'add a last rule with pattern = "*"'
+
+
 def test_proposal_that_changes_another_matrix_is_none(release_config, target_of, monkeypatch):
     """One that frees the attention of every layer, though only that of the last was asked for."""
     target = target_of(release_config("target-w4a16-mtp-canada-quant"))

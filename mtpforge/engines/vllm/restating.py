@@ -34,7 +34,10 @@ def restate(target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, 
 
     Formats are taken as the target's method spells them: NVFP4 is NVFP4 in ModelOpt's tensors or compressed-tensors'.
     MtpforgeError without a fix where no block of that method says it: what could be said takes as long again to find.
+    One with a fix where the scheme itself has no rule for a matrix: no target's method is to blame for that.
     """
+    for template in dict.fromkeys(t for asked in questions(family, target.config) for t in asked.templates):
+        wanted.of(template)
     with errors_of(target):
         found, why = _found(target, family, wanted)
     if found is not None:
