@@ -101,7 +101,11 @@ def machine_of(asked: Deployment) -> Machine:
     """The machine that is asked for; MtpforgeError for an unknown one, and for a fork or node that it has not."""
     known = machines()
     if asked.machine not in known:
-        _refuse("--hardware", f"no machine `{shown(asked.machine)}` is known", f"known: {', '.join(known)}", "")
+        meant = [
+            f"`--hardware {name}`" for name in known if name.partition("-x")[0] == asked.machine.partition("-x")[0]
+        ]
+        fix = f"did you mean {' or '.join(meant)}?" if meant else ""
+        _refuse("--hardware", f"no machine `{shown(asked.machine)}` is known", f"known: {', '.join(known)}", fix)
     found = known[asked.machine]
     if asked.fork and asked.fork not in found.forks:
         why = f"known there: {', '.join(found.forks) or 'none'}"

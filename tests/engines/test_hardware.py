@@ -148,6 +148,13 @@ def test_what_no_machine_gives_a_meaning_is_refused(asked, option):
     assert (refused.value.code, refused.value.where) == (2, f"option `{option}`")
 
 
+@pytest.mark.parametrize("typed", ["h200", "h200-x2"])
+def test_machine_of_another_number_of_gpus_is_answered_with_those_that_are_known(typed):
+    with pytest.raises(MtpforgeError) as refused:
+        mtpforge.engines.hardware.machine_of(deployment(typed, "", 0, ""))
+    assert refused.value.fix == "did you mean `--hardware h200-x4` or `--hardware h200-x8`?"
+
+
 @pytest.mark.engine
 @pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
 def test_vllms_own_parser_takes_every_command():
