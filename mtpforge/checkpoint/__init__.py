@@ -48,9 +48,8 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
     _refuse_below_a_folder(text)
     match = _hub_name(text)
     if match is None:
-        raise _absent(
-            text, f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
-        )
+        nowhere = f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
+        raise _absent(text, "there is no such file here" if text.endswith(_FILES) else nowhere)
     return _opened(match, offline=offline)
 
 

@@ -90,6 +90,12 @@ def test_an_address_is_answered_with_the_id_that_was_meant(here):
     assert caught.value.why.endswith("did you mean `zai-org/GLM-5.2`?")
 
 
+def test_a_file_that_is_not_there_is_called_a_file(here):
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint("model.gguf")
+    assert caught.value.why == "there is no such file here"
+
+
 def test_a_weight_file_is_answered_with_its_folder(here):
     (here / "m.safetensors").write_bytes(b"")
     with pytest.raises(MtpforgeError) as caught:
