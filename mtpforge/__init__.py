@@ -14,6 +14,8 @@
     explain_serve(draft, target)    the same, each flag with its reason
     graft(layer, into, out=...)     the target once more, with the layer inside
     delta(layer, against, out=...)  only what a graft adds
+    card(draft)                     its model card, as text
+    push(draft, repo)               to the hub, with its card
     merge(base, takes, out=...)     modules of several checkpoints under one config
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
     from mtpforge.publishing.assembling import Made
-    from mtpforge.publishing.calls import delta, graft, merge
+    from mtpforge.publishing.calls import card, delta, graft, merge, push
     from mtpforge.report import Progress, Report
     from mtpforge.scheme import Scheme
 
@@ -78,6 +80,7 @@ __all__ = [
     "accept",
     "build",
     "capture",
+    "card",
     "delta",
     "demanded_scheme",
     "diff",
@@ -93,6 +96,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "prune_plan",
+    "push",
     "schemes",
     "serve_command",
     "validate",
@@ -116,7 +120,9 @@ _PLACES: Final = {
     "delta": "mtpforge.publishing.calls",
     "doctor": "mtpforge.drafting.machine",
     **dict.fromkeys(("accept", "fidelity"), "mtpforge.judging.calls"),
+    "card": "mtpforge.publishing.calls",
     "graft": "mtpforge.publishing.calls",
+    "push": "mtpforge.publishing.calls",
     "merge": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
 }

@@ -48,6 +48,8 @@ COMMANDS: Final = (
     Entry("graft", "Put it to work", "a copy of the target with the layer inside, by links"),
     Entry("delta", "Put it to work", "only what a graft adds, for publishing"),
     Entry("merge", "Put it to work", "modules of several checkpoints under one config"),
+    Entry("card", "Put it to work", "the model card of a draft"),
+    Entry("push", "Put it to work", "a draft to the hub, with its card"),
     Entry("doctor", "This machine", "versions of everything that matters"),
     Entry("demo", "This machine", "a build in seconds, offline"),
     Entry("completion", "This machine", "the completion script of a shell"),

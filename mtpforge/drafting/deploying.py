@@ -9,7 +9,7 @@ from typing import Final
 
 from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import hardware
+from mtpforge.engines import behind, hardware
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.hardware import Deployment, Machine
@@ -50,14 +50,19 @@ def placed(
         "experts": f"{stored.format} {stored.strategy}".strip(),
         "family": family_of(target.config).name,
     }
-    given, variables = hardware.flags(machine, asked, engine, facts)
-    there = {flag.name for flag in command.flags}
-    return replace(
-        command,
-        flags=(*command.flags, *(flag for flag in given if flag.name not in there)),
-        environment=(*command.environment, *variables),
-        traps=(*command.traps, *_remarks(machine, target)),
-    )
+    remarks = tuple(_remarks(machine, target))
+    made: Command | None = None
+    for key, each in reversed([*zip(behind(engine), command.each, strict=True)]):
+        given, variables = hardware.flags(machine, asked, key, facts)
+        there = {flag.name for flag in each.flags}
+        made = replace(
+            each,
+            flags=(*each.flags, *(flag for flag in given if flag.name not in there)),
+            environment=(*each.environment, *variables),
+            traps=(*each.traps, *remarks),
+            beside=made,
+        )
+    return command if made is None else made
 
 
 def _remarks(machine: Machine, target: Checkpoint) -> Iterator[Trap]:

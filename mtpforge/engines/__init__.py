@@ -33,6 +33,11 @@ def engine_of(key: str) -> Engine:
     return found
 
 
+def behind(key: str) -> tuple[str, ...]:
+    """Keys of the engines that a key stands for, in the order of their commands."""
+    return (key,) if key in ENGINES else tuple(ENGINES) if key else ()
+
+
 def named(key: str) -> list[str]:
     """The words by which a command that is proposed names an engine: none for the default."""
     return [] if key in ("", DEFAULT) else ["--engine", key]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mtpforge import errors
-from mtpforge.checkpoint import Named
+from mtpforge import errors, manifest
+from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.metadata import CARD
 from mtpforge.drafting.request import OnRemark, Watching
 from mtpforge.errors import MtpforgeError
 from mtpforge.publishing import deltas, grafting, judging, making, merging
 from mtpforge.publishing.assembling import Made
 from mtpforge.publishing.grafting import Asked, Graft, Link
+from mtpforge.publishing.pushing import Upload
 from mtpforge.report import OnProgress
 from mtpforge.scheme import Scheme
 
@@ -91,6 +94,66 @@ def merge(
     """
     asked = merging.Asked(base=base, takes=tuple(takes.items()), out=out, link=link, force=force, offline=offline)
     return merging.make(merging.decide(asked, Watching.by(on_remark, on_progress)), on_progress)
+
+
+def card(
+    draft: Named,
+    *,
+    source: Named | None = None,
+    target: Named | None = None,
+    name: str = "",
+    offline: bool = False,
+) -> str:
+    """The model card of a draft, README.md as text. name: hub id under which the draft will be found.
+
+    source, target: what it was made from and for; the hub repositories of its manifest where they are not named.
+    """
+    from mtpforge.publishing import card as writing
+
+    held = open_checkpoint(draft, offline=True)
+    sides = lineage(held, source, target, offline=offline)
+    return writing.card(held, source=sides[0], target=sides[1], name=name)
+
+
+def push(
+    draft: Named,
+    repo: str,
+    *,
+    source: Named | None = None,
+    target: Named | None = None,
+    private: bool = True,
+    dry_run: bool = False,
+    offline: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Upload:
+    """Send a draft that verifies to a repository of the hub, with a model card where it has none.
+
+    private: where the repository is made by this; one that is there stays as it is. dry_run: verify, and say what would
+    be sent. MtpforgeError for a draft that does not verify, and where the hub does not take it.
+    """
+    from mtpforge.publishing import card as writing
+    from mtpforge.publishing import pushing
+
+    held = open_checkpoint(draft, offline=True)
+    pushing.refuse_names(repo)
+    origin, served = lineage(held, source, target, offline=offline)
+    pushing.refuse_unverified(pushing.verified(held, served, on_progress))
+    has_card = held.small_file(CARD) is not None
+    text = None if has_card else writing.card(held, source=origin, target=served, name=repo).encode()
+    upload = pushing.decide(held, repo, private=private, card=text)
+    return upload if dry_run else pushing.send(held, upload, text)
+
+
+def lineage(
+    draft: Checkpoint, source: Named | None, target: Named | None, *, offline: bool
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """Source and target of a draft: as named, else the hub repositories of its manifest; None where neither is."""
+    told = manifest.read(draft)
+    found = []
+    for named, identity in ((source, told.source), (target, told.target)):
+        place = named if named is not None else identity if identity and "#" not in identity else None
+        found.append(None if place is None else open_checkpoint(place, offline=offline))
+    return found[0], found[1]
 
 
 def decide(asked: Asked, watching: Watching) -> Graft:

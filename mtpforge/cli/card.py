@@ -1,0 +1,66 @@
+"""`mtpforge card`: the model card of a draft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mtpforge import errors
+from mtpforge.cli import options
+from mtpforge.cli.grammar import Command, Option
+from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.verify import draft_argument
+from mtpforge.errors import MtpforgeError
+
+_FILE = "README.md"
+
+
+@click.command(
+    "card",
+    cls=Command,
+    help="Write the draft's model card: lineage, licence, what it holds, what was checked, how it is served.",
+    examples=(
+        "mtpforge card out/draft --source ./GLM-5.2 --target ./GLM-5.2-AWQ-INT4",
+        "mtpforge card out/draft --name ann/GLM-5.2-MTP-INT4 -o card.md",
+    ),
+    quiet="Only the path of the card.",
+    then="mtpforge push DRAFT ORG/NAME",
+)
+@draft_argument
+@options.source(help="What it was made from, for licence and base; default: the repository in its manifest.")
+@options.target(help="What it was made for, for the server command; default: the repository in its manifest.")
+@click.option("--name", cls=Option, heading="Output", metavar="ORG/NAME", help="Where the draft will be found.")
+@options.out(help="The card; default: README.md in the draft's folder.")
+@options.force()
+@click.pass_obj
+def command(  # noqa: D103 -- the help text above
+    screen: Screen,
+    *,
+    draft: str,
+    source: str | None,
+    target: str | None,
+    name: str | None,
+    out: Path | None,
+    force: bool,
+) -> Ending:
+    from mtpforge.drafting.validating import folder_of
+    from mtpforge.durable import files
+    from mtpforge.publishing.calls import card
+    from mtpforge.publishing.card import doubts
+
+    place = out or folder_of(draft) / _FILE
+    if place.exists() and not force:
+        raise MtpforgeError(
+            f"{place} exists",
+            where="option `-o`",
+            fix="`--force` replaces it, `-o` names another place",
+            code=errors.MACHINE,
+        )
+    text = card(draft, source=source, target=target, name=name or "", offline=screen.offline)
+    files.replace(place, text.encode())
+    screen.traps(doubts(text))
+    screen.line(f"wrote   {place}")
+    screen.answer(str(place))
+    screen.next("mtpforge", "push", draft, name or "ORG/NAME", *options.kept("source", "target"))
+    return Ending({"draft": draft, "out": place, "card": text})

@@ -1,0 +1,193 @@
+"""card(): the model card of a draft: README.md, with the metadata that the hub knows.
+
+Everything in it is read from the draft, its manifest and the cards of what it was made from; nothing is claimed that no
+file says. Metadata: huggingface_hub's `ModelCardData`; `base_model_relation` knows adapter, merge, quantized, finetune.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Final, cast
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from mtpforge import manifest
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.metadata import CARD
+from mtpforge.drafting.serving import serving_command
+from mtpforge.engines import engine_of
+from mtpforge.engines.engine import Serving
+from mtpforge.inspecting import inspect
+from mtpforge.manifest import Manifest
+from mtpforge.report import Trap
+from mtpforge.units import count, file_size
+
+_TAGS: Final = ("mtp", "nextn", "speculative-decoding", "draft-model", "mtpforge")
+_LICENCE: Final = ("license", "license_name", "license_link")
+_HASHED: Final = "#"  # in the identity of a folder; of a hub repository it is `org/name@commit`
+
+
+def card(draft: Checkpoint, *, source: Checkpoint | None, target: Checkpoint | None, name: str = "") -> str:
+    """The text of README.md.
+
+    source, target: what the draft was made from and for, where they can be opened: licence and serving command come
+    from them. name: hub id under which the draft will be found; its folder where there is none.
+    """
+    told = manifest.read(draft)
+    place = name or draft.location
+    parts = [
+        f"---\n{_metadata(draft, told, source).to_yaml()}\n---\n",
+        f"# {place.rstrip('/').rpartition('/')[2]}\n",
+        *_about(told),
+        *_usage(draft, told, target, place),
+        *_lineage(told, source),
+        *_stored(draft, told),
+        *_checks(told),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def doubts(text: str) -> tuple[Trap, ...]:
+    """What a reader of the card will miss: a licence, a base model."""
+    said = ModelCard(text).data.to_dict()
+    missing = {
+        "license": "its source's card could not be read, or names none: `--source CKPT`",
+        "base_model": "its source is a folder whose card names no base: `--source CKPT`",
+    }
+    return tuple(
+        Trap(f"card-without-{key}", "warning", f"the card states no `{key}`", fix)
+        for key, fix in missing.items()
+        if key not in said
+    )
+
+
+def licence_of(source: Checkpoint | None) -> dict[str, str]:
+    """`license`, its name and its link as the source's card states them; {} where it has none."""
+    raw = source.small_file(CARD) if source is not None else None
+    stated = _front_matter(raw) if raw is not None else {}
+    return {key: str(stated[key]) for key in _LICENCE if isinstance(stated.get(key), str)}
+
+
+def _front_matter(raw: bytes) -> Mapping[str, object]:
+    """Metadata of a card as huggingface_hub reads it; {} for a card without any, or with damaged ones."""
+    try:
+        read = ModelCard(raw.decode(errors="replace"), ignore_metadata_errors=True)
+    except Exception:  # noqa: BLE001 -- yaml's errors are of many classes; a damaged card states nothing
+        return {}
+    return cast("Mapping[str, object]", read.data.to_dict())
+
+
+def _metadata(draft: Checkpoint, told: Manifest, source: Checkpoint | None) -> ModelCardData:
+    """What the hub shows and searches by."""
+    engine = engine_of(str(told.body["engine"]))
+    method = str(draft.quantization.get("quant_method", "")) if draft.quantization else ""
+    bases = _bases(told, source)
+    known = {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "quantized"} if bases else {}
+    return ModelCardData(
+        **known,
+        **licence_of(source),
+        library_name=engine.package.partition(",")[0] or "mtpforge",
+        tags=[*_TAGS, str(told.body["family"]), *([method] if method else [])],
+    )
+
+
+def _bases(told: Manifest, source: Checkpoint | None) -> list[str]:
+    """Hub ids that the draft descends from: what the source's card names as its base, else the source itself."""
+    named = source.base_models() if source is not None else ()
+    own = "" if _HASHED in told.source else told.source.partition("@")[0]
+    return [*named] or ([own] if own else [])
+
+
+def _about(told: Manifest) -> Iterator[str]:
+    target, pruned = told.target, told.body["kept_experts"]
+    beside = f" beside `{_shown(target)}`" if target else ""
+    yield f"The multi-token-prediction layer (number {told.layer}) of `{_shown(told.source)}`, as a draft for"
+    yield f"speculative decoding{beside}. It is no model of its own: embedding and head are the target's.\n"
+    if pruned:
+        yield f"It holds {told.n_experts} of the source's experts, as many as the target.\n"
+
+
+def _usage(draft: Checkpoint, told: Manifest, target: Checkpoint | None, place: str) -> Iterator[str]:
+    """The server command, exact where the target can be opened."""
+    yield "## Use\n"
+    if target is None:
+        asked = shlex.join(["mtpforge", "serve", "DRAFT", "--target", _shown(told.target) or "TARGET", "--print"])
+        yield f"Download this folder as `DRAFT`; `{asked}` prints the exact command.\n"
+        return
+    key = str(told.body["engine"])
+    command = serving_command(draft.location, target, key, Serving())
+    # No path of the machine that made it: the draft under its name, a local target under the name of its folder.
+    names = {str(Path(draft.location).absolute()): place}
+    names |= {} if target.revision else {target.location: _shown(told.target)}
+    yield "```bash"
+    for each in command.each:
+        yield shlex.join(_renamed(word, names) for word in each.argv)
+    yield "```\n"
+    if told.body.get("restated"):
+        yield "The command tells the engine how the layer is quantized: without that it expects another scheme.\n"
+
+
+def _renamed(word: str, names: Mapping[str, str]) -> str:
+    for path, name in names.items():
+        word = word.replace(path, name)
+    return word
+
+
+def _lineage(told: Manifest, source: Checkpoint | None) -> Iterator[str]:
+    yield "## Made from\n"
+    rows = [
+        ("layer", f"`{told.source}`"),
+        ("target", f"`{told.target}`" if told.target else "none: by a scheme"),
+        ("scheme", f"`{cast('Mapping[str, object]', told.body['scheme'])['name']}`, scales by {told.scales}"),
+        ("experts", _experts(told)),
+        ("mtpforge", f"{told.version}, plan `{told.plan[:16]}`"),
+    ]
+    licence = licence_of(source)
+    if licence:
+        rows.append(("licence", " ".join(licence.values())))
+    yield _table(("", ""), rows)
+
+
+def _experts(told: Manifest) -> str:
+    kept, by = told.body["kept_experts"], told.body["kept_by"]
+    return f"{told.n_experts}" + (f", kept by {by}" if kept and by else "")
+
+
+def _stored(draft: Checkpoint, told: Manifest) -> Iterator[str]:
+    """What it holds, kind by kind, and how far decoded weights are from the source's."""
+    facts = inspect(draft, engine=str(told.body["engine"]), with_heads=False).facts
+    layer = cast("Mapping[str, object]", facts["mtp"])
+    rows = cast("Iterable[Mapping[str, object]]", layer["stored"])
+    yield "## What it holds\n"
+    yield f"{count(cast('int', layer['n_tensors']))} tensors, {file_size(cast('int', layer['n_bytes']))}.\n"
+    yield _table(
+        ("modules", "n", "stored as", "bytes"),
+        [(str(r["kind"]), str(r["n"]), str(r["stored"]), file_size(cast("int", r["n_bytes"]))) for r in rows],
+    )
+    errors_found = [error for error in told.relative_error.values() if error > 0]
+    if errors_found:
+        yield (
+            f"Decoded weights are off by {median(errors_found):.3g} of their norm in the median of the"
+            f" {len(errors_found)} matrices that were coded anew, by {max(errors_found):.3g} at most.\n"
+        )
+
+
+def _checks(told: Manifest) -> Iterator[str]:
+    yield "## Checked\n"
+    checks = cast("Iterable[Mapping[str, str]]", told.body["checks"])
+    yield _table(("check", "", ""), [(c["name"], c["verdict"], c["detail"]) for c in checks])
+    yield "Acceptance beside the target was not measured here.\n"
+
+
+def _shown(identity: str) -> str:
+    """`org/name@0123abcd` with a short commit; a folder by its name."""
+    place, _, commit = identity.partition("@")
+    return f"{place}@{commit[:8]}" if commit and _HASHED not in identity else identity.partition(_HASHED)[0]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines) + "\n"

@@ -1,0 +1,185 @@
+"""Model cards, and uploads to a hub on this machine that speaks what huggingface_hub speaks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, constants
+from upload_hub import TOKEN, UploadHub
+
+import mtpforge
+from mtpforge.errors import MtpforgeError
+
+# huggingface_hub 2.4.0 hands objects to httpx2 in a way that this calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+DEMO = Path(mtpforge.__file__).parent / "_demo"
+TARGET = DEMO / "awq-int4"
+REPO = "ann/GLM-5.2-MTP-INT4"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A draft, and a source whose card states a licence of its own."""
+    home = tmp_path_factory.mktemp("push")
+    source = home / "source"
+    shutil.copytree(DEMO / "nvfp4", source)
+    (source / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: glm-5.3\nlicense_link: https://example.org/LICENSE\n"
+        "base_model: zai-org/GLM-5.2\n---\n# it\n"
+    )
+    mtpforge.build(TARGET, source, out=home / "draft", check="off")
+    return home / "draft", source
+
+
+@pytest.fixture
+def draft(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = UploadHub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("mtpforge.publishing.pushing.HfApi", _api(server.url))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _api(url):
+    from huggingface_hub import HfApi
+
+    return lambda: HfApi(endpoint=url)
+
+
+def push(draft, made, **more):
+    return mtpforge.push(draft, REPO, target=TARGET, source=made[1], **more)
+
+
+def test_the_card_states_licence_base_lineage_and_what_is_held(made):
+    text = mtpforge.card(made[0], source=made[1], target=TARGET, name=REPO)
+    stated = ModelCard(text).data.to_dict()
+    assert stated["license"] == "other"
+    assert stated["license_name"] == "glm-5.3"
+    assert stated["license_link"] == "https://example.org/LICENSE"
+    assert (stated["base_model"], stated["base_model_relation"]) == ("zai-org/GLM-5.2", "quantized")
+    assert stated["library_name"] == "vllm"
+    assert {"mtp", "speculative-decoding", "glm_moe_dsa", "compressed-tensors"} <= set(stated["tags"])
+    assert f'"model": "{REPO}"' in text  # the command names the draft as it will be found
+    assert "| routed experts | 48 | INT4 g32 asymmetric |" in text
+    told = json.loads((made[0] / "mtpforge.json").read_text())
+    assert told["source"]["id"] in text
+    assert f"{max(told['relative_error'].values()):.3g} at most" in text
+    assert str(made[0].parent) not in text  # no path of the machine that made it
+    assert str(TARGET) not in text
+
+
+def test_a_card_without_a_source_claims_no_licence(made):
+    stated = ModelCard(mtpforge.card(made[0])).data.to_dict()
+    assert "license" not in stated
+    assert "base_model" not in stated
+
+
+def test_a_draft_and_its_card_arrive_whole_in_a_private_repository(draft, made, hub):
+    sent = push(draft, made)
+    assert hub.repos == {REPO: True}
+    assert hub.files == {file.name: file.read_bytes() for file in draft.iterdir()}
+    assert hub.files["README.md"].startswith(b"---\n")
+    assert sent.files == {name: len(data) for name, data in hub.files.items()}
+    assert sent.commit == f"{hub.url}/{REPO}/commit/c0ffee"
+
+
+def test_what_mtpforge_did_not_write_stays_at_home(draft, made, hub):
+    (draft / "notes.txt").write_text("mine")
+    (draft / ".hidden").write_text("mine")
+    push(draft, made, private=False)
+    assert not {"notes.txt", ".hidden"} & set(hub.files)
+    assert hub.repos == {REPO: False}
+
+
+def test_a_dry_run_sends_and_writes_nothing(draft, made, hub):
+    before = {file.name: file.read_bytes() for file in draft.iterdir()}
+    would = push(draft, made, dry_run=True)
+    assert set(would.files) == {*before, "README.md"}
+    assert would.commit == ""
+    assert not hub.seen
+    assert before == {file.name: file.read_bytes() for file in draft.iterdir()}
+
+
+def test_a_card_of_ones_own_is_sent_as_it_is(draft, made, hub):
+    (draft / "README.md").write_text("mine\n")
+    push(draft, made)
+    assert hub.files["README.md"] == b"mine\n"
+
+
+def test_a_draft_that_does_not_verify_is_not_sent(draft, made, hub):
+    whole = bytearray((draft / "model.safetensors").read_bytes())
+    whole[-1] ^= 1
+    (draft / "model.safetensors").write_bytes(whole)
+    with pytest.raises(MtpforgeError, match="does not verify") as refused:
+        push(draft, made)
+    assert refused.value.code == 1
+    assert not hub.seen
+
+
+def test_an_upload_that_broke_off_goes_on_with_what_has_arrived(draft, made, hub):
+    hub.refuse["commit"] = 403
+    with pytest.raises(MtpforgeError, match="was not written"):
+        push(draft, made)
+    assert hub.put_bytes == (draft / "model.safetensors").stat().st_size
+    hub.refuse.clear()
+    push(draft, made)
+    assert hub.put_bytes == (draft / "model.safetensors").stat().st_size  # not sent again
+    assert set(hub.files) == {file.name for file in draft.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "words"),
+    [
+        ("create", 401, "who you are"),
+        ("create", 403, "may not write"),
+        ("commit", 409, "is changing that repository"),
+        ("batch", 413, "no file of that size"),
+        ("object", 413, "no file of that size"),
+        ("commit", 507, "no storage left"),
+        ("preupload", 402, "it answered 402"),
+    ],
+)
+def test_answers_of_the_hub_in_words(step, status, words, draft, made, hub):
+    hub.refuse[step] = status
+    with pytest.raises(MtpforgeError) as refused:
+        push(draft, made)
+    assert refused.value.code == 4
+    assert words in refused.value.why
+    assert TOKEN not in str(refused.value)
+    assert "http://" not in str(refused.value)
+
+
+def test_without_a_token_the_login_is_named(draft, made, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: None)
+    with pytest.raises(MtpforgeError) as refused:
+        push(draft, made)
+    assert "hf auth login" in refused.value.fix
+
+
+def test_a_target_that_is_a_folder_has_to_be_named(draft, hub):
+    with pytest.raises(MtpforgeError, match="its target is not known here") as refused:
+        mtpforge.push(draft, REPO)
+    assert "`--target CKPT`" in refused.value.fix
+    assert not hub.seen
+
+
+@pytest.mark.parametrize("name", ["draft", "a/b/c", "/b", "a/"])
+def test_names_of_no_repository_are_refused(name, draft, hub):
+    with pytest.raises(MtpforgeError, match="is no name of a repository"):
+        mtpforge.push(draft, name, target=TARGET)
