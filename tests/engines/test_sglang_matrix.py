@@ -79,6 +79,7 @@ ROWS = {
     "W4AFP8": fp8(FP8, experts=W4AFP8),
     "W4AFP8, 256 experts": fp8(FP8, experts=W4AFP8, n_experts=256),
     "zero points": Row(experts=ASYMMETRIC, refused="gate_proj.weight_zero_point"),
+    "INT3": Row(experts=replace(INT4, bits=3), refused="is supported for the following bits"),
     "packed kv_b": Row(experts=INT4, kv_b=INT4, refused="has no attribute 'weight'"),
     "packed q_a and kv_a": Row(experts=INT4, fused_in=INT4, refused="AssertionError"),
     "NVFP4 q_a and kv_a": Row(experts=NVFP4, fused_in=NVFP4, refused="AssertionError"),

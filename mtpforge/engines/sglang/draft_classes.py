@@ -27,6 +27,7 @@ from mtpforge.tensors import Quantization
 
 _FOLDER: Final = "classes"
 _NOT_TRIED: Final = "tensor"  # one FP8 scale a tensor
+_UNTRIED: Final = "its loader was not tried with that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,9 @@ class DraftClass:
     def refusal(self, template: str, quantization: Quantization) -> str:
         """Why a module does not load so, "" where it does."""
         row = next(row for row in self.loads if any(fnmatchcase(template, pattern) for pattern in row.modules))
-        return "" if row.takes(quantization) else row.why
+        if row.takes(quantization):
+            return ""
+        return _UNTRIED if row.symmetric and quantization.symmetric else row.why
 
 
 @cache

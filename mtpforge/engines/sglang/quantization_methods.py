@@ -22,6 +22,7 @@ Decision: TypeAlias = tuple[Quantization, str]
 _CLASS: Final = "Linear"  # counts for the experts too
 _A_CLASS: Final = "ReplicatedLinear"  # stands for the classes of linears, whose names all end so
 _WEIGHT_ONLY: Final = "pack-quantized"
+_PACKED_BITS: Final = (4, 8)  # WNA16_SUPPORTED_BITS, schemes/compressed_tensors_wNa16.py
 # All that W4AFp8Config has (w4afp8.py): integers for the experts, DeepSeek's FP8 for every other linear.
 W4AFP8: Final = Quantization("w4afp8", 4, strategy="group", group_size=128, scale_dtype="BF16")
 BESIDE_W4AFP8: Final = Quantization(
@@ -94,6 +95,8 @@ def _stored(block: QuantConfig, asked: Asked, group: Group) -> Quantization:
     stored_as = group.format or block.format
     if asked.experts and stored_as == _WEIGHT_ONLY and block.format != _WEIGHT_ONLY:
         raise refused("the experts are packed, the block as a whole is not", "format", f"it must be {_WEIGHT_ONLY}")
+    if stored_as == _WEIGHT_ONLY and group.weights and group.weights.bits not in _PACKED_BITS:
+        raise refused("the integers are not of 4 or 8 bits", "config_groups", "it has kernels for no others")
     # Activations beside packed weights store nothing.
     inputs = None if stored_as == _WEIGHT_ONLY else group.input_activations
     return quantization_of(replace(group, input_activations=inputs), stored_as)
