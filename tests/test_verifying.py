@@ -265,6 +265,17 @@ def test_a_draft_is_no_target(pruned):
     assert report.exit_code == 1
 
 
+def test_a_draft_for_another_engine_is_not_advised_to_be_replaced(pruned, tmp_path):
+    draft, target, _ = pruned
+    shutil.copytree(draft, tmp_path / "draft")
+    for file, change in (("mtpforge.json", {"engine": "sglang"}), ("config.json", {"moe_router_dtype": None})):
+        path = tmp_path / "draft" / file
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    (check,) = [c for c in glance(tmp_path / "draft", target).checks if c.verdict == "failed"]
+    assert "name the engine that it was made for: `--engine sglang`; or build one for this: `" in check.fix
+    assert "--force" not in check.fix
+
+
 def test_a_draft_beside_the_target_is_not_told_to_build_one(pruned, tmp_path):
     draft, target, _ = pruned
     text = json.loads((Path(target.location) / "config.json").read_text())

@@ -33,7 +33,8 @@ def advice(
 ) -> str:
     """`mtpforge build` for this target, from the source that is known, over a draft that was made for this target.
 
-    Any other draft is left alone, and so is a folder without our manifest: what they were made for they may fit.
+    Any other draft is left alone, one for another engine too, and so is a folder without our manifest: what they were
+    made for they may fit.
     """
     told = _told(draft)
     is_its = told is not None and is_one(told.target, target.identity)
@@ -46,14 +47,27 @@ def advice(
     asked = _scheme(told, target, engine) if is_its and told is not None else ""
     words += [*named(engine), *_ranks(serving or Serving()), *(("--scheme", asked) if asked else ())]
     words += _search(told) if is_its and told is not None else ()
-    if is_its and not draft.revision:
+    other = _other_engine(told, engine) if is_its and told is not None else ""
+    if is_its and not other and not draft.revision:
         words += ["--force", "-o", draft.label]
     else:
         words += _elsewhere(target, engine)
+    if other:
+        return f"name the engine that it was made for: `--engine {other}`; or build one for this: `{shlex.join(words)}`"
     if told is None or is_its or not told.target:
         return _AGAIN.format(shlex.join(words)) + _which(asked)
     made_for = told.target.rpartition(_HASH)[0] or told.target
     return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
+
+
+def _other_engine(told: Manifest, engine: str) -> str:
+    """Key of the engine that a draft was made for, "" where it is this one or none that is known."""
+    made_for = told.body.get("engine")
+    with suppress(MtpforgeError):
+        if isinstance(made_for, str) and made_for != engine:
+            engine_of(made_for)
+            return made_for
+    return ""
 
 
 def _scheme(told: Manifest, target: Checkpoint, engine: str) -> str:
