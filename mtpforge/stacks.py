@@ -90,7 +90,7 @@ def _stack(name: str, members: tuple[Module, ...], parts: Mapping[str, TensorRef
     named = {spelled.get(suffix, suffix): ref for suffix, ref in parts.items()}
     if is_openai:
         named["weight_packed"] = _joined_blocks(named["weight_packed"])
-    return _Stack(name, members, named, take_turns=is_openai and len(members) > 1)
+    return _Stack(name, members, named, take_turns=is_openai)
 
 
 def _joined_blocks(ref: TensorRef) -> TensorRef:
