@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mtpforge
 from mtpforge import cli
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES
+from mtpforge.engines import overlay as overlays
 from mtpforge.errors import MtpforgeError
 
 
@@ -68,6 +72,16 @@ def test_target_that_cannot_state_it_refuses_the_plan(tinyglm):
     assert refused.value.fix.startswith("`--scheme` with one of: bf16, ")
     assert "nvfp4" in refused.value.fix
     assert "int4" not in refused.value.fix
+
+
+def test_a_refusal_that_knows_its_own_way_out_is_passed_on(tinyglm):
+    def refuse(*_):
+        raise MtpforgeError("no", fix="its own")
+
+    engine = replace(ENGINES["vllm"], restate=refuse)
+    with pytest.raises(MtpforgeError) as refused:
+        overlays.beside(open_checkpoint(str(tinyglm("nvfp4"))), engine, mtpforge.load_scheme("int4-g128-sym"))
+    assert refused.value.fix == "its own"
 
 
 def links_of(folder):
