@@ -9,6 +9,7 @@ from small_plans import DENSE
 
 from mtpforge.planning.facts import peak_bytes
 from mtpforge.planning.steps import Move, Step
+from mtpforge.weights.bands import band_rows, bands
 
 GATE = Move("gate", "routed experts", (2048, 6144), {}, DENSE, DENSE, "encode", (), "because")
 # 4 Mi weights a band, in whole rows of 128: 640 of [2048, 6144], all 2048 of [6144, 2048], all of a small one
@@ -31,3 +32,10 @@ def test_the_largest_of_a_step_counts_and_a_copy_takes_a_buffer():
     assert peak_bytes(Step(moves=(small, GATE, small))) == 640 * 6144 * 16
     assert peak_bytes(Step(moves=(replace(GATE, action="copy"),))) == 1 << 20
     assert peak_bytes(Step(moves=(replace(GATE, action="copy"),), ties=True)) == 640 * 6144 * 16  # may be made anew
+
+
+def test_a_weight_too_wide_for_a_band_is_cut_into_the_least_rows():
+    """128 rows of more than 32,768 columns are over 4 Mi weights; a weight without columns has no rows too many."""
+    assert [band_rows((256, width)) for width in (16_384, 16_385, 32_768, 40_000)] == [256, 128, 128, 128]
+    assert list(bands((300, 40_000))) == [(0, 128), (128, 256), (256, 300)]
+    assert list(bands((300, 0))) == [(0, 300)]
