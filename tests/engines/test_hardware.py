@@ -74,6 +74,18 @@ def test_a_fork_that_reads_the_pattern_is_told_the_layers_with_an_indexer():
     assert "--hf-overrides" not in made("spark-x4").argv
 
 
+def test_a_pattern_that_was_asked_for_stands_over_the_derived_one():
+    asked = Serving(overrides={"index_topk_pattern": "FS"})
+    told = json.loads(flag(made("spark-x4", fork="gb10", serving=asked), "--hf-overrides"))
+    assert told["index_topk_pattern"] == "FS"
+
+
+@pytest.mark.parametrize("index", [b"", b"{}", b"[]", b"no json", b'{"metadata": {"total_size": "many"}}'])
+def test_weights_that_no_index_counts_are_taken_to_fit(index):
+    served = machine_commands.target("target-bf16", index)
+    assert machine_commands.command("vllm", served, machine_commands.asked("h100-x4")).traps == ()
+
+
 def test_ranks_are_the_machines_unless_another_number_is_asked_for():
     assert flag(made("h200-x8"), "--tensor-parallel-size") == "8"
     assert flag(made("h200-x8", serving=Serving(tensor_parallel=4)), "--tensor-parallel-size") == "4"
