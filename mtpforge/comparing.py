@@ -186,8 +186,9 @@ def _equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 
 
 def _bytes_equal(one: Tensor, other: Tensor) -> bool:
-    """Bits, so that NaN equals itself and 0.0 not -0.0."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    """Bits, so that NaN equals itself and 0.0 not -0.0. Flat: torch views no scalar as its bytes."""
+    ours, theirs = (part.contiguous().flatten().view(torch.uint8) for part in (one, other))
+    return torch.equal(ours, theirs)
 
 
 def _config(one: Checkpoint, other: Checkpoint) -> dict[str, tuple[object, object]]:

@@ -68,6 +68,27 @@ def test_one_weight_off_is_found_named_and_measured(dense, changed):
     assert report.exit_code == 1
 
 
+def test_a_scale_of_the_whole_matrix_is_compared_too(tmp_path):
+    """All parts that have rows are the same then."""
+    copy, name = tmp_path / "copy", "mlp.experts.5.down_proj"
+    shutil.copytree(DEMO / "nvfp4", copy)
+    held = load_file(copy / "model-mtp.safetensors")
+    held[f"{LAYER}{name}.weight_scale_2"] *= 2
+    save_file(held, copy / "model-mtp.safetensors", metadata={"format": "pt"})
+    (found,) = mtpforge.diff(DEMO / "nvfp4", copy).facts["differences"]
+    assert (found["name"], found["relative_error"]) == (name, 1.0)  # twice as much everywhere
+
+
+def test_a_module_of_zeros_is_infinitely_far_from_any_other(dense, changed):
+    """The error is of the first one's norm: there is none to divide by."""
+    name = f"{LAYER}mlp.experts.5.down_proj.weight"
+    zeros = changed(lambda held: held[name].zero_())
+    (found,) = mtpforge.diff(zeros, dense).facts["differences"]
+    assert found["relative_error"] == float("inf")
+    (found,) = mtpforge.diff(dense, zeros).facts["differences"]
+    assert found["relative_error"] == 1.0
+
+
 def test_a_norm_of_other_bits_is_found(dense, changed):
     def off(held):
         held[f"{LAYER}enorm.weight"][0] *= -1
