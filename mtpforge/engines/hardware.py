@@ -154,10 +154,8 @@ def topk_pattern(asked: Deployment, machine: Machine, text_config: Mapping[str, 
 
 
 def _fitting(rows: tuple[Row, ...], engine: str, fork: str, facts: Facts) -> Iterator[Row]:
-    """Rows of this engine and fork whose conditions hold; a fork's own goes before a stock one of the same name."""
-    held = [row for row in rows if row["engine"] == engine and row.get("fork", "") in {"", fork} and _holds(row, facts)]
-    forked = {row["name"] for row in held if row.get("fork")}
-    return (row for row in held if row.get("fork") or row["name"] not in forked)
+    """Rows of this engine and fork whose conditions hold."""
+    return (row for row in rows if row["engine"] == engine and row.get("fork", "") in {"", fork} and _holds(row, facts))
 
 
 def _holds(row: Row, facts: Facts) -> bool:

@@ -57,6 +57,13 @@ def test_every_flag_has_a_reason_a_source_and_an_engine_of_the_table():
             assert row.get("fork", next(iter(machine.forks), "")) in {"", *machine.forks}
 
 
+def test_no_fork_gives_a_flag_that_is_given_without_it():
+    """It would stand in the command twice."""
+    for machine in machines().values():
+        stock = {(row["engine"], row["name"]) for row in machine.rows if not row.get("fork")}
+        assert not stock & {(row["engine"], row["name"]) for row in machine.rows if row.get("fork")}
+
+
 def test_flags_of_a_fork_are_given_to_those_who_name_it_alone():
     stock, forked = made("spark-x4"), made("spark-x4", fork="gb10")
     assert "B12X_MLA_SPARSE" not in stock.argv
