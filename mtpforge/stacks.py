@@ -156,8 +156,8 @@ def _cut(stack: _Stack, suffix: str, ref: TensorRef, lie: PartRows | None, at: i
     if stack.take_turns:
         turns = len(stack.members)
         return replace(ref.every(turns, at), name=f"{ref.name}[{at}::{turns}]")
-    if rows[0] % lie.rows or (rows[1] % lie.rows and rows[1] != stack.shape[0]):
-        why = f"{lie.rows} rows share an entry of {shown(suffix)}, and {stack.members[at].name} begins at row {rows[0]}"
+    if rows[1] % lie.rows:  # members are of one height: where the first may be cut, all may
+        why = f"{lie.rows} rows share an entry of {shown(suffix)}, and {stack.members[at].name} ends at row {rows[1]}"
         raise _wrong(ref, f"`{shown(stack.name)}` cannot be cut into its projections", why)
     first, last = lie.span(*rows)
     cut = ref.columns(first, last) if lie.axis else ref.rows(first, last)
