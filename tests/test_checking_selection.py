@@ -91,6 +91,11 @@ def test_what_cannot_be_compared_is_counted_by_reason():
     }
 
 
+def test_what_cannot_be_compared_makes_no_layer_large():
+    dense = move(0, "o_proj", BF16, (6144, 16384), "attention")
+    assert choose(steps(move(0, "gate_proj", INT4), dense), "sample").mode == "full"
+
+
 def test_off_chooses_nothing():
     assert choose(steps(move(0, "gate_proj", INT4)), "off") == checking.Selection("off", ())
 

@@ -245,6 +245,20 @@ def test_a_target_that_is_its_own_source_has_no_mismatch(tinyglm, layout, n_diff
     assert len(mismatches(layer, checkpoint, family, engine)) == n_differing
 
 
+def test_what_the_engine_keeps_in_float32_is_no_match_in_bf16(single, tmp_path):
+    """Where it keeps BF16 it takes any float."""
+    name = f"{P}mlp.gate.e_score_correction_bias"
+
+    def cast(tensors):
+        tensors[name] = tensors[name].bfloat16()
+        tensors[f"{P}enorm.weight"] = tensors[f"{P}enorm.weight"].float()
+
+    target = open_checkpoint(str(changed(single("bf16"), tmp_path / "s", cast)))
+    family, engine = family_of(target.config), ENGINES["vllm"]
+    found = mismatches(stored_layer(target, family), target, family, engine)
+    assert found == (f"{name} is BF16 [16], expected F32 [16]",)
+
+
 def test_mismatches_name_what_another_target_would_not_load(tinyglm):
     source, target = (open_checkpoint(str(tinyglm(name))) for name in ("bf16", "awq-int4"))
     family, engine = family_of(target.config), ENGINES["vllm"]
