@@ -52,6 +52,15 @@ def test_every_source_tensor_is_read_or_dropped_by_a_rule(census_folder, config_
     assert {u.name.rpartition(".")[2] for u in made.unused} == {"input_scale"}
 
 
+def test_what_two_steps_read_is_counted_once(tinyglm):
+    """Gate and up take the larger of their activation scales, so each reads both."""
+    source, target = (open_checkpoint(str(tinyglm("nvfp4"))) for _ in range(2))
+    made = plan(source, target)
+    refs = [(ref.origin, ref.name, ref.stop - ref.start) for step in made.steps for ref in step.reads]
+    assert len(set(refs)) < len(refs)
+    assert made.facts["read_bytes"] == sum(n_bytes for *_, n_bytes in set(refs))
+
+
 def test_layer_already_stored_as_demanded_is_copied(census_folder, config_folder):
     source = open_checkpoint(str(census_folder("nvfp4-experts-lukealonso", "target-nvfp4-lukealonso")))
     made = plan(source, open_checkpoint(str(config_folder("target-nvfp4-lukealonso"))))

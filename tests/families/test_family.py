@@ -10,7 +10,7 @@ import pytest
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import families, family_of
-from mtpforge.families.counting import config_experts
+from mtpforge.families.counting import config_experts, expert_numbers
 from mtpforge.families.sizes import evaluate
 
 FILES = (Path(__file__).parents[2] / "mtpforge" / "families").glob("*.toml")
@@ -141,6 +141,13 @@ def test_a_config_that_counts_no_experts_states_no_count(release_config):
     for key in family.expert_keys:
         config.pop(key, None)
     assert config_experts(family, config) is None
+
+
+def test_experts_are_counted_by_the_parts_of_their_own_matrices(release_config):
+    """With the prefix of a layer or without; what lies deeper, as an adapter does, counts nothing."""
+    names = ("mlp.experts.3.down_proj.weight", "model.layers.7.mlp.experts.12.up_proj.weight_packed")
+    others = ("mlp.experts.4.up_proj.lora_A.weight", "mlp.experts.5.bias", "mlp.shared_experts.up_proj.weight")
+    assert expert_numbers(family_of(release_config("target-bf16")), (*names, *others)) == {3, 12}
 
 
 def test_size_expressions_know_sums_and_products_only():
