@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import shutil
 
 import pytest
 from grafted import check_index, digests, state, tensors
@@ -86,8 +87,6 @@ def test_what_cannot_be_merged_is_refused(tinyglm, tmp_path, base, pattern, othe
 
 def test_module_that_is_stored_otherwise_than_its_block_says_is_named(tinyglm, tmp_path):
     """A config that leaves the experts of layer 2 dense, over files in which they are not."""
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(tinyglm("awq-int4"), other)
     config = json.loads((other / "config.json").read_text())
@@ -96,6 +95,20 @@ def test_module_that_is_stored_otherwise_than_its_block_says_is_named(tinyglm, t
     error = refusal(tinyglm("int4-int8mix"), {EXPERTS: other}, tmp_path)
     assert "is stored otherwise than its config says" in error.what
     assert "model.layers.2.mlp.experts" in error.what
+
+
+@pytest.mark.parametrize(
+    "stated", [{"kv_cache_quant_algo": "FP8"}, {"kv_cache_scheme": {"type": "float", "num_bits": 8}}]
+)
+def test_scales_of_the_cache_that_mixed_precision_would_lose_refuse_the_merge(tinyglm, tmp_path, stated):
+    base = tmp_path / "base"
+    shutil.copytree(tinyglm("nvfp4"), base)
+    (base / "hf_quant_config.json").unlink(missing_ok=True)
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] |= stated
+    (base / "config.json").write_text(json.dumps(config))
+    error = refusal(base, {"model.layers.1.mlp.experts.*": tinyglm("bf16")}, tmp_path)
+    assert "reads no scales of the KV cache" in error.what
 
 
 @pytest.mark.engine
