@@ -259,6 +259,18 @@ def test_what_the_engine_keeps_in_float32_is_no_match_in_bf16(single, tmp_path):
     assert found == (f"{name} is BF16 [16], expected F32 [16]",)
 
 
+def test_fewer_experts_than_the_target_serves_are_a_mismatch(single, tmp_path):
+    def prune(tensors):
+        without(*(f".experts.{number}." for number in range(12, 16)))(tensors)
+        for name in ("weight", "e_score_correction_bias"):
+            tensors[f"{P}mlp.gate.{name}"] = tensors[f"{P}mlp.gate.{name}"][:12].clone()
+
+    target = open_checkpoint(str(changed(single("bf16"), tmp_path / "s", prune)))
+    family, engine = family_of(target.config), ENGINES["vllm"]
+    found = mismatches(stored_layer(target, family), target, family, engine)
+    assert found == ("12 experts, the target serves 16",)
+
+
 def test_mismatches_name_what_another_target_would_not_load(tinyglm):
     source, target = (open_checkpoint(str(tinyglm(name))) for name in ("bf16", "awq-int4"))
     family, engine = family_of(target.config), ENGINES["vllm"]
