@@ -84,6 +84,18 @@ def test_a_refusal_that_knows_its_own_way_out_is_passed_on(tinyglm):
     assert refused.value.fix == "its own"
 
 
+def test_where_a_draft_s_own_block_decides_nothing_is_told_and_the_scheme_stays(tinyglm):
+    target, engine, wanted = (
+        open_checkpoint(str(tinyglm("bf16"))),
+        ENGINES["sglang"],
+        mtpforge.load_scheme("fp8-block128"),
+    )
+    assert engine.decides == "draft"
+    told, scheme = overlays.attempt(target, engine, wanted)
+    assert told is target
+    assert scheme.of("mlp.experts.*.up_proj").quantization == wanted.of("mlp.experts.*.up_proj").quantization
+
+
 def links_of(folder):
     return {entry.name: entry.readlink() for entry in folder.iterdir() if entry.is_symlink()}
 
