@@ -11,7 +11,7 @@ import pytest
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import families, family_of
 from mtpforge.families.counting import config_experts, expert_numbers
-from mtpforge.families.sizes import evaluate
+from mtpforge.families.sizes import evaluate, flag
 
 FILES = (Path(__file__).parents[2] / "mtpforge" / "families").glob("*.toml")
 KNOWN = [name for file in FILES for name in tomllib.loads(file.read_text())["model_types"]]
@@ -148,6 +148,15 @@ def test_experts_are_counted_by_the_parts_of_their_own_matrices(release_config):
     names = ("mlp.experts.3.down_proj.weight", "model.layers.7.mlp.experts.12.up_proj.weight_packed")
     others = ("mlp.experts.4.up_proj.lora_A.weight", "mlp.experts.5.bias", "mlp.shared_experts.up_proj.weight")
     assert expert_numbers(family_of(release_config("target-bf16")), (*names, *others)) == {3, 12}
+
+
+@pytest.mark.parametrize("value", [None, 0, 1, "", "true"])
+def test_a_flag_that_is_neither_true_nor_false_is_not_called_absent(value):
+    with pytest.raises(MtpforgeError) as caught:
+        flag({"key": value}, "key")
+    assert caught.value.what == f"`key` is {value!r}, not true or false"
+    with pytest.raises(MtpforgeError, match="the config has no `key`"):
+        flag({}, "key")
 
 
 def test_size_expressions_know_sums_and_products_only():
