@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import mtpforge
@@ -95,6 +96,14 @@ def test_a_norm_of_other_bits_is_found(dense, changed):
 
     (found,) = mtpforge.diff(dense, changed(off)).facts["differences"]
     assert (found["name"], found["kind"]) == ("enorm.weight", "norms")
+
+
+def test_the_same_bits_of_another_dtype_are_another_norm(dense, changed):
+    def reread(held):
+        held[f"{LAYER}enorm.weight"] = held[f"{LAYER}enorm.weight"].view(torch.float16)
+
+    (found,) = mtpforge.diff(dense, changed(reread)).facts["differences"]
+    assert (found["name"], found["forms"]) == ("enorm.weight", ("BF16", "F16"))
 
 
 def test_keys_of_the_config_are_told_with_both_values(dense, changed):
