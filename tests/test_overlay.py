@@ -96,6 +96,20 @@ def test_where_a_draft_s_own_block_decides_nothing_is_told_and_the_scheme_stays(
     assert scheme.of("mlp.experts.*.up_proj").quantization == wanted.of("mlp.experts.*.up_proj").quantization
 
 
+def test_a_list_by_its_older_name_keeps_it(tinyglm, tmp_path):
+    """VLLM reads `modules_to_not_convert` only where `ignored_layers` is empty."""
+    config = json.loads((tinyglm("fp8") / "config.json").read_text())
+    block = config["quantization_config"]
+    block["ignored_layers"] = block.pop("modules_to_not_convert", None) or ["lm_head"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    target = open_checkpoint(str(tmp_path))
+    told, scheme = overlays.attempt(target, ENGINES["vllm"], mtpforge.load_scheme("bf16"))
+    others = {name for name in block["ignored_layers"] if ".layers.3." not in name}
+    assert others <= set(told.quantization["ignored_layers"])
+    assert "modules_to_not_convert" not in told.quantization
+    assert all(rule.quantization.is_dense for rule in scheme.rules)
+
+
 def links_of(folder):
     return {entry.name: entry.readlink() for entry in folder.iterdir() if entry.is_symlink()}
 
