@@ -15,6 +15,8 @@ from mtpforge.drafting import deciding, making, refusals
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.errors import MtpforgeError
 from mtpforge.places import default_out
+from mtpforge.scheme import Rule, Scheme
+from mtpforge.tensors import BF16, Quantization
 from mtpforge.writing import folder, journal
 from mtpforge.writing.claim import hidden_folder
 
@@ -153,6 +155,24 @@ def test_extract_counts_the_layer_where_the_main_layers_were_pruned_without_it(a
     draft = making.make(job)
     assert draft.report.ok
     assert draft.manifest.n_experts == draft.config["n_routed_experts"] == 16
+
+
+def test_extract_is_stated_by_the_first_engine_that_has_words_for_its_scheme(asked, tinyglm):
+    layer = {"target": None, "source": tinyglm("nvfp4")}
+    for preset, engine in (("bf16", ""), ("fp8-block128", "vllm"), ("w4afp8", "sglang")):
+        job = deciding.decide(asked(**layer, scheme=preset))
+        assert job.plan.engine == engine
+        assert job.plan.config.get("quantization_config", {}).get("quant_method") == {
+            "w4afp8": "w4afp8",
+            "fp8-block128": "fp8",
+        }.get(preset)
+    assert "no quantization method" in refused(asked(**layer, scheme=_two_methods())).what
+
+
+def _two_methods() -> Scheme:
+    int4 = Quantization("awq", 4, strategy="group", group_size=128, symmetric=False, scale_dtype="F16")
+    fp8 = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
+    return Scheme("two", (Rule("mlp.experts.*", int4, ""), Rule("self_attn.o_proj", fp8, ""), Rule("*", BF16, "")))
 
 
 def test_report_of_an_extract_says_nothing_of_serving(asked, tinyglm):

@@ -13,7 +13,7 @@ from mtpforge.checkpoint import open_base_model, open_checkpoint, open_scales, o
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, overlaying, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import engine_of, overlay
+from mtpforge.engines import ENGINES, Engine, engine_of, overlay
 from mtpforge.engines.engine import own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -152,7 +152,7 @@ def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inp
     decided = plan(
         sides.source,
         sides.target,
-        engine=_engine(request, sides.scheme),
+        engine=_engine(request, sides),
         scheme=sides.scheme,
         own=sides.own,
         kept=kept,
@@ -168,10 +168,32 @@ def _decided(request: Request, sides: _Sides, pruned: Pruned | None, inputs: Inp
     return job
 
 
-def _engine(request: Request, scheme: Scheme | None) -> str:
-    """Key of the engine that decides; none for a plain layer. How a quantized one is stated is an engine's business."""
-    plain = scheme is not None and all(rule.quantization.is_dense for rule in scheme.rules)
-    return "" if request.target is None and plain else request.engine
+def _engine(request: Request, sides: _Sides) -> str:
+    """Key of the engine that decides; none for a plain layer.
+
+    How a quantized layer is stated is an engine's business: the one that is asked for, or, of a layer on its own, the
+    first that has words for its scheme.
+    """
+    scheme = sides.scheme
+    if request.target is not None or scheme is None:
+        return request.engine
+    if all(rule.quantization.is_dense for rule in scheme.rules):
+        return ""
+    asked, source = engine_of(request.engine), sides.source
+    if _states(asked, source, scheme) or not _states(asked, source, schemes.load("bf16")):
+        return request.engine
+    return next((key for key, engine in ENGINES.items() if _states(engine, source, scheme)), request.engine)
+
+
+def _states(engine: Engine, source: Checkpoint, scheme: Scheme) -> bool:
+    """Whether an engine has words for a layer of a source in a scheme."""
+    family = family_of(source.config)
+    try:
+        spared = schemes.sparing(scheme, engine.never_quantized(family))
+        engine.draft_config(source, source.config, family, spared, family.n_experts(source.config))
+    except MtpforgeError:
+        return False
+    return True
 
 
 def _out(request: Request, sides: _Sides) -> Path:
