@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge import versions
 from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
-from mtpforge.errors import shown
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.report import Trap
@@ -86,6 +86,19 @@ def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
         return ()
     message = "the target holds only the MTP layer: this is a draft"
     return (Trap(ONLY_LAYER, "error", message, "name the checkpoint that is served: `--target CKPT`", target.label),)
+
+
+def refuse_swapped(command: str, draft: Checkpoint, target: Checkpoint, family: Family) -> None:
+    """MtpforgeError where the target is a draft and the draft has main layers: all else that is wrong follows from it.
+
+    command: of ours, in which the two are to change places.
+    """
+    prefix = _prefix(family, target)
+    swapped = only_layer(target, family)
+    if swapped and any(not name.startswith(prefix) for name in draft.names):
+        right = shlex.join(["mtpforge", command, target.label, "--target", draft.label])
+        why = f"draft and target are swapped: `{shown(draft.label)}` is a whole checkpoint"
+        raise MtpforgeError(swapped[0].message, where=swapped[0].where, why=why, fix=f"`{right}`")
 
 
 def of_other_version(target: Checkpoint, held: Checkpoint, family: Family, role: str = "draft") -> tuple[Trap, ...]:

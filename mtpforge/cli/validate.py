@@ -45,7 +45,9 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.checkpoint import open_checkpoint, open_served
     from mtpforge.drafting.validating import loaded, verified
     from mtpforge.engines.engine import Serving
+    from mtpforge.engines.installed import refuse_no_program
 
+    refuse_no_program(engine_python)
     served, serving = open_served(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
     screen.kept = lambda: "the draft is as it was"

@@ -24,6 +24,7 @@ from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.hardware import deployment
+from mtpforge.engines.installed import refuse_no_program
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.nextn import texts
@@ -173,14 +174,16 @@ def validate(
 ) -> Report:
     """What `verify` finds, then what the installed engine's own loader says, or that of the interpreter named.
 
-    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already.
+    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already; at once where the
+    interpreter named is none.
     """
+    python = None if engine_python is None else str(engine_python)
+    refuse_no_program(python)
     held, served = open_checkpoint(draft, offline=offline), open_served(target, offline=offline)
     origin = None if source is None else open_checkpoint(source, offline=offline)
     place, serving = held.label if held.revision else held.location, Serving(tp, ep)
     found = validating.verified(place, served, origin, engine, serving, on_progress)
     try:
-        python = None if engine_python is None else str(engine_python)
         answer = validating.loaded(place, served, origin, engine, serving, python)
     except MtpforgeError as error:
         if error.code != errors.MACHINE or found.ok:

@@ -42,6 +42,7 @@ def serving_command(
         serving = deploying.serving_on(machine, deployment, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
     doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
+    traps.refuse_swapped("serve", held, target, family_of(target.config))
     target = as_served(held, target, engine_of(engine))
     _refuse_misfit(draft, target, engine, serving)
     if overlay is not None:

@@ -12,7 +12,9 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import family_of
 from mtpforge.report import OnProgress, Report
+from mtpforge.traps import refuse_swapped
 from mtpforge.verifying import as_served, rebuild_advice, verify
 
 
@@ -25,6 +27,7 @@ def verified(
     on_progress: OnProgress | None = None,
 ) -> Report:
     """What verify finds, but for what it leaves to the engine: that is answered by `loaded`, or refused there."""
+    refuse_swapped("validate", open_checkpoint(draft), target, family_of(target.config))
     report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
     return replace(report, checks=tuple(check for check in report.checks if check.name != "loader"))
 

@@ -97,23 +97,43 @@ def check(
     return _report(loader, findings, time.monotonic() - start)
 
 
+def refuse_no_program(python: str | None) -> None:
+    """MtpforgeError, code MACHINE, where a named interpreter, or one of two, is none: before anything that takes long.
+
+    Whether an engine is in it is seen when it is asked.
+    """
+    if python is None or _program(python) is not None:
+        return
+    for each in python.split(os.pathsep):
+        if _program(each) is None:
+            raise _no_program(each, "the engine")
+
+
+def _program(python: str) -> str | None:
+    return shutil.which(Path(python).expanduser())
+
+
 def _interpreter(loader: Loader, python: str | None) -> str:
     if python is None:
         if not loader.is_installed:
-            raise _no_engine(loader, f"{loader.shown} is not installed beside {sys.executable}")
+            raise _no_engine(loader.shown, f"{loader.shown} is not installed beside {sys.executable}")
         return sys.executable
-    found = shutil.which(Path(python).expanduser())
+    found = _program(python)
     if found is None:
-        raise _no_engine(loader, f"no program {shown(python)}", where="--engine-python")
+        raise _no_program(python, loader.shown)
     return str(Path(found).absolute())
 
 
-def _no_engine(loader: Loader, why: str, where: str = "") -> MtpforgeError:
+def _no_program(python: str, engine: str) -> MtpforgeError:
+    return _no_engine(engine, f"no program {shown(python)}", where="--engine-python")
+
+
+def _no_engine(engine: str, why: str, where: str = "") -> MtpforgeError:
     return MtpforgeError(
         "no engine found to ask",
         where=where,
         why=why,
-        fix=f"name an interpreter in which {loader.shown} is installed: `--engine-python PATH`",
+        fix=f"name an interpreter in which {engine} is installed: `--engine-python PATH`",
         code=errors.MACHINE,
     )
 
@@ -196,11 +216,11 @@ def _ask(
             code = _run(loader, command, home, environment, output.fileno(), timeout_seconds)
         except OSError as error:
             raise _no_engine(
-                loader, f"{shown(interpreter)} cannot be run: {error.strerror}", where="--engine-python"
+                loader.shown, f"{shown(interpreter)} cannot be run: {error.strerror}", where="--engine-python"
             ) from error
     last_words = " ".join(said.read_text(errors="replace").split())[-500:]
     if code == _NOT_INSTALLED:
-        raise _no_engine(loader, f"{loader.shown} cannot be imported by {interpreter}: {shown(last_words)}")
+        raise _no_engine(loader.shown, f"{loader.shown} cannot be imported by {interpreter}: {shown(last_words)}")
     if code != 0 or not answer.exists():
         raise MtpforgeError(
             "the engine's loader ended without a verdict",

@@ -20,6 +20,7 @@ from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import families, family_of
 from mtpforge.judging.swapping import Swap
+from mtpforge.nextn.inputs import refuse_no_file
 from mtpforge.nextn.speculating import RECYCLED, Recycled
 from mtpforge.report import Check, Report
 from mtpforge.sourcing import refuse_other_model
@@ -152,6 +153,8 @@ def _refuse(asked: Asked) -> None:
             code=errors.USAGE,
         )
     refuse_steps(asked.k, asked.recycled)
+    if asked.inputs is not None:
+        refuse_no_file(asked.inputs)
 
 
 def refuse_steps(k: int, recycled: str) -> None:

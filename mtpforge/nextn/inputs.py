@@ -107,7 +107,7 @@ def read(path: Path, *, hidden_size: int | None = None, vocab_size: int | None =
     hidden_size, vocab_size: of the model that they are for, where it is known. Every fault is an MtpforgeError that
     names file, tensor and cause.
     """
-    _refuse_no_file(path)
+    refuse_no_file(path)
     files = Files(Path(os.path.realpath(path)).parent)
     refs, metadata = _header(files, path)
     if (found := metadata.get("format")) != FORMAT:
@@ -124,7 +124,8 @@ def read(path: Path, *, hidden_size: int | None = None, vocab_size: int | None =
     return inputs
 
 
-def _refuse_no_file(path: Path) -> None:
+def refuse_no_file(path: Path) -> None:
+    """MtpforgeError where the name of an inputs file is no file's."""
     if path.is_file():
         return
     what = f"there is no inputs file `{shown(path)}`"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mtpforge import errors, manifest
+from mtpforge import errors, manifest, traps
 from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mtpforge.verifying.values import Values
 
 _COMMAND = "verify"
+_FOR_ANY = "--target CKPT"  # in the hint of an engine, which knows no checkpoint's name
 _LOADER = Check(
     "loader",
     "not checked",
@@ -67,6 +68,7 @@ def verify(
     ranks = None if target is None else serving or Serving()
     held = open_checkpoint(draft)
     if target is not None:
+        traps.refuse_swapped(_COMMAND, held, served, family)
         held = _layer_of(held, served, family)
         served = as_served(held, served, engine_of(engine))
     is_build = target is None or served_as is not None  # which would only make the same draft again
@@ -185,7 +187,9 @@ def _look(
         wanted = scheme or judge.demands(target, own_config(held), family)
     except MtpforgeError as error:
         judge.demands(target, None, family)  # a target that has no draft at all is no fault of this one
-        refused = Check("scheme", "failed", f"{judge.name} refuses it: {_said(error)}", error.fix)
+        refused = Check(
+            "scheme", "failed", f"{judge.name} refuses it: {_said(error)}", anew if _FOR_ANY in error.fix else error.fix
+        )
         return _Looked(None, (refused,), why=f"{judge.name} would not build it")
     try:
         files = names.files(held, prefix)

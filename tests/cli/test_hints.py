@@ -70,6 +70,35 @@ def test_verify_of_a_broken_draft_names_a_build_that_mends_it(run, follow, draft
     assert run("verify", str(draft), *map(str, sides)).code == 0
 
 
+@pytest.mark.parametrize("command", ["verify", "validate"])
+def test_swapped_arguments_are_put_right(run, monkeypatch, draft, tinyglm, command):
+    monkeypatch.setattr(shared.importlib.util, "find_spec", lambda name: None)  # no engine here
+    first = run(command, str(tinyglm("awq-int4")), "--target", str(draft))
+    assert (first.code, first.out) == (3, "")
+    assert "cause: draft and target are swapped: " in first.err
+    (words,) = hinted(first.err)
+    assert words == ["mtpforge", command, str(draft), "--target", str(tinyglm("awq-int4"))]
+
+
+def test_a_draft_for_another_engine_is_built_with_the_words_that_were_typed(run, draft, tinyglm):
+    ran = run("verify", str(draft), "--target", str(tinyglm("awq-int4")), "--engine", "sglang")
+    (words,) = hinted(ran.err)
+    assert words[:4] == ["mtpforge", "build", "--target", str(tinyglm("awq-int4"))]
+    assert words[words.index("--engine") + 1] == "sglang"
+
+
+def test_an_interpreter_that_is_none_is_refused_before_anything_is_read(run, draft, tinyglm):
+    ran = run("validate", str(draft), "--target", str(tinyglm("awq-int4")), "--engine-python", "/nope")
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err.startswith("error: no engine found to ask\nwhere: --engine-python\ncause: no program /nope\n")
+
+
+def test_inputs_that_are_none_are_refused_before_a_checkpoint_is_opened(run, in_folder):
+    ran = run("fidelity", "no-draft", "--reference", "no-reference", "--inputs", "nope.safetensors")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("error: there is no inputs file `nope.safetensors`\n")
+
+
 def test_a_draft_for_another_target_is_made_anew_from_that_target_s_layer(run, follow, draft, tinyglm):
     target = tinyglm("fp8")  # whose own layer loads: without --standalone there would be nothing to build
     before = digests(draft)

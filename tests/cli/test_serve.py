@@ -59,8 +59,13 @@ def test_serve_beside_another_target_is_refused(run, demo, tinyglm):
 
 def test_serve_with_swapped_arguments_is_refused(run, demo, tinyglm):
     code, err = refusal(run, str(tinyglm("awq-int4")), "--target", str(demo / "out" / "demo"))
-    assert code == 1
-    assert "the target holds only the MTP layer: this is a draft" in err
+    assert code == 3
+    assert err == (
+        "error: the target holds only the MTP layer: this is a draft\n"
+        f"where: {demo / 'out' / 'demo'}\n"
+        f"cause: draft and target are swapped: `{tinyglm('awq-int4')}` is a whole checkpoint\n"
+        f" hint: `mtpforge serve {demo / 'out' / 'demo'} --target {tinyglm('awq-int4')}`\n"
+    )
 
 
 def test_serve_on_ranks_that_do_not_divide_is_refused(run, demo, tinyglm):
