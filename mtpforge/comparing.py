@@ -22,6 +22,7 @@ from mtpforge.families import Family, family_of
 from mtpforge.report import Check, OnProgress, Progress, Report
 from mtpforge.sourcing import StoredLayer, StoredModule, has_layer, stored_layer
 from mtpforge.tensors import Shape, TensorRef
+from mtpforge.units import counted
 from mtpforge.weights import Buffers, Reader, StoredWeight
 from mtpforge.weights.bands import bands
 
@@ -55,6 +56,11 @@ class _Side:
         return self.layer.modules[name].weight_parts if name in self.layer.modules else {"": self.layer.plain[name]}
 
 
+def _said_of_config(config: Mapping[str, object]) -> str:
+    differ = "differs" if len(config) == 1 else "differ"
+    return f"{counted(len(config), 'key')} {differ}: {_some(config)}" if config else ""
+
+
 def compare(one: Checkpoint, other: Checkpoint, *, on_progress: OnProgress | None = None) -> Report:
     """The differences of two checkpoints' nextn layers.
 
@@ -76,7 +82,7 @@ def compare(one: Checkpoint, other: Checkpoint, *, on_progress: OnProgress | Non
     config, only = _config(one, other), _only(sides)
     differing = [d for d in found if not d.is_same]
     checks = (
-        _check("config", f"{len(config)} keys differ: {_some(config)}" if config else "", "the same keys and values"),
+        _check("config", _said_of_config(config), "the same keys and values"),
         _check("names", _said_of(only), f"{len(shared)} modules and tensors on both sides"),
         _check("formats", _forms(found), "stored the same way"),
         _check("values", _worst(differing, len(found)), f"{len(found)} modules and tensors, byte for byte"),

@@ -88,14 +88,18 @@ def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
     return (Trap(ONLY_LAYER, "error", message, "name the checkpoint that is served: `--target CKPT`", target.label),)
 
 
+def is_whole(checkpoint: Checkpoint, family: Family) -> bool:
+    """Whether it holds main layers; drafts of others may come with head and embedding."""
+    return any(name.startswith(family.prefix(0)) for name in checkpoint.names)
+
+
 def refuse_swapped(command: str, draft: Checkpoint, target: Checkpoint, family: Family) -> None:
     """MtpforgeError where the target is a draft and the draft has main layers: all else that is wrong follows from it.
 
     command: of ours, in which the two are to change places.
     """
-    prefix = _prefix(family, target)
     swapped = only_layer(target, family)
-    if swapped and any(not name.startswith(prefix) for name in draft.names):
+    if swapped and is_whole(draft, family):
         right = shlex.join(["mtpforge", command, target.label, "--target", draft.label])
         why = f"draft and target are swapped: `{shown(draft.label)}` is a whole checkpoint"
         raise MtpforgeError(swapped[0].message, where=swapped[0].where, why=why, fix=f"`{right}`")

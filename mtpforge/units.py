@@ -20,6 +20,11 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 key`, `3,122 keys`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`8 s`, `2 min 5 s`, `1 h 12 min`."""
     whole = round(seconds)

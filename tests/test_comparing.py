@@ -152,3 +152,11 @@ def test_layers_of_two_models_are_refused(dense, changed):
     with pytest.raises(MtpforgeError, match="no layers of one model") as refused:
         mtpforge.diff(dense, other)
     assert "`hidden_size` 128 against 64" in refused.value.why
+
+
+def test_one_key_differs(tmp_path):
+    shutil.copytree(DEMO / "nvfp4", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "initializer_range": 0.5}))
+    (check,) = [c for c in mtpforge.diff(DEMO / "nvfp4", tmp_path / "copy").checks if c.name == "config"]
+    assert check.detail.startswith("1 key differs: ")

@@ -111,26 +111,28 @@ def draft(tinyglm, tmp_path_factory):
     return mtpforge.build(tinyglm("awq-int4"), tinyglm("nvfp4"), out=out, check="off").path
 
 
-def test_validate_is_verify_and_the_loader_s_answer(draft, tinyglm, monkeypatch):
-    asked = []
+def test_validate_is_verify_and_the_loader_s_answer(draft, tinyglm, tmp_path, monkeypatch):
+    asked, straight, crooked_python = [], tmp_path / "straight", tmp_path / "crooked"
+    for python in (straight, crooked_python):
+        python.touch(mode=0o755)
 
     def check(folder, _target, *, python, **_served):
         asked.append((folder, python))
-        refused = "crooked" in python
+        refused = python.endswith("crooked")
         fix = "{anew}" if refused else ""
         return Report("validate", (Check("engine loads the draft", "failed" if refused else "passed", "", fix),))
 
     monkeypatch.setattr(installed, "check", check)
     target = tinyglm("awq-int4")
-    report = mtpforge.validate(draft, target, engine_python="python")
+    report = mtpforge.validate(draft, target, engine_python=str(straight))
     assert (report.ok, report.command) == (True, "validate")
     names = [c.name for c in report.checks]
     assert {"names", "numbers", "config"} < set(names)
     assert "loader" not in names  # what verify leaves open is answered
-    crooked = mtpforge.validate(str(draft), mtpforge.open_checkpoint(target), engine_python=Path("crooked"))
+    crooked = mtpforge.validate(str(draft), mtpforge.open_checkpoint(target), engine_python=crooked_python)
     assert not crooked.ok
     assert f"--force -o {draft}`" in crooked.checks[-1].fix
-    assert asked == [(draft, "python"), (draft, "crooked")]
+    assert asked == [(draft, str(straight)), (draft, str(crooked_python))]
 
 
 def test_validate_without_an_engine_says_so_unless_the_draft_is_bad_anyway(draft, tinyglm, tmp_path, monkeypatch):

@@ -132,7 +132,8 @@ def _made(screen: Screen, request: Request, target: str, *, dry_run: bool) -> En
     served, target = making.served(job, target)
     argv = making.show_serve(screen, request, served, str(job.out.absolute()), job.plan.scheme)
     if argv:
-        screen.next("mtpforge", "validate", str(job.out), "--target", target, *options.kept("engine", "tp", "ep"))
+        kept = options.kept("source", "engine", "tp", "ep")
+        screen.next("mtpforge", "validate", str(job.out), "--target", target, *kept)
     return making.with_keys(ending, {"serve": argv})
 
 

@@ -88,7 +88,6 @@ def of_output(out: Path, request: Request) -> None:
             raise MtpforgeError(
                 trap.message,
                 where=trap.where,
-                why=f"trap `{trap.id}`",
                 fix=f"{trap.fix}: `--out PATH`",
                 code=errors.USAGE,
             )

@@ -12,6 +12,7 @@ from mtpforge.engines import engine_of
 from mtpforge.errors import shown
 from mtpforge.families import family_of
 from mtpforge.sourcing import has_layer
+from mtpforge.units import counted
 
 if TYPE_CHECKING:
     from mtpforge.nextn.inputs import Inputs
@@ -105,7 +106,7 @@ def of_counts(counts: tuple[float, ...]) -> Remark:
 
 
 def _size(inputs: Inputs) -> str:
-    return f"{inputs.n_tokens:,} tokens in {inputs.n_sequences:,} sequence{'s' if inputs.n_sequences > 1 else ''}"
+    return f"{counted(inputs.n_tokens, 'token')} in {counted(inputs.n_sequences, 'sequence')}"
 
 
 def _foreign(inputs: Inputs, target: Checkpoint) -> Iterator[Remark]:

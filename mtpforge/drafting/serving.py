@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
@@ -17,9 +17,8 @@ from mtpforge.engines.hardware import Deployment, machine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
+from mtpforge.sourcing import has_layer
 from mtpforge.verifying import as_served, glance
-
-_SAID: Final = 3  # findings that are spelled out; `verify` has them all
 
 
 def serving_command(
@@ -43,6 +42,7 @@ def serving_command(
     held = target if draft == target.location else open_checkpoint(draft)
     doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
     traps.refuse_swapped("serve", held, target, family_of(target.config))
+    _refuse_whole(held, target, engine)
     target = as_served(held, target, engine_of(engine))
     _refuse_misfit(draft, target, engine, serving)
     if overlay is not None:
@@ -52,6 +52,26 @@ def serving_command(
     if machine is None or deployment is None:
         return made
     return deploying.placed(made, machine, deployment, engine, target, scheme)
+
+
+def _refuse_whole(held: Checkpoint, target: Checkpoint, engine: str) -> None:
+    """Refuse another whole checkpoint in the draft's place: each of its tensors would be a finding."""
+    if held.location == target.location or not traps.is_whole(held, family_of(target.config)):
+        return
+    source = ["--source", held.label] if has_layer(held, family_of(held.config)) else []
+    build = shlex.join(["mtpforge", "build", "--target", target.label, *source, *named(engine)])
+    raise MtpforgeError(
+        "that is a whole checkpoint, no draft",
+        where=held.location,
+        fix=f"`{build}` makes a draft{' of its layer' if source else ''}",
+    )
+
+
+def _listed(draft: str, target: Checkpoint, engine: str) -> str:
+    """The command that has every finding."""
+    inspected = ["inspect", target.label]
+    words = inspected if draft == target.location else ["verify", draft, "--target", target.label]
+    return shlex.join(["mtpforge", *words, *named(engine)])
 
 
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
@@ -71,7 +91,8 @@ def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving
         raise MtpforgeError(
             "this draft cannot be served with this target",
             where=draft,
-            why="; ".join(said[:_SAID]) + (f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""),
+            why=said[0]
+            + (f"; and {len(said) - 1} more; `{_listed(draft, target, engine)}` lists them" if said[1:] else ""),
             fix=next(filter(None, fixes), ""),
             code=errors.ANSWER_NO,
         )

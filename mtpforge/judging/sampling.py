@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.nextn.sequences import Sequence
+from mtpforge.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ class Sample:
 
     def __str__(self) -> str:
         """For people."""
-        count = f"{self.n_tokens:,} tokens in {len(self.sequences):,} sequences"
+        count = f"{counted(self.n_tokens, 'token')} in {counted(len(self.sequences), 'sequence')}"
         if self.is_synthetic:
             return f"synthetic, {count}: random tokens and states, which no target ever gave"
         some = f", of {self.n_stored:,}" if self.n_stored > self.n_tokens else ""

@@ -385,5 +385,5 @@ def _traps(
     found += engine.serving_traps(family, config, scheme, serving)
     for trap in found:
         if trap.severity == "error":
-            raise MtpforgeError(trap.message, where=trap.where, why=f"trap `{trap.id}`", fix=trap.fix)
+            raise MtpforgeError(trap.message, where=trap.where, fix=trap.fix)
     return tuple(dict.fromkeys(replace(trap, severity="note", fix="") if trap.draft_cures else trap for trap in found))

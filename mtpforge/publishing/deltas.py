@@ -76,12 +76,15 @@ def _document(asked: Asked) -> tuple[Folder, Fields]:
 
 
 def _other_target(label: str, files: TargetFiles, made_for: Fields) -> MtpforgeError:
+    name, mark, _ = made_for.text("id").partition("#")  # a folder's name and its hash: where it lay is not recorded
     return MtpforgeError(
         f"this delta is not for `{shown(label)}`",
         where=shown(files.folder.location),
         why=f"it was made for {shown(made_for.text('id'))} with content {shown(made_for.text('content'))},"
         f" this target has {files.content}: another revision, or files that were changed since",
-        fix=f"name that revision: `--into {shown(made_for.text('id').partition('#')[0])}`",
+        fix=f"name the folder that it was made for, {shown(name)}"
+        if mark
+        else f"name that revision: `--into {shown(name)}`",
         code=errors.INPUT,
     )
 

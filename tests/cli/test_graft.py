@@ -26,6 +26,9 @@ def test_delta_and_its_graft_by_command_line(run, tinyglm, in_folder):
     ran = run("graft", "--delta", "delta", "--into", target, "-o", "graft")
     assert ran.code == 5
     assert "error: the output exists already" in ran.err
+    ran = run("graft", "--delta", "delta", "--into", tinyglm("nvfp4"), "-o", "other")
+    assert ran.code == 3
+    assert ran.err.endswith(" hint: name the folder that it was made for, awq-int4\n")
     ran = run("serve", "graft", "--target", "graft", "--print")
     assert ran.code == 0
     assert "--hf-overrides" not in ran.out

@@ -87,6 +87,20 @@ def test_a_draft_for_another_engine_is_built_with_the_words_that_were_typed(run,
     assert words[words.index("--engine") + 1] == "sglang"
 
 
+def test_next_after_build_keeps_the_source(run, in_folder, tinyglm):
+    sides = ("--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4")))
+    ran = run("build", *sides, "-o", "made")
+    assert hinted(ran.err) == [["mtpforge", "validate", "made", *sides]]
+
+
+def test_what_is_in_the_way_is_said_without_an_id(run, in_folder, tinyglm):
+    sides = ("--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4")))
+    ran = run("build", *sides, "--tp", "3", "--dry-run")
+    assert ran.code == 3
+    assert "heads cannot be split over 3 ranks" in ran.err
+    assert "cause: " not in ran.err
+
+
 def test_an_interpreter_that_is_none_is_refused_before_anything_is_read(run, draft, tinyglm):
     ran = run("validate", str(draft), "--target", str(tinyglm("awq-int4")), "--engine-python", "/nope")
     assert (ran.code, ran.out) == (5, "")

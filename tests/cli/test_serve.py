@@ -51,10 +51,24 @@ def refusal(run, *argv: str) -> tuple[int, str]:
 
 
 def test_serve_beside_another_target_is_refused(run, demo, tinyglm):
-    code, err = refusal(run, str(demo / "out" / "demo"), "--target", str(tinyglm("nvfp4")))
+    draft, target = str(demo / "out" / "demo"), str(tinyglm("nvfp4"))
+    code, err = refusal(run, draft, "--target", target)
     assert code == 1
     assert err.startswith("error: this draft cannot be served with this target\n")
-    assert "names: " in err
+    assert "cause: names: " in err
+    assert "dtypes" not in err
+    assert f" more; `mtpforge verify {draft} --target {target}` lists them\n" in err
+
+
+def test_a_whole_checkpoint_is_no_draft(run, tinyglm):
+    whole, target = str(tinyglm("nvfp4")), str(tinyglm("awq-int4"))
+    code, err = refusal(run, whole, "--target", target)
+    assert code == 3
+    assert err == (
+        "error: that is a whole checkpoint, no draft\n"
+        f"where: {whole}\n"
+        f" hint: `mtpforge build --target {target} --source {whole}` makes a draft of its layer\n"
+    )
 
 
 def test_serve_with_swapped_arguments_is_refused(run, demo, tinyglm):
