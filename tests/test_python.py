@@ -135,6 +135,13 @@ def test_validate_is_verify_and_the_loader_s_answer(draft, tinyglm, tmp_path, mo
     assert asked == [(draft, str(straight)), (draft, str(crooked_python))]
 
 
+def test_an_option_that_is_called_otherwise_is_named_by_the_function_that_was_called():
+    with pytest.raises(TypeError, match=r"^mtpforge.serve_command\(\) has no option 'k': .*`speculative_tokens`"):
+        mtpforge.serve_command("draft", "target", k=5)
+    with pytest.raises(TypeError, match=r"^mtpforge.build\(\) has no option 'dry_run': `mtpforge.plan`"):
+        mtpforge.build("target", dry_run=True)
+
+
 def test_validate_without_an_engine_says_so_unless_the_draft_is_bad_anyway(draft, tinyglm, tmp_path, monkeypatch):
     monkeypatch.setattr(installed, "is_installed", lambda: False)
     with pytest.raises(mtpforge.MtpforgeError) as caught:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @options.target(required=True)
 @options.source(help="Checkpoint that the layer comes from; default: the target, else its base model.")
 @options.scheme(
-    help="Preset or TOML file; default: the target's own. Another one is told to the engine by the serve command."
+    help="Preset, TOML file, or `lightest` that the target can state; default: the target's own. Another one is told to"
+    " the engine by the serve command."
 )
 @options.engine()
 @options.input_scales()

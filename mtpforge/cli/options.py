@@ -209,7 +209,7 @@ engine = _option(
     type=OneOf("ENGINE", _engines),
     default=_default_engine,
     heading="Input",
-    help="Whose rules apply; default: the first that `mtpforge doctor` lists.",
+    help="vllm, sglang, or both for one draft that either loads: whose rules apply; default: vllm.",
 )
 input_scales = _option(
     "--input-scales",

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 from mtpforge import errors, inspecting, verifying
 from mtpforge import scheme as presets
@@ -36,6 +36,14 @@ from mtpforge.scheme import Scheme
 if TYPE_CHECKING:
     from mtpforge.building import Draft
     from mtpforge.pruning.expert_choice import Comparison
+
+
+# Options of the command line that have another name here.
+_CALLED_OTHERWISE: Final = {
+    "dry_run": "`mtpforge.plan` is what would be built",
+    "k": "it is called `speculative_tokens`",
+    "max_shard_size": "it is called `max_shard_bytes`, a number",
+}
 
 
 class Options(TypedDict, total=False):
@@ -73,6 +81,7 @@ def plan(
     **options: Unpack[Options],
 ) -> Plan:
     """What `build` would do, from headers and configs; refused where the build would be. Writes nothing."""
+    _refuse_unknown("plan", options, Options)
     request = Request(target=target, source=source, out=out, **options)
     return _job(request, on_remark, on_progress).plan
 
@@ -90,6 +99,7 @@ def build(
 
     MtpforgeError with code 0 where the target's own layer loads as it is, unless `standalone`.
     """
+    _refuse_unknown("build", options, Options)
     return _made(Request(target=target, source=source, out=out, **options), on_remark, on_progress)
 
 
@@ -102,6 +112,7 @@ def extract(
     **options: Unpack[Options],
 ) -> Draft:
     """The MTP layer of a checkpoint on its own, in BF16 unless a scheme is named."""
+    _refuse_unknown("extract", options, Options)
     given: Options = {"scheme": "bf16", **options}
     return _made(Request(target=None, source=source, out=out, **given), on_remark, on_progress)
 
@@ -116,6 +127,7 @@ def prune_plan(
     **options: Unpack[Options],
 ) -> Comparison:
     """Which experts a draft would keep beside this target, by which scores, and how far the methods agree."""
+    _refuse_unknown("prune_plan", options, Options)
     request = Request(target=target, source=source, **options)
     return deciding.compare(request, compare, Watching.by(on_remark, on_progress))
 
@@ -224,6 +236,7 @@ def serve_command(draft: Named, target: Named, **options: Unpack[ServeOptions]) 
 
     What would spoil the drafts all the same is a Python warning: words have no room for it.
     """
+    _refuse_unknown("serve_command", options, ServeOptions)
     command = explain_serve(draft, target, **options)
     for line in advice(command.traps):
         warnings.warn(line, stacklevel=2)
@@ -300,6 +313,15 @@ def load_scheme(named: str | Path) -> Scheme:
 def dump_scheme(scheme: Scheme) -> str:
     """The TOML text of a scheme, which `load_scheme` takes back from a file."""
     return presets.dumps(scheme)
+
+
+def _refuse_unknown(function: str, options: Mapping[str, object], known: type) -> None:
+    """TypeError for an option that a function does not have, by the name that was called."""
+    for name in options:
+        if name not in known.__annotations__:
+            instead = _CALLED_OTHERWISE.get(name)
+            hint = f": {instead}" if instead else ""
+            raise TypeError(f"mtpforge.{function}() has no option {name!r}{hint}")
 
 
 def _made(request: Request, on_remark: OnRemark | None, on_progress: OnProgress | None) -> Draft:

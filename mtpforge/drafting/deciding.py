@@ -89,10 +89,12 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
         source = _source(request, watching)
         refusals.of_family(request, source)
         refusals.of_source_alone(source)
+        _warn_of_rules(given, source, watching)
         return _decided(request, _Sides(source, None, None, given), None, inputs, watching)
     asked = experts.wish(request, inputs, watching)
     experts.refuse_idle_inputs(request)
     target = _target(request, watching)
+    _warn_of_rules(given, target, watching)
     if request.scheme == LIGHTEST:
         given = lightest(target, engine_of(request.engine))
     own = None if given is None else _own(request, target)
@@ -230,6 +232,13 @@ def _source(request: Request, watching: Watching) -> Checkpoint:
     checkpoint = open_checkpoint(request.source, offline=request.offline)
     watching.on_remark(remarks.of_checkpoint("source", checkpoint))
     return checkpoint
+
+
+def _warn_of_rules(given: Scheme | None, served: Checkpoint, watching: Watching) -> None:
+    """Presets have rules for modules that not every family has; in a file of one's own such a rule is a mistake."""
+    if given is not None and given.name not in schemes.names():
+        for remark in remarks.of_idle_rules(given, family_of(served.config)):
+            watching.on_remark(remark)
 
 
 def _scheme(named: Scheme | str | Path) -> Scheme:

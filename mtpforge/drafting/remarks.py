@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.engines import engine_of
 from mtpforge.errors import shown
-from mtpforge.families import family_of
+from mtpforge.families import Family, family_of
 from mtpforge.sourcing import has_layer
 from mtpforge.units import counted
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mtpforge.scheme import Scheme
     from mtpforge.source_choice import Choice
 
+_LONG_WORD = 80  # difflib takes seconds for a word of a megabyte
 _COMMIT = 7  # digits of a commit that people compare
 
 
@@ -64,6 +67,17 @@ def of_restating(target: Checkpoint, wanted: Scheme, engine: str) -> Iterator[Re
         name = engine_of(engine).name
         text = f"{wanted.name}, which the target as it stands does not ask for: the command to serve tells {name} of it"
         yield Remark("scheme", text)
+
+
+def of_idle_rules(scheme: Scheme, family: Family) -> Iterator[Remark]:
+    """Rules that no matrix of the layer is meant by: most are misspelt, and the next rule decides in their place."""
+    templates = [row.template for row in family.module_rows]
+    for rule in scheme.rules:
+        if not fnmatch.filter(templates, rule.pattern) and rule.pattern not in templates:
+            near = get_close_matches(rule.pattern[:_LONG_WORD], templates, n=1)
+            meant = f": `{near[0]}`?" if near else ""
+            text = f"the rule for `{shown(rule.pattern)}` fits no matrix of {family.name}{meant}"
+            yield Remark("scheme", text, aside=True)
 
 
 def of_checkpoint(role: str, checkpoint: Checkpoint) -> Remark:

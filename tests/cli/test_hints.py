@@ -101,6 +101,17 @@ def test_what_is_in_the_way_is_said_without_an_id(run, in_folder, tinyglm):
     assert "cause: " not in ran.err
 
 
+def test_a_rule_that_fits_no_module_is_warned_of(run, in_folder, tinyglm):
+    text = run("schemes", "int4-g32-asym", "-q").out
+    for name, lines in (("mine", text), ("misspelt", text.replace('"eh_proj"', '"eh_prj"'))):
+        Path(f"{name}.toml").write_text(lines)
+    sides = ("--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4")))
+    ran = run("build", *sides, "--scheme", "misspelt.toml", "--dry-run")
+    assert "the rule for `eh_prj` fits no matrix of glm_moe_dsa: `eh_proj`?" in ran.out + ran.err
+    ran = run("build", *sides, "--scheme", "mine.toml", "--dry-run")
+    assert "fits no matrix" not in ran.out + ran.err
+
+
 def test_an_interpreter_that_is_none_is_refused_before_anything_is_read(run, draft, tinyglm):
     ran = run("validate", str(draft), "--target", str(tinyglm("awq-int4")), "--engine-python", "/nope")
     assert (ran.code, ran.out) == (5, "")
