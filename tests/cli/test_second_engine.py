@@ -95,9 +95,9 @@ def test_each_next_step_is_about_the_same_engine_and_ranks(run, in_folder, tinyg
     build = next_command(run("inspect", target, *asked))
     assert build == ["build", "--target", target, "--source", source, *asked]
     validate = next_command(run(*build, "-o", "draft"))
-    assert validate == ["validate", "draft", "--target", target, *asked]
+    assert validate == ["validate", "draft", "--target", target, "--source", source, *asked]
     verified = next_command(run("verify", "draft", "--target", target, "--source", source, *asked))
-    assert verified == [*validate[:4], "--source", source, *asked]
+    assert verified == validate
     serve = next_command(run(*verified))
     assert serve == ["serve", "draft", "--target", target, *asked]
     assert run(*serve, "--print").code == 0
