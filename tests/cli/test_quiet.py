@@ -25,6 +25,11 @@ def path(name: str) -> Callable[[str], bool]:
     return lambda out: out == f"{name}\n" and Path(name).exists()
 
 
+def number_and_name(out: str) -> bool:
+    number, name = out.split()
+    return float(number) > 0 and name == "draft"
+
+
 def experts(out: str) -> bool:
     return json.loads(out) == [*range(16)] and out.count("\n") == 1
 
@@ -54,7 +59,15 @@ SAID = {
     "capture": "Only the path of the file that was made.",
     "verify": "Only what failed.",
     "validate": "Only what failed.",
+    "fidelity": "A line a draft, nearest first: total variation of the first step, and its name.",
+    "accept": "A line a draft: tokens a cycle by sampling, and its name.",
+    "diff": "Only what differs.",
     "serve": "Only the command.",
+    "graft": "Only the path of the graft; nothing under --dry-run.",
+    "delta": "Only the path of the delta; nothing under --dry-run.",
+    "merge": "Only the path of what was made; nothing under --dry-run.",
+    "card": "Only the path of the card.",
+    "push": "Only the address of the commit; nothing under --dry-run.",
     "doctor": "Only what failed.",
     "demo": "Only the path of the draft.",
     "completion": "Only the script, as without it.",
@@ -72,7 +85,16 @@ PRINTED = [
     (f"prune-plan {PAIR}", experts),
     ("capture --target awq-int4 --text text.txt --tokens 20 -o inputs.safetensors", path("inputs.safetensors")),
     ("verify draft --target awq-int4", nothing),
+    ("fidelity draft --reference nvfp4 --tokens 8", number_and_name),
+    ("accept draft --target bf16 --text text.txt --windows 1 --length 9 --generate 5", number_and_name),
+    ("diff draft draft", nothing),
     ("serve draft --target awq-int4 --print", server),
+    ("graft draft --into awq-int4 -o grafted --link sym", path("grafted")),
+    ("graft draft --into awq-int4 -o grafted --dry-run", nothing),
+    ("delta draft --against awq-int4 -o delta", path("delta")),
+    ("merge --base bf16 --take lm_head=bf16 -o merged --link sym --dry-run", nothing),
+    ("card draft -o card.md", path("card.md")),
+    ("push draft ann/name --target awq-int4 --dry-run", nothing),
     ("doctor", nothing),
     ("demo -o demo", path("demo")),
     ("completion bash", script),
@@ -81,7 +103,7 @@ PRINTED = [
 
 @pytest.fixture
 def folder(in_folder, demo, tinyglm):
-    for layout in ("awq-int4", "nvfp4", "fp8"):
+    for layout in ("awq-int4", "nvfp4", "fp8", "bf16"):
         (in_folder / layout).symlink_to(tinyglm(layout))
     shutil.copytree(demo / "out" / "demo", in_folder / "draft")
     (in_folder / "text.txt").write_text("the cat sat on the mat. " * 9)
