@@ -22,10 +22,17 @@ def in_order(work: Callable[[Item], Made], items: Iterable[Item], workers: int =
         with torch.inference_mode():
             return work(item)
 
-    if workers == 1:
-        yield from map(alone, items)
-        return
+    def here(item: Item) -> Made:
+        torch.set_num_threads(1)
+        try:
+            return alone(item)
+        finally:
+            torch.set_num_threads(before)
+
     before = torch.get_num_threads()
+    if workers == 1:
+        yield from map(here, items)
+        return
     pool = ThreadPoolExecutor(workers, "mtpforge", torch.set_num_threads, (1,))
     ahead: deque[Future[Made]] = deque()
     try:

@@ -274,9 +274,16 @@ def test_modelopt_mixed_precision_goes_by_name_part_and_child(tiny, scheme):
     [
         ({"quant_method": "w4afp8"}, "vLLM knows no quantization method `w4afp8`"),
         ({"quant_method": "torchao"}, "drafts for targets of method `torchao` cannot be made yet"),
-        ({"quant_method": "awq"}, "vLLM takes no such block"),
+        ({"quant_method": "awq", "modules_to_not_convert": ["lm_head"]}, "vLLM takes no such block"),
         (
-            {"quant_method": "gptq", "bits": 3, "group_size": 128, "desc_act": False, "sym": True},
+            {
+                "quant_method": "gptq",
+                "bits": 3,
+                "group_size": 128,
+                "desc_act": False,
+                "sym": True,
+                "modules_in_block_to_quantize": ["mlp.experts"],
+            },
             "vLLM takes no such GPTQ",
         ),
         (

@@ -72,6 +72,8 @@ def test_its_compiled_judge_says_what_its_judge_says(weight, kernels, found_by, 
     form, theirs = FORMATS[q.format], dense(weight)
     if form.packed_rows is None:
         pytest.skip("no kernel decodes the format")
+    if q.scale_dtype == "F16":
+        pytest.skip("kernels judge scales of BF16 and FP8; the plain judge asks about others")
     bands = [Band(0, tuple(w.shape), q, parts_of(w, q, found_by), {}) for w in (weight, weight.roll(1, 0))]
     assert found_by.judge_rows(kernels, bands[0], theirs, form) is not None
     assert found_by.judge_rows(kernels, bands[1], theirs, form) is None
