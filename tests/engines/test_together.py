@@ -137,7 +137,7 @@ def test_zero_points_contradict_and_what_both_take_is_offered(tinyglm, targets):
 
 
 def test_a_whole_draft_is_built_and_verified_for_both(targets, tmp_path):
-    made = mtpforge.build(str(targets["FP8"]), str(targets["FP8"]), engine="both", out=tmp_path / "out")
+    made = mtpforge.build(str(targets["FP8"]), str(targets["FP8"]), engine="both", out=tmp_path / "out", check="off")
     report = mtpforge.verify(made.path, str(targets["FP8"]), engine="both")
     assert report.ok, report
     for engine in ENGINES:
