@@ -209,7 +209,7 @@ def main():
         if found != ("agree", outcome):
             different.append(facts)
     seed, n_targets = (int(os.environ.get(f"MTPFORGE_TEST_{key}", default)) for key, default in
-                       (("SEED", 0), ("TARGETS", 300)))  # fmt: skip
+                       (("SEED", 0), ("TARGETS", 200)))  # fmt: skip
     for n in range(seed * 1_000_000, seed * 1_000_000 + n_targets):
         rng = random.Random(n)
         kind = rng.choice(KINDS + BY_INPUTS)
