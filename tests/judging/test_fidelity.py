@@ -226,6 +226,7 @@ def test_bound_and_worst_modules_are_shown(run, both, tinyglm, made, inputs):
 
 
 def test_picture_has_every_draft_at_its_size(both, tmp_path):
+    pytest.importorskip("matplotlib")
     draw(tmp_path / "p.svg", both)
     text = (tmp_path / "p.svg").read_text()
     assert "<!-- int4-g32-asym -->" in text
