@@ -45,15 +45,18 @@ def open_local(path: Path, *, label: str = "") -> Checkpoint:
     """What is at a path: a folder of safetensors, one of a model in GGUF, or a GGUF file and its other parts."""
     if path.name.endswith(gguf.SUFFIX) and path.is_file():
         holder = Folder(path.parent, label or str(path), config={})
-        files = gguf.chosen(holder.files, path.name, label or str(path), "")
-        return gguf.Gguf(holder, files)
+        return gguf.Gguf(holder, _model(holder, path.parent, path.name))
     folder = path.parent if path.name == metadata.CONFIG and path.is_file() else path
     if folder.is_dir():
         holder = Folder(folder, label or str(path), config={})
         if gguf.is_all(holder.files):
-            how = f"`{shown(folder / '{}')}{gguf.SUFFIX}`"
-            return gguf.Gguf(holder, gguf.chosen(holder.files, "", holder.label, how))
+            return gguf.Gguf(holder, _model(holder, folder, ""))
     return open_folder(path, label=label)
+
+
+def _model(holder: Folder, folder: Path, wanted: str) -> tuple[str, ...]:
+    """The files of the model in GGUF that is meant, "" for the only one."""
+    return gguf.chosen(holder.files, wanted, holder.label, lambda _, file: f"`{shown(folder / file)}`")
 
 
 def open_file(path: Path, config: Mapping[str, object], *, label: str = "") -> Folder:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -28,6 +30,7 @@ ONLY_SOURCE: Final = "its weights are GGUF, which is only read: a draft for llam
 _SAMPLE_BYTES: Final = 16 * 1024  # of each end of a file, for the identity
 _MOST_WEIGHTS: Final = 200_000  # with every expert counted; GLM-5.2 has 60,000
 _THREADS: Final = 8  # headers that are read at a time
+_SPLIT: Final = ("split.count", "split.no")  # keys of every part
 _HUB: Final = "https://huggingface.co/"
 
 
@@ -50,12 +53,12 @@ class Gguf:
         self._holder, self._files, self._choice = holder, tuple(files), choice
         self._is_restated = False
         with errors_of(self):
-            self._parts = _headers(holder, self._files)
-            first = self._parts[0]
+            parts = _headers(holder, self._files)
+            first = parts[0]
             table = names.architecture_of(first.values, self._files[0])
-            held = [stored.name for part in self._parts for stored in part.tensors]
+            held = [stored.name for part in parts for stored in part.tensors]
             self._config = table.config(first, held, self._files[0]) | _called(first, self._files[0])
-            self._refs, self._unread = _located(table, self._files, self._parts)
+            self._refs, self._unread = _located(table, self._files, parts)
             self._made_from = _made_from(first)
         self._quantization: Mapping[str, object] = {"quant_method": METHOD}
 
@@ -195,14 +198,15 @@ class Gguf:
 
 def _headers(holder: Holder, files: Sequence[str]) -> tuple[Header, ...]:
     """The headers of all parts, several read at a time; parts that are not each other's are an error."""
-    pieces = {file: partial(holder.piece, file) for file in files}
+    held = _Held()
     if len(files) == 1:
-        parts = [header.read(pieces[files[0]], files[0])]
+        parts = [_part(holder, files[0], held, is_first=True)]
     else:
         with ThreadPoolExecutor(min(_THREADS, len(files)), "mtpforge-headers") as pool:
-            parts = list(pool.map(lambda file: header.read(pieces[file], file), files))
+            parts = list(pool.map(lambda file: _part(holder, file, held, is_first=file == files[0]), files))
     for number, (file, part) in enumerate(zip(files, parts, strict=True)):
-        count, place = part.values.get("split.count", 1), part.values.get("split.no", 0)
+        # 0 says one file: `llama-gguf-split --merge` writes it, and keeps the other keys of the first part
+        count, place = part.values.get("split.count") or 1, part.values.get("split.no", 0)
         if (count, place) != (len(files), number):
             why = f"it says that it is part {shown(place)} of {shown(count)}, counted from 0"
             raise header.invalid(file, f"{why}; by the files' names it is {number} of {len(files)}")
@@ -211,6 +215,28 @@ def _headers(holder: Holder, files: Sequence[str]) -> tuple[Header, ...]:
     if len(files) > 1 and stated is not None and stated != n_tensors:
         raise header.invalid(files[0], f"all parts are said to hold {shown(stated)} tensors, they hold {n_tensors:,}")
     return tuple(parts)
+
+
+class _Held:
+    """Tensors of all headers that were read so far: each is bounded, and so are all together."""
+
+    def __init__(self) -> None:
+        self._count, self._lock = 0, threading.Lock()
+
+    def add(self, count: int, file: str) -> None:
+        """MtpforgeError where there are too many, also of 0 more."""
+        with self._lock:
+            self._count += count
+            if self._count > _MOST_WEIGHTS:
+                raise header.invalid(file, f"with its own the parts have more than {_MOST_WEIGHTS:,} tensors")
+
+
+def _part(holder: Holder, file: str, held: _Held, *, is_first: bool) -> Header:
+    """A header; of the keys of a part after the first only those that say which it is."""
+    held.add(0, file)  # nothing more is read where others were too many
+    part = header.read(partial(holder.piece, file), file)
+    held.add(len(part.tensors), file)
+    return replace(part, values={key: v for key, v in part.values.items() if is_first or key in _SPLIT})
 
 
 def _called(first: Header, file: str) -> dict[str, object]:

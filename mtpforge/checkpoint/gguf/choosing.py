@@ -7,7 +7,7 @@ is meant, somebody has to say. Source of the names: llama.cpp tools/gguf-split, 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from mtpforge.checkpoint import metadata
@@ -17,6 +17,7 @@ SUFFIX: Final = ".gguf"
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NO_MODELS: Final = ("mmproj", "imatrix")  # how files begin that hold what sees, or what a quantizer measured
 _SHOWN: Final = 30
+_OTHERWISE: Final = "name the file that holds the text model, or a hub id such as `zai-org/GLM-5.2-FP8`"
 
 
 def models(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -35,22 +36,33 @@ def is_all(names: Collection[str]) -> bool:
     return not is_other and bool(models(names))
 
 
-def chosen(names: Iterable[str], wanted: str, label: str, how: str) -> tuple[str, ...]:
+def chosen(
+    names: Iterable[str], wanted: str, label: str, how: Callable[[str, str], str], otherwise: str = ""
+) -> tuple[str, ...]:
     """The files of the one model that is meant, all parts of it.
 
     wanted: a file, what stands before its number, its folder, or how that ends (`Q4_K_M`); "" where there is only one.
-    how: how another choice is typed, with `{}` for it. None, several, or a part that is missing: errors.
+    how(name, first file): how another choice is typed. otherwise: what to type where there is nothing to choose.
+    None, several, or a part that is missing: errors.
     """
-    found = models(names)
+    held = tuple(names)
+    found = models(held)
     fitting = _fitting(found, wanted)
+    is_other = wanted.endswith(SUFFIX) and wanted in held
+    other = f"`{shown(label)}` holds no language model"
+    if not found:
+        what, why = f"`{shown(label)}` holds no model in GGUF", "what is behind `:` chooses one of several"
+        if is_other:
+            what, why, otherwise = other, "by its name it is for images, or what a quantizer measured", _OTHERWISE
+        raise MtpforgeError(what, where=shown(label), why=why, fix=otherwise)
     if len(fitting) != 1:
         listed = ", ".join(f"`{shown(stem)}`" for stem in list(found)[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         what = f"`{shown(label)}` holds {len(found)} models in GGUF"
         if wanted and not fitting:
-            what = f"`{shown(label)}`: no GGUF is called so"
-        some = next(iter(fitting or found), "MODEL")
-        fix = f"say which: {how.format(shown(some))}"
+            what = other if is_other else f"`{shown(label)}`: no GGUF is called so"
+        some, files = next(iter((fitting or found).items()))
+        fix = f"say which: {how(some, files[0])}"
         raise MtpforgeError(what, where=shown(label), why=f"there are {listed}{more}", fix=fix)
     ((stem, files),) = fitting.items()
     _refuse_missing(stem, files, label)

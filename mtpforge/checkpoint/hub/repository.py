@@ -44,7 +44,9 @@ def open_hub(repo: str, revision: str | None, *, choice: str = "", offline: bool
         named = f"{repo}:{choice}{ending}" if choice else repo + ending
         holder = HubRepo(repo, info, label=named, offline=offline, config={})
         safe = filter(metadata.is_below, info.files)
-        return gguf.Gguf(holder, gguf.chosen(safe, choice, named, f"`{repo}:{{}}{ending}`"), choice)
+        otherwise = f"a revision is typed `{repo}@{shown(revision or choice or 'main')}`"
+        files = gguf.chosen(safe, choice, named, lambda name, _: f"`{repo}:{shown(name)}{ending}`", otherwise)
+        return gguf.Gguf(holder, files, choice)
     return HubRepo(repo, info, label=repo + ending, offline=offline)
 
 

@@ -9,7 +9,7 @@ from faults.hub_server import serving
 from gguf_files import Type, convert
 
 from mtpforge.checkpoint import open_checkpoint, open_served
-from mtpforge.checkpoint.gguf import choosing
+from mtpforge.checkpoint.gguf import checkpoint, choosing
 from mtpforge.errors import MtpforgeError
 
 LAYER = "model.layers.3."
@@ -106,6 +106,50 @@ def test_a_part_under_another_name_says_which_it_is(model, tmp_path):
     assert caught.value.why == "it says that it is part 1 of 3, counted from 0; by the files' names it is 0 of 1"
 
 
+def merged(model, to, count):
+    """What `llama-gguf-split --merge` writes: the parts' tensors, the first part's keys but for the number of parts."""
+    parts = [gguf.GGUFReader(part) for part in sorted(model.iterdir())]
+    writer = gguf.GGUFWriter(to, "glm-dsa")
+    for key, field in parts[0].fields.items():
+        if not key.startswith(("GGUF.", "general.architecture", "tokenizer.")):
+            writer.add_key_value(key, count if key == "split.count" else field.contents(), field.types[0])
+    for tensor in (tensor for part in parts for tensor in part.tensors):
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert {"split.no", "split.count", "split.tensors.count"} <= gguf.GGUFReader(to).fields.keys()
+    return to
+
+
+def test_merged_parts_are_one_file(model, tmp_path):
+    parts, whole = open_checkpoint(str(model)), open_checkpoint(str(merged(model, tmp_path / "m.gguf", 0)))
+    assert contents(whole, layer_of(whole)) == contents(parts, layer_of(parts))
+    with pytest.raises(MtpforgeError, match="not a valid GGUF file"):
+        open_checkpoint(str(merged(model, tmp_path / "two.gguf", 2)))
+
+
+def test_tensors_are_counted_over_all_parts(model, monkeypatch):
+    """Headers are read until there are too many: of what each may claim there could be thousands."""
+    opened, read = [], checkpoint.header.read
+    counts = [len(gguf.GGUFReader(part).tensors) for part in sorted(model.iterdir())]
+    monkeypatch.setattr(checkpoint, "_THREADS", 1)
+    monkeypatch.setattr(checkpoint, "_MOST_WEIGHTS", counts[0] + counts[1] - 1)
+    monkeypatch.setattr(checkpoint.header, "read", lambda piece, file: opened.append(file) or read(piece, file))
+    with pytest.raises(MtpforgeError, match="not a valid GGUF file") as caught:
+        open_checkpoint(str(model))
+    assert "more than" in caught.value.why
+    assert len(opened) == 2
+
+
+def test_of_later_parts_only_their_place_is_kept(model):
+    holder = open_checkpoint(str(model))._holder
+    first, *others = checkpoint._headers(holder, holder.files)
+    assert "glm-dsa.block_count" in first.values
+    assert [sorted(part.values) for part in others] == [["split.count", "split.no"]] * 2
+
+
 def test_it_can_be_no_target(model):
     with pytest.raises(MtpforgeError, match="cannot be a target") as caught:
         open_served(str(model))
@@ -129,16 +173,48 @@ FILES = ["Q8_0.gguf", "a/GLM-5.2-Q4_K_M.gguf", "a/GLM-5.2-UD-Q4_K_XL.gguf", *SPL
     ],
 )
 def test_a_model_is_chosen_by_file_name_folder_or_how_it_ends(wanted, files):
-    assert list(choosing.chosen(FILES, wanted, "org/x", "{}")) == files
+    assert list(choosing.chosen(FILES, wanted, "org/x", lambda name, _: name)) == files
 
 
 @pytest.mark.parametrize("wanted", ["", "a", "Q5_K_M", "K_M.gguf", "_K_M", "b/mmproj-F16.gguf", "imatrix", "("])
 def test_what_fits_several_or_none_is_answered_with_the_choices(wanted):
     with pytest.raises(MtpforgeError) as caught:
-        choosing.chosen(FILES, wanted, "org/x", "`org/x:{}`")
+        choosing.chosen(FILES, wanted, "org/x", lambda name, _: f"`org/x:{name}`")
     listed = "there are `Q4/m-Q4`, `Q8_0`, `a/GLM-5.2-Q4_K_M`, `a/GLM-5.2-UD-Q4_K_XL`"
     assert caught.value.why == listed
     assert caught.value.fix.startswith("say which: `org/x:")
+
+
+@pytest.mark.parametrize("others", [[], SPLIT])
+def test_what_is_for_images_is_said_to_be_no_language_model(tmp_path, others):
+    for name in ["mmproj-F16.gguf", *(name.rpartition("/")[2] for name in others)]:
+        (tmp_path / name).write_bytes(b"GGUF")
+    named = str(tmp_path / "mmproj-F16.gguf")
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint(named)
+    assert caught.value.what == f"`{named}` holds no language model"
+    if others:
+        assert caught.value.fix == f"say which: `{tmp_path / 'm-Q4-00001-of-00003.gguf'}`"
+    else:
+        assert caught.value.fix.startswith("name the file that holds the text model")
+
+
+def test_what_is_for_images_in_a_repository_is_no_revision(hub, tmp_path):
+    (folder := tmp_path / "repo").mkdir()
+    (folder / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    hub.add(REPO, folder)
+    with pytest.raises(MtpforgeError, match="holds no language model") as caught:
+        open_checkpoint(f"{REPO}:mmproj-F16.gguf")
+    assert "revision" not in caught.value.fix
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(":main", "@main"), (":Q4@main", "@main")])
+def test_a_choice_where_there_is_no_gguf_is_told_from_a_revision(hub, tinyglm, typed, meant):
+    hub.add(REPO, tinyglm("bf16"))
+    with pytest.raises(MtpforgeError) as caught:
+        open_checkpoint(REPO + typed)
+    assert caught.value.what == f"`{REPO}{typed}` holds no model in GGUF"
+    assert caught.value.fix == f"a revision is typed `{REPO}{meant}`"
 
 
 def test_of_a_repository_headers_and_wanted_bytes_are_fetched(hub, model, tmp_path):
