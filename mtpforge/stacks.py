@@ -20,7 +20,7 @@ from typing import Final
 from mtpforge import formats
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
-from mtpforge.families.family import Module
+from mtpforge.families.family import MOST_EXPERTS, Module
 from mtpforge.formats.format import PartRows
 from mtpforge.tensors import Shape, Spec, TensorRef
 
@@ -124,7 +124,11 @@ def _count(stack: _Stack) -> int:
     if not counts or len(set(counts.values())) > 1 or not min(counts.values()):
         said = ", ".join(f"{shown(suffix)} {n}" for suffix, n in sorted(counts.items())) or str(ref.spec)
         raise _wrong(ref, f"`{shown(stack.name)}` is no stack of experts", f"its parts hold: {said}")
-    return next(iter(counts.values()))
+    count = next(iter(counts.values()))
+    if count * len(stack.parts) > MOST_EXPERTS:  # each becomes a ref of its own
+        what = f"`{shown(stack.name)}` holds more experts than any model has"
+        raise _wrong(ref, what, f"its parts are {len(stack.parts):,}, of {count:,} experts")
+    return count
 
 
 def _of_expert(suffix: str, ref: TensorRef, number: int, n_experts: int) -> TensorRef:

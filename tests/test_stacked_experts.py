@@ -19,7 +19,8 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.planning import plan
 from mtpforge.sourcing import stored_layer
-from mtpforge.tensors import Quantization
+from mtpforge.stacks import unstacked
+from mtpforge.tensors import Quantization, Spec, TensorRef
 from mtpforge.verifying import verify
 from mtpforge.weights import Reader
 
@@ -257,3 +258,13 @@ def test_parts_for_different_numbers_of_experts_are_refused(source, tmp_path):
 
     with pytest.raises(MtpforgeError, match=r"`mlp\.experts\.gate_up_proj` is no stack of experts"):
         refusal_of(source("MXFP4 of OpenAI")[0], tmp_path, shorter)
+
+
+@pytest.mark.parametrize(("experts", "suffixes"), [(70_000, [""]), (2_000, [f"_{n}" for n in range(40)])])
+def test_a_stack_without_end_is_refused(tinyglm, experts, suffixes):
+    """Of a byte each: a small file that claims them is no reason to make a ref for every one."""
+    config = json.loads((tinyglm("bf16") / "config.json").read_text())
+    name, spec = "mlp.experts.down_proj", Spec("U8", (experts, 1, 1))
+    refs = {name + suffix: TensorRef(name + suffix, spec, "model.safetensors", 0, experts) for suffix in suffixes}
+    with pytest.raises(MtpforgeError, match="holds more experts than any model has"):
+        unstacked(family_of(config), config, {}, refs)

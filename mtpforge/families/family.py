@@ -16,7 +16,7 @@ from mtpforge.errors import MtpforgeError, Where
 from mtpforge.families import sizes
 from mtpforge.tensors import Shape
 
-_MOST_EXPERTS: Final = 1 << 16  # keeps a damaged config from asking for a list without end
+MOST_EXPERTS: Final = 1 << 16  # keeps a damaged config from asking for a list without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Family:
         return {key: text[key] for key in known if key in text}
 
     def _sizes(self, config: Mapping[str, object], n_experts: int) -> dict[str, object]:
-        if n_experts > _MOST_EXPERTS:
+        if n_experts > MOST_EXPERTS:
             raise MtpforgeError(
                 f"{n_experts} experts cannot be right",
                 where=Where("config.json", inside=f"`{self.expert_keys[0]}`"),

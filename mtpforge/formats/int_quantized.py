@@ -177,7 +177,7 @@ def _format(kind: _Kind) -> Format:
         decode=decode,
         bound=bound,
         guesses=partial(guesses, kind),
-        codes=Codes("weight", "I8", least=-128, largest=127),
+        codes=Codes("weight", "I8", least=-128, largest=127, scale=lambda parts: parts["weight_scale"].view(-1, 1)),
         reader=kind.reader,
         reference=kind.reference,
         matrix_parts=matrix_parts,
