@@ -11,7 +11,8 @@ _LONGEST: Final = 1_000  # of a name; a config may hold any text
 _SNAPSHOTS: Final = "snapshots"  # huggingface_hub's cache: models--org--name/snapshots/<commit>
 # Followed by a letter it is another model (GLM-4.5V) or a size (GLM-130B). A version may have lost its point: neither
 # `glm-5-2` nor `glm52` is taken for anything. `5p2` is how some hosts write 5.2.
-_NUMBER: Final = r"(\d++(?:[.p]\d+)++(?![a-z0-9])|\d(?![a-z0-9]|[.]\d|[-_]\d(?![a-z0-9])))"
+# No possessive quantifiers: Python 3.11.2, Debian 12's, loses the place after a possessive group (cpython gh-106052).
+_NUMBER: Final = r"(\d+(?:[.p]\d+)+(?![a-z0-9]|[.p]\d)|\d(?![a-z0-9]|[.]\d|[-_]\d(?![a-z0-9])))"
 
 
 def named(text: str) -> str:

@@ -43,6 +43,7 @@ SILENT = [
     "zai-org/GLM-5V",
     "x/chatglm3",
     "x/GLM-5.2x",
+    "x/GLM-5.2.3x",
     "GLM-5.3-experiments/foo",  # what the folder above is called
     "snapshots/0123abcd",
     "/",
