@@ -112,7 +112,7 @@ def command(  # noqa: D103 -- the help text above
 
 
 def _show(screen: Screen, merge: Merge) -> None:
-    rows: list[tuple[str, int]] = [("the base", merge.n_modules - sum(merge.taken.values()))]
+    rows: list[tuple[str, int]] = [("the base", len(merge.modules) - sum(merge.taken.values()))]
     screen.line()
     screen.table(("modules of", "n"), [*rows, *merge.taken.items()])
     screen.line()

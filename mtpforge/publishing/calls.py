@@ -10,6 +10,7 @@ from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.metadata import CARD
 from mtpforge.drafting.request import OnRemark, Watching
+from mtpforge.drafting.validating import folder_of
 from mtpforge.errors import MtpforgeError
 from mtpforge.publishing import deltas, grafting, judging, making, merging
 from mtpforge.publishing.assembling import Made
@@ -134,7 +135,7 @@ def push(
     from mtpforge.publishing import card as writing
     from mtpforge.publishing import pushing
 
-    held = open_checkpoint(draft, offline=True)
+    held = open_checkpoint(folder_of(str(draft)), offline=True)
     pushing.refuse_names(repo)
     origin, served = lineage(held, source, target, offline=offline)
     pushing.refuse_unverified(pushing.verified(held, served, on_progress))

@@ -10,13 +10,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.metadata import CARD
+from mtpforge.checkpoint.metadata import CARD, card_field
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
@@ -67,17 +67,7 @@ def doubts(text: str) -> tuple[Trap, ...]:
 def licence_of(source: Checkpoint | None) -> dict[str, str]:
     """`license`, its name and its link as the source's card states them; {} where it has none."""
     raw = source.small_file(CARD) if source is not None else None
-    stated = _front_matter(raw) if raw is not None else {}
-    return {key: str(stated[key]) for key in _LICENCE if isinstance(stated.get(key), str)}
-
-
-def _front_matter(raw: bytes) -> Mapping[str, object]:
-    """Metadata of a card as huggingface_hub reads it; {} for a card without any, or with damaged ones."""
-    try:
-        read = ModelCard(raw.decode(errors="replace"), ignore_metadata_errors=True)
-    except Exception:  # noqa: BLE001 -- yaml's errors are of many classes; a damaged card states nothing
-        return {}
-    return cast("Mapping[str, object]", read.data.to_dict())
+    return {key: stated for key in _LICENCE if (stated := card_field(raw, key))}
 
 
 def _metadata(draft: Checkpoint, told: Manifest, source: Checkpoint | None) -> ModelCardData:
@@ -85,7 +75,9 @@ def _metadata(draft: Checkpoint, told: Manifest, source: Checkpoint | None) -> M
     engine = engine_of(str(told.body["engine"]))
     method = str(draft.quantization.get("quant_method", "")) if draft.quantization else ""
     bases = _bases(told, source)
-    known = {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "quantized"} if bases else {}
+    known: dict[str, Any] = {"base_model": bases[0] if len(bases) == 1 else bases} if bases else {}
+    if bases and method:
+        known["base_model_relation"] = "quantized"
     return ModelCardData(
         **known,
         **licence_of(source),
@@ -107,7 +99,7 @@ def _about(told: Manifest) -> Iterator[str]:
     yield f"The multi-token-prediction layer (number {told.layer}) of `{_shown(told.source)}`, as a draft for"
     yield f"speculative decoding{beside}. It is no model of its own: embedding and head are the target's.\n"
     if pruned:
-        yield f"It holds {told.n_experts} of the source's experts, as many as the target.\n"
+        yield f"It holds {told.n_experts} of the source's experts.\n"
 
 
 def _usage(draft: Checkpoint, told: Manifest, target: Checkpoint | None, place: str) -> Iterator[str]:

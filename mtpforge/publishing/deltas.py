@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtpforge import errors
-from mtpforge.checkpoint import header
+from mtpforge.checkpoint import header, metadata
+from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import place_in
 from mtpforge.checkpoint.folder import Folder
 from mtpforge.checkpoint.folder_files import Files
@@ -23,9 +24,10 @@ from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.drafting.request import Watching
 from mtpforge.engines import ENGINES, engine_of
 from mtpforge.errors import MtpforgeError, Where, shown
+from mtpforge.families import Family
 from mtpforge.publishing import patches
 from mtpforge.publishing.assembling import SCHEMA
-from mtpforge.publishing.grafting import Addition, Asked, Graft, Layer, laid_out, opened
+from mtpforge.publishing.grafting import LAYER_FILE, Addition, Asked, Graft, Layer, laid_out, opened
 from mtpforge.publishing.target_files import TargetFiles, target_files
 from mtpforge.report import Trap
 from mtpforge.tensors import Spec
@@ -33,6 +35,7 @@ from mtpforge.writing.folder import DELTA
 from mtpforge.writing.layout import ShardLayout
 
 _GOES = "goes"
+_MARK = "mtp-"
 
 
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
@@ -42,17 +45,42 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     engine = document.text("engine")
     if engine not in ENGINES:
         raise _damaged(where, f"no engine is called {shown(engine)}")
-    target, _ = opened(asked, engine_of(engine), watching or Watching.by(None, None))
+    target, family = opened(asked, engine_of(engine), watching or Watching.by(None, None))
     files = target_files(target)
     made_for = document.within("target") or document.refuse("target", "an object")
     if files.content != made_for.text("content"):
         raise _other_target(target.label, files, made_for)
     addition, stated = _addition(folder, document, where)
+    _refuse_foreign(folder, addition, target, family, where)
     shards = tuple(_layout(folder, file) for file in folder.weight_files)
     refs = folder.locate(plain(name) for name in addition.tensors)
     found: tuple[Trap, ...] = ()
     graft = laid_out(asked, files, addition, Layer(folder, refs), shards, found)
     return replace(graft, stated=stated)
+
+
+def _refuse_foreign(folder: Folder, addition: Addition, target: Checkpoint, family: Family, where: Where) -> None:
+    """MtpforgeError for a delta that changes more than a graft does: it may come from anybody.
+
+    What a graft changes in config.json follows from the target and the quantization block alone, so it is made again.
+    """
+    patch, key = addition.config, "quantization_config"
+    told = target
+    if key in patch.set or key in patch.remove:
+        block = patch.set.get(key, {})
+        told = target.restated(block if isinstance(block, dict) else {})
+    if patches.difference(target.config, engine_of(addition.engine).carrying_config(told)) != patch:
+        raise _foreign(where, "it changes keys of config.json that no graft changes")
+    if addition.number != (layer := family.layer(target.config)):
+        raise _foreign(where, f"it would replace layer {addition.number}; the MTP layer is {layer}")
+    if odd := [file for file in folder.weight_files if not file.startswith(LAYER_FILE)]:
+        raise _foreign(where, f"a graft writes no `{shown(odd[0])}`")
+
+
+def _foreign(where: Where, why: str) -> MtpforgeError:
+    return MtpforgeError(
+        "this delta is none that a graft makes", where=where, why=why, fix="do not apply it; ask whoever published it"
+    )
 
 
 def _document(asked: Asked) -> tuple[Folder, Fields]:
@@ -118,8 +146,11 @@ def _addition(folder: Folder, document: Fields, where: Where) -> tuple[Addition,
 
 def _documents(folder: Folder) -> dict[str, bytes]:
     files = Files(Path(folder.location))
-    names = [name for name in files.names() if name.startswith("mtp-")]
-    return {name: files.whole(name, is_copied=True) or b"" for name in names}
+    marked = [name.removeprefix(_MARK) for name in files.names() if name.startswith(_MARK)]
+    found = {f"{_MARK}{n}": files.whole(f"{_MARK}{n}", is_copied=True) or b"" for n in metadata.document_names(marked)}
+    for name, data in found.items():
+        metadata.refuse_large_document(name, len(data))
+    return found
 
 
 def _specs(folder: Folder, file: str) -> dict[str, Spec]:

@@ -36,7 +36,7 @@ from mtpforge.writing.layout import INDEX, ShardLayout, place
 
 Link: TypeAlias = Literal["hard", "sym", "copy"]
 LINKS: Final = ("hard", "sym", "copy")
-_LAYER_FILE: Final = "model-mtp"
+LAYER_FILE: Final = "model-mtp"
 _MARKS: Final = frozenset((GRAFT, DELTA, OVERLAY))
 
 
@@ -276,10 +276,10 @@ def laid_out(
 
 def _shards(addition: Addition, taken_names: set[str], most: int | None) -> tuple[ShardLayout, ...]:
     """The layer's files, under names that no file has which stays."""
-    stem, number = _LAYER_FILE, 1
+    stem, number = LAYER_FILE, 1
     while any(name.startswith((f"{stem}.", f"{stem}-0")) for name in taken_names):
         number += 1
-        stem = f"{_LAYER_FILE}-{number}"
+        stem = f"{LAYER_FILE}-{number}"
     return place(addition.tensors.items(), most, stem=stem)
 
 

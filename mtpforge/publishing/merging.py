@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,7 +61,7 @@ class Merge:
     """A merge, decided.
 
     sides: the base, then one for each pattern. linked: name -> file. rewritten: side, what of a shard is taken, how it
-    will lie. taken: pattern -> modules. patch: of the base's config.json.
+    will lie. taken: pattern -> modules. patch: of the base's config.json. modules: all that it will hold.
     """
 
     asked: Asked
@@ -70,7 +70,7 @@ class Merge:
     rewritten: tuple[tuple[int, Shard, ShardLayout], ...]
     taken: Mapping[str, int]
     patch: Patch
-    n_modules: int
+    modules: frozenset[str]
     index: bytes
 
     @property
@@ -104,7 +104,8 @@ def decide(asked: Asked, watching: Watching | None = None) -> Merge:
     block, stored = engine.merged([side.checkpoint for side in sides], family, origins.get)
     _refuse_unproved(family, sides, origins, stored)
     whole = base.checkpoint
-    told = whole if block == whole.quantization else whole.restated(block)
+    # Side files stay behind, so the config states whatever block is in force.
+    told = whole if not block or block == whole.config.get("quantization_config") else whole.restated(block)
     has_layer = any(name.startswith(family.prefix(family.layer(whole.config))) for name in origins)
     config = dict(engine.carrying_config(told) if has_layer else told.config)
     if not block:
@@ -118,7 +119,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Merge:
         rewritten,
         taken,
         patches.difference(whole.config, config),
-        len(origins),
+        frozenset(origins),
         _index(places),
     )
 
@@ -235,21 +236,30 @@ def _files(
     linked = {n: p for n, p in sides[0].files.places.items() if not n.endswith(metadata.SUFFIX)}
     for name in (metadata.CONFIG, metadata.SIDE_FILE, INDEX, GRAFT, DELTA, OVERLAY, MERGE):
         linked.pop(name, None)
-    rewritten, places = [], {}
+    rewritten: list[tuple[int, Shard, ShardLayout]] = []
+    places: dict[str, Shard] = {}
     for i, side in enumerate(sides):
+        lies = {f"{module}.{suffix}": ref.file for module, refs in side.modules.items() for suffix, ref in refs.items()}
         for file in sorted({ref.file for parts in side.modules.values() for ref in parts.values()}):
             shard = side.files.shard(file)
-            gone = {plain(t.name) for t in shard.tensors if origins.get(plain(t.name).rpartition(".")[0]) != i}
+            names = {plain(t.name) for t in shard.tensors}
+            # A copy that the index passes over would lie there twice.
+            gone = {n for n in names if origins.get(n.rpartition(".")[0]) != i or lies.get(n) != file}
             kept, layout = without(shard, gone)
             if not kept.tensors:
                 continue
-            name = f"take-{i}-{file}" if i else file
+            name = _free(f"take-{i}-{file}" if i else file, {*places, *linked})
             if gone:
                 rewritten.append((i, kept, ShardLayout(name, layout.header, layout.starts, layout.n_bytes)))
             else:
                 linked[name] = side.files.places[file]
             places[name] = kept
     return linked, tuple(rewritten), places
+
+
+def _free(name: str, used: Collection[str]) -> str:
+    """The name, or one like it that no file has: the base may be a merge itself."""
+    return next(n for n in (name, *(f"take-{i}-{name}" for i in range(2, len(used) + 3))) if n not in used)
 
 
 def _index(places: Mapping[str, Shard]) -> bytes:
@@ -327,16 +337,20 @@ def _judged(merge: Merge, folder: Path) -> Report:
     """The folder opened again: each module as the one block has it, by the same questions; the index and the files."""
     held = open_checkpoint(folder)
     strays = held.strays("")
-    files = Check("files", "failed" if strays else "passed", f"{len(held.names):,} tensors, each in one place")
+    twice = "; ".join(f"`{shown(stray.name)}` lies in {', '.join(stray.files)}" for stray in strays[:3])
+    files = Check("files", "failed" if strays else "passed", twice or f"{len(held.names):,} tensors, each in one place")
     family = family_of(held.config)
     alone = _Side(held, merge.sides[0], _modules(held))
     engine = ENGINES[DEFAULT]
+    if lost := sorted(merge.modules ^ alone.modules.keys()):
+        why = f"{len(lost)} are not there, or were not to be: `{shown(lost[0])}`"
+        return Report("merge", (files, Check("modules", "failed", why)))
     _, stored = engine.merged([held], family, dict.fromkeys(alone.modules, 0).get)
     try:
         _refuse_unproved(family, [alone], dict.fromkeys(alone.modules, 0), stored)
     except MtpforgeError as error:
         return Report("merge", (files, Check("modules", "failed", f"{error.what}: {error.why}")))
-    detail = f"{merge.n_modules:,}, each stored as the merged config says; {engine.name} asks about {len(stored):,}"
+    detail = f"{len(merge.modules):,}, each stored as the merged config says; {engine.name} asks about {len(stored):,}"
     return Report("merge", (files, Check("modules", "passed", detail)), summary="one config states all of it")
 
 

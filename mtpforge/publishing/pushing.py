@@ -144,13 +144,17 @@ def _refusals(repo: str) -> Iterator[None]:
     except (HfHubHTTPError, http.HTTPError, OSError, RuntimeError) as error:
         # What goes wrong with one object comes wrapped (huggingface_hub 2.4.0, _commit_api.py, _wrapped_lfs_upload).
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
-        if isinstance(cause, HfHubHTTPError):
+        if isinstance(cause, OSError) and cause.filename:
+            why, fix = f"`{shown(str(cause.filename))}` cannot be read ({cause.strerror})", "make the file readable"
+        elif isinstance(cause, PermissionError):  # hf_xet's word for a token that is refused
+            why, fix = _REASONS[401]
+        elif isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             why, fix = _REASONS.get(status, (f"it answered {status}", _AGAIN))
         elif isinstance(cause, http.HTTPError | OSError):
             why, fix = f"no connection ({type(cause).__name__})", _AGAIN
-        else:
-            raise
+        else:  # hf_xet raises nothing more telling
+            why, fix = "the transfer broke off", _AGAIN
         raise _refused(repo, why, fix) from error
 
 

@@ -74,6 +74,13 @@ class TargetFiles:
 
     def shard(self, file: str) -> Shard:
         """A weight file, read by its header."""
+        if file not in self.places:
+            raise MtpforgeError(
+                f"`{shown(file)}` lies in a folder of its own",
+                where=self.folder.location,
+                why="files are linked into one folder, and engines read its top alone",
+                fix="move the weight files to the top, and correct the index",
+            )
         with errors_of(self.folder):
             raw = self.folder.raw_header(file)
             header.parse(raw, file, self.places[file].stat().st_size)  # refuses what lies

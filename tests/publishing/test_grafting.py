@@ -302,6 +302,40 @@ def test_damaged_delta_is_refused(delta, tinyglm, tmp_path):
     assert "has schema None" in refusal(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft").what
 
 
+def test_a_delta_that_changes_more_than_a_graft_does_is_refused(delta, tinyglm, tmp_path):
+    """It may come from anybody: keys that run foreign code, another layer, files that engines read alone."""
+    document, path = json.loads((delta / "mtpforge-delta.json").read_text()), delta / "mtpforge-delta.json"
+
+    def refused():
+        found = refusal(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft")
+        assert not (tmp_path / "graft").exists()
+        assert found.what == "this delta is none that a graft makes"
+        return found.why
+
+    for key, value in (
+        ("auto_map", {"AutoModelForCausalLM": "evil/repo--m.X"}),
+        ("rope_theta", 7),
+        ("eos_token_id", 0),
+    ):
+        odd = json.loads(json.dumps(document))
+        odd["config"]["set"][key] = value
+        path.write_text(json.dumps(odd))
+        assert "keys of config.json that no graft changes" in refused()
+    path.write_text(json.dumps(document | {"layer": document["layer"] | {"number": 0}}))
+    assert "it would replace layer 0" in refused()
+    path.write_text(json.dumps(document))
+    (delta / "model-mtp.safetensors").rename(delta / "consolidated.safetensors")
+    assert "a graft writes no `consolidated.safetensors`" in refused()
+
+
+def test_of_a_delta_only_licences_are_taken_beside_its_weights(delta, tinyglm, tmp_path):
+    (delta / "mtp-x.py").write_text("raise SystemExit")
+    (delta / "mtp-LICENSE").write_text("a licence")
+    made = mtpforge.graft(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft")
+    assert (made.path / "mtp-LICENSE").read_text() == "a licence"
+    assert not (made.path / "mtp-x.py").exists()
+
+
 def test_graft_takes_a_layer_or_a_delta(delta, tinyglm, tmp_path):
     for layer, given, options in ((None, None, {}), (tinyglm("bf16"), delta, {}), (None, delta, {"scheme": "bf16"})):
         assert refusal(layer, tinyglm("awq-int4"), delta=given, out=tmp_path / "graft", **options).code == 2

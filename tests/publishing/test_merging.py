@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 from grafted import check_index, digests, state, tensors
+from safetensors.torch import load_file, save_file
 
 import mtpforge
 from mtpforge.engines.vllm import installed, merging
@@ -54,6 +55,38 @@ def test_whole_files_are_shared_under_names_of_their_own(tinyglm, tmp_path):
     assert any(name.startswith("take-1-") for name in names)
     copied = mtpforge.merge(base, {"model.layers.3.*": other}, out=tmp_path / "copied", link="copy")
     assert tensors(copied.path) == tensors(made.path)
+
+
+def test_a_merge_is_merged_again_and_loses_nothing(tinyglm, tmp_path):
+    """Both hold a file called `take-1-...`: the second has to be called otherwise."""
+    first = mtpforge.merge(tinyglm("int4-int8mix"), {EXPERTS: tinyglm("awq-int4")}, out=tmp_path / "1", link="sym").path
+    again = mtpforge.merge(first, {EXPERTS: tinyglm("awq-int4")}, out=tmp_path / "2", link="sym").path
+    assert digests(tensors(again)) == digests(tensors(first))
+
+
+def test_a_block_of_the_side_file_alone_goes_into_the_config(tinyglm, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tinyglm("nvfp4"), base)
+    config = json.loads((base / "config.json").read_text())
+    block = config.pop("quantization_config")
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "hf_quant_config.json").write_text(json.dumps(block))
+    made = mtpforge.merge(base, {"model.layers.3.mlp.experts.*": tinyglm("nvfp4")}, out=tmp_path / "out", link="sym")
+    assert json.loads((made.path / "config.json").read_text())["quantization_config"] == block
+
+
+def test_a_copy_that_the_index_passes_over_stays_behind(tinyglm, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tinyglm("bf16"), base)
+    index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
+    name, file = next(iter(sorted(index.items())))
+    other = next(other for other in sorted(set(index.values())) if other != file)
+    held = load_file(base / other)
+    held[name] = load_file(base / file)[name]
+    save_file(held, base / other)
+    made = mtpforge.merge(base, {"lm_head": tinyglm("bf16")}, out=tmp_path / "out", link="sym")
+    found = [f for f in made.path.glob("*.safetensors") if name in load_file(f)]
+    assert len(found) == 1
 
 
 def refusal(base, takes, tmp_path):

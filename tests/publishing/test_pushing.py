@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from upload_hub import TOKEN, UploadHub
 
 import mtpforge
@@ -55,9 +55,14 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def _api(url):
-    from huggingface_hub import HfApi
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
 
+
+def _api(url):
     return lambda: HfApi(endpoint=url)
 
 
@@ -170,6 +175,47 @@ def test_without_a_token_the_login_is_named(draft, made, hub, monkeypatch):
     with pytest.raises(MtpforgeError) as refused:
         push(draft, made)
     assert "hf auth login" in refused.value.fix
+
+
+def test_a_repository_has_to_be_downloaded_first(made, hub, in_folder):
+    with pytest.raises(MtpforgeError) as refused:
+        mtpforge.push("ann/draft", "bob/draft", target=TARGET)
+    assert "hf download ann/draft" in refused.value.fix
+    assert not list(in_folder.iterdir())
+    assert not hub.seen
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (PermissionError("token"), "who you are"),
+        (PermissionError(13, "Permission denied", "model.safetensors"), "`model.safetensors` cannot be read"),
+        (RuntimeError("broken"), "the transfer broke off"),
+        (ConnectionResetError(), "no connection"),
+    ],
+)
+def test_what_the_transfer_raises_is_told_by_its_cause(raised, words, draft, made, hub, monkeypatch):
+    """huggingface_hub hands over to hf_xet where it is installed, whose refusals are PermissionErrors."""
+
+    class Api(HfApi):
+        def upload_folder(self, **_):
+            raise raised
+
+    monkeypatch.setattr("mtpforge.publishing.pushing.HfApi", lambda: Api(endpoint=hub.url))
+    with pytest.raises(MtpforgeError) as refused:
+        push(draft, made)
+    assert (refused.value.code, words in refused.value.why) == (4, True)
+
+
+def test_front_matter_is_read_by_its_lines_and_never_as_yaml(made, tmp_path):
+    """Nested merge keys of YAML fill the memory from a few lines."""
+    source = tmp_path / "source"
+    shutil.copytree(made[1], source)
+    bomb = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 40)
+    )
+    (source / "README.md").write_text(f"---\n{bomb}license: 'mit'  # so it says\n---\n")
+    assert ModelCard(mtpforge.card(made[0], source=source)).data.license == "mit"
 
 
 def test_a_target_that_is_a_folder_has_to_be_named(draft, hub):
