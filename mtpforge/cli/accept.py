@@ -107,8 +107,8 @@ def command(  # noqa: D103 -- the help text above
         screen.answer(f"{each.sampled.tokens.mean:.4f} {each.draft}")
     report = found.report
     screen.report(report)
-    best = max(found.drafts, key=lambda each: each.sampled.tokens.mean)
-    screen.next("mtpforge", "serve", best.draft, "--target", target, "--print")
+    best = max(range(len(found.drafts)), key=lambda n: found.drafts[n].sampled.tokens.mean)
+    screen.next("mtpforge", "serve", (draft, *compare)[best], "--target", target, "--print")
     return Ending({"acceptance": found, "report": report}, report.exit_code)
 
 

@@ -93,7 +93,8 @@ def command(  # noqa: D103 -- the help text above
         screen.answer(f"{each.steps[0].total_variation:.6f} {each.draft}" if each.steps else f"- {each.draft}")
     report = found.report
     if report.ok and target:
-        screen.next("mtpforge", "validate", found.ranked[0].draft, "--target", target)
+        nearest = found.drafts.index(found.ranked[0])
+        screen.next("mtpforge", "validate", (draft, *compare)[nearest], "--target", target)
     document = {
         "fidelity": found,
         "ranked": [each.draft for each in found.ranked],

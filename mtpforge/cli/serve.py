@@ -112,7 +112,7 @@ class DraftOption(click.ParamType):  # type: ignore[type-arg]  # not generic in 
 @click.option(
     "--port", cls=Option, heading="Compute", type=click.IntRange(1, 65535), metavar="N", help="Port of the server."
 )
-@options.tp()
+@options.tp(default=None, show_default="1, or the machine's")
 @options.ep()
 @options.kv_cache_dtype()
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE OPTIONS]")
@@ -132,7 +132,7 @@ def command(  # noqa: D103 -- the help text above
     fork: str | None,
     node_rank: int,
     head_node: str | None,
-    tp: int,
+    tp: int | None,
     ep: bool,
     kv_cache_dtype: str,
     draft_options: tuple[tuple[str, object], ...],
@@ -142,13 +142,13 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.drafting.serving import serving_command
     from mtpforge.drafting.validating import folder_of
     from mtpforge.engines.engine import Serving
-    from mtpforge.engines.hardware import deployment
+    from mtpforge.engines.hardware import deployment, ranks
 
     served = open_served(target, offline=screen.offline)
     path = served.location if _is_same(draft, target) else str(folder_of(draft).absolute())
-    serving = Serving(tp, ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     _refuse_strays(screen.argv, more)
     asked = deployment(hardware or "", fork or "", node_rank, head_node or "")
+    serving = Serving(ranks(asked, tp), ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
     made = serving_command(path, served, engine, serving, overlay, asked)
     _refuse_two_servers(made, more, is_run=not (explain or only_print))
     _refuse_twice(made.argv, more)

@@ -23,7 +23,7 @@ from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import DEFAULT, engine_of
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
-from mtpforge.engines.hardware import deployment
+from mtpforge.engines.hardware import deployment, ranks
 from mtpforge.engines.installed import refuse_no_program
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -217,7 +217,7 @@ class ServeOptions(TypedDict, total=False):
     """How a draft is to be served; `explain_serve` has the defaults."""
 
     engine: str
-    tp: int
+    tp: int | None
     ep: bool
     speculative_tokens: int
     kv_cache_dtype: str
@@ -248,7 +248,7 @@ def explain_serve(
     target: Named,
     *,
     engine: str = DEFAULT,
-    tp: int = 1,
+    tp: int | None = None,
     ep: bool = False,
     speculative_tokens: int = 3,
     kv_cache_dtype: str = "auto",
@@ -263,13 +263,14 @@ def explain_serve(
 ) -> Command:
     """The same command, each flag and key with its reason, and what could be added: `print` shows it.
 
-    hardware: the machine that it is for, `mtpforge.engines.hardware.machines()` has the names; with a fork of the
-    engine's, and for machines of several nodes which node this is and where node 0 is reached.
+    tp: ranks; the machine's where not said, 1 without one. hardware: the machine that it is for,
+    `mtpforge.engines.hardware.machines()` has the names; with a fork of the engine's, and for machines of several nodes
+    which node this is and where node 0 is reached.
     """
-    asked = Serving(tp, ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
+    placed = deployment(hardware, fork, node_rank, head_node)
+    asked = Serving(ranks(placed, tp), ep, speculative_tokens, {}, port, kv_cache_dtype, dict(draft_options or {}))
     served = open_served(target, offline=offline)
     place = open_checkpoint(draft, offline=True).location
-    placed = deployment(hardware, fork, node_rank, head_node)
     return serving_command(place, served, engine, asked, None if overlay is None else Path(overlay), placed)
 
 

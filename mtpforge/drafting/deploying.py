@@ -23,34 +23,42 @@ _INDEX: Final = "model.safetensors.index.json"
 _EXPERTS: Final = "mlp.experts.*.gate_proj"
 
 
-def serving_on(machine: Machine, asked: Deployment, target: Checkpoint, serving: Serving) -> Serving:
-    """How it is served there: over the machine's ranks unless another number is asked for, and what a fork is told.
+def serving_on(machine: Machine, asked: Deployment, engine: str, target: Checkpoint, serving: Serving) -> Serving:
+    """How it is served there: with what a fork must be told.
 
-    MtpforgeError for a number of ranks that cannot be dealt out over the nodes.
+    MtpforgeError for a fork of another engine, and a number of ranks that cannot be dealt out over the nodes.
     """
+    hardware.refuse_fork(machine, asked, engine)
     told = hardware.topk_pattern(asked, machine, family_of(target.config).text(target.config))
-    ranks = machine.ranks if serving.tensor_parallel == 1 else serving.tensor_parallel
-    if ranks % machine.nodes:
+    if serving.tensor_parallel % machine.nodes:
         raise MtpforgeError(
-            f"{ranks} ranks cannot be dealt out over the {machine.nodes} nodes of {machine.name}",
+            f"{serving.tensor_parallel} ranks cannot be dealt out over the {machine.nodes} nodes of {machine.name}",
             where="option `--tp`",
             fix=f"`--tp {machine.ranks}`, or leave `--tp` out",
             code=errors.USAGE,
         )
-    return replace(serving, tensor_parallel=ranks, overrides={**told, **serving.overrides})
+    return replace(serving, overrides={**told, **serving.overrides})
 
 
 def placed(
-    command: Command, machine: Machine, asked: Deployment, engine: str, target: Checkpoint, scheme: Scheme
+    command: Command,
+    machine: Machine,
+    asked: Deployment,
+    engine: str,
+    target: Checkpoint,
+    scheme: Scheme,
+    serving: Serving,
 ) -> Command:
     """The command with the machine's flags, variables and notes; what was asked for by option stays as it is."""
     stored = scheme.of(_EXPERTS).quantization
     facts = {
         "method": str(target.quantization.get("quant_method", "")),
         "experts": f"{stored.format} {stored.strategy}".strip(),
+        "algo": str(target.quantization.get("quant_algo", "")),
         "family": family_of(target.config).name,
+        "tp": serving.tensor_parallel,
     }
-    remarks = tuple(_remarks(machine, target))
+    remarks = tuple(_remarks(machine, target, serving.tensor_parallel))
     made: Command | None = None
     for key, each in reversed([*zip(behind(engine), command.each, strict=True)]):
         given, variables = hardware.flags(machine, asked, key, facts)
@@ -65,10 +73,11 @@ def placed(
     return command if made is None else made
 
 
-def _remarks(machine: Machine, target: Checkpoint) -> Iterator[Trap]:
-    stored = _stored_bytes(target)
-    if stored > machine.holds_bytes:
-        held = f"{machine.title} hold{'s' * (machine.ranks == 1)} {file_size(machine.holds_bytes)}"
+def _remarks(machine: Machine, target: Checkpoint, ranks: int) -> Iterator[Trap]:
+    stored, room = _stored_bytes(target), machine.holds_bytes(ranks)
+    if stored > room:
+        on = "" if ranks >= machine.ranks else f", on {ranks} of its ranks"
+        held = f"{machine.title} hold{'s' * (machine.ranks == 1)} {file_size(room)}{on}"
         fix = "`mtpforge validate DRAFT --target CKPT` checks a draft where the target does not fit"
         yield Trap("machine-too-small", "warning", f"the target's weights take {file_size(stored)}; {held}", fix)
     for text in hardware.notes(machine):

@@ -38,7 +38,7 @@ def serving_command(
     refuse_unknown(engine_of(engine), serving)
     machine = None if deployment is None else machine_of(deployment)
     if machine is not None and deployment is not None:
-        serving = deploying.serving_on(machine, deployment, target, serving)
+        serving = deploying.serving_on(machine, deployment, engine, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
     doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
     traps.refuse_swapped("serve", held, target, family_of(target.config))
@@ -51,7 +51,7 @@ def serving_command(
     made = replace(engine_of(engine).serve(target, draft, serving, scheme), traps=doubts)
     if machine is None or deployment is None:
         return made
-    return deploying.placed(made, machine, deployment, engine, target, scheme)
+    return deploying.placed(made, machine, deployment, engine, target, scheme, serving)
 
 
 def _refuse_whole(held: Checkpoint, target: Checkpoint, engine: str) -> None:

@@ -17,7 +17,11 @@ __all__ = ["DEFAULT", "ENGINES", "Engine", "Serving", "choices", "engine_of", "n
 ENGINES: Final[dict[str, Engine]] = {"vllm": VLLM, "sglang": SGLANG}
 DEFAULT: Final = next(iter(ENGINES))
 _BOTH: Final = "both"
-_MADE_OF_THEM: Final[dict[str, Engine]] = {_BOTH: together(VLLM, SGLANG), "": standalone(ENGINES.values())}
+_PAIR: Final = ("vllm", "sglang")
+_MADE_OF_THEM: Final[dict[str, Engine]] = {
+    _BOTH: together(*(ENGINES[key] for key in _PAIR)),
+    "": standalone(ENGINES.values()),
+}
 
 
 def choices() -> tuple[str, ...]:
@@ -35,7 +39,7 @@ def engine_of(key: str) -> Engine:
 
 def behind(key: str) -> tuple[str, ...]:
     """Keys of the engines that a key stands for, in the order of their commands."""
-    return (key,) if key in ENGINES else tuple(ENGINES) if key else ()
+    return (key,) if key in ENGINES else _PAIR if key else ()
 
 
 def named(key: str) -> list[str]:

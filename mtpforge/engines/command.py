@@ -90,7 +90,10 @@ class Command:
         return own if self.beside is None else f"{own}\n\n{self.beside}"
 
     def _repr_html_(self) -> str:
-        return tables.html(" ".join(self.start), COLUMNS, [*self.rows, *self.offered], advice(self.traps))
+        return "".join(
+            tables.html(" ".join(each.start), COLUMNS, [*each.rows, *each.offered], advice(each.traps))
+            for each in self.each
+        )
 
 
 def keys_of(value: Mapping[str, object], reason: str, source: str) -> tuple[Flag, ...]:

@@ -3,12 +3,13 @@
 [machines.NAME]  title; ranks that target and draft are cut over; nodes (1 where not said); memory_gb of one rank, and
                  host_memory_gb beside it that experts can be left in
 [[notes]]        text for people, with `when`
-[forks.NAME]     what: a patched engine whose flags are given only to those who name it; reads_topk_pattern: whether it
-                 knows the layers with an indexer by `index_topk_pattern` alone
+[forks.NAME]     engine, and what: a patched one whose flags are given only to those who name it; reads_topk_pattern:
+                 whether it knows the layers with an indexer by `index_topk_pattern` alone
 [[flags]]        engine (its key), name (an environment variable where it does not begin with a dash), value (none for a
                  flag that takes none; `{nodes}`, `{node_rank}` and `{head_node}` are filled in), reason, source; fork;
                  when: all must hold, each a list of what may stand there: method of the target's block, experts
-                 ("format strategy" of the draft's), family, ranks, follower (whether the node is another than 0)
+                 ("format strategy" of the draft's), algo (ModelOpt's quant_algo), family, ranks of the machine, tp
+                 (those that it is served on), follower (whether the node is another than 0)
 
 `chat.toml` names no machine: its flags are given on every one.
 """
@@ -46,10 +47,9 @@ class Machine:
     rows: tuple[Row, ...]
     noted: tuple[Row, ...]
 
-    @property
-    def holds_bytes(self) -> int:
-        """Weights that all ranks could hold together, with nothing left for a cache."""
-        return self.ranks * (self.memory_gb + self.host_memory_gb) * 10**9
+    def holds_bytes(self, ranks: int) -> int:
+        """Weights that so many ranks could hold together, with nothing left for a cache."""
+        return min(self.ranks, ranks) * (self.memory_gb + self.host_memory_gb) * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,13 @@ def deployment(machine: str, fork: str, node_rank: int, head_node: str) -> Deplo
     return None
 
 
+def ranks(asked: Deployment | None, wanted: int | None) -> int:
+    """Ranks that it is served on: as many as are asked for, else the machine's; 1 without a machine."""
+    if wanted is not None:
+        return wanted
+    return 1 if asked is None else machine_of(asked).ranks
+
+
 def machine_of(asked: Deployment) -> Machine:
     """The machine that is asked for; MtpforgeError for an unknown one, and for a fork or node that it has not."""
     known = machines()
@@ -124,7 +131,7 @@ def machine_of(asked: Deployment) -> Machine:
 def flags(machine: Machine, asked: Deployment, engine: str, facts: Facts) -> tuple[tuple[Flag, ...], tuple[Flag, ...]]:
     """Flags of the command, and environment variables, each with its reason.
 
-    facts: method, experts and family of the pair, as `when` of the tables asks for them.
+    facts: of the pair and how it is served, as `when` of the tables asks for them.
     """
     known = {**facts, "ranks": machine.ranks, "follower": asked.node_rank > 0}
     filled = {
@@ -135,6 +142,14 @@ def flags(machine: Machine, asked: Deployment, engine: str, facts: Facts) -> tup
     found = [_flag(row, filled) for row in _fitting(machine.rows, engine, asked.fork, known)]
     given = tuple(flag for flag in found if flag.name.startswith("-"))
     return given, tuple(flag for flag in found if not flag.name.startswith("-"))
+
+
+def refuse_fork(machine: Machine, asked: Deployment, engine: str) -> None:
+    """MtpforgeError for a fork of another engine."""
+    patched = machine.forks.get(asked.fork, {}).get("engine", engine)
+    if patched != engine:
+        why = f"it is a fork of `{patched}`"
+        _refuse("--fork", f"`{asked.fork}` serves nothing for `{engine}`", why, f"`--engine {patched}`, or no fork")
 
 
 def notes(machine: Machine) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def together(first: Engine, second: Engine) -> Engine:
         path_traps=_all_traps(lambda e: e.path_traps, both),
         serve=_serve(both),
         memory=memory,
-        never_quantized=lambda family: {t for engine in both for t in engine.never_quantized(family)},
+        never_quantized=lambda family: dict.fromkeys(t for e in both for t in e.never_quantized(family)).keys(),
         decoded_on_load=lambda family: _common(*(engine.decoded_on_load(family) for engine in both)),
         is_installed=lambda: all(engine.is_installed() for engine in both),
         ask=_ask(both),

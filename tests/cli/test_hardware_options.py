@@ -33,6 +33,23 @@ def test_a_machine_that_the_sizes_do_not_divide_over_is_refused(run, draft):
     assert "4 attention heads cannot be split over 8 ranks" in ran.err
 
 
+def test_one_rank_is_a_number_that_can_be_asked_for(run, draft):
+    words = (
+        "serve",
+        str(draft),
+        "--target",
+        str(DEMO / "awq-int4"),
+        "--hardware",
+        "rtx-pro-6000-x4",
+        "--print",
+        "--json",
+    )
+    plain, one = (json.loads(run(*words, *more).out)["serve"] for more in ((), ("--tp", "1")))
+    assert plain[plain.index("--tensor-parallel-size") + 1] == "4"
+    assert "--tensor-parallel-size" not in one
+    assert one == mtpforge.serve_command(draft, DEMO / "awq-int4", hardware="rtx-pro-6000-x4", tp=1)
+
+
 def test_the_engine_must_be_here_whatever_stands_before_it(run, draft, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     ran = run("serve", str(draft), "--target", str(DEMO / "awq-int4"), "--hardware", "rtx-pro-6000-x4")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from mtpforge.drafting import deploying
 from mtpforge.engines import ENGINES, Serving
 from mtpforge.engines.command import Command
-from mtpforge.engines.hardware import Deployment, machine_of, machines
+from mtpforge.engines.hardware import Deployment, machine_of, machines, ranks
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 
@@ -39,10 +39,11 @@ def target(name: str, index: bytes = INDEX) -> SimpleNamespace:
 
 def command(engine: str, served: SimpleNamespace, asked: Deployment, serving: Serving | None = None) -> Command:
     machine = machine_of(asked)
-    serving = deploying.serving_on(machine, asked, served, serving or Serving())
+    serving = serving or Serving(tensor_parallel=ranks(asked, None))
+    serving = deploying.serving_on(machine, asked, engine, served, serving)
     scheme = ENGINES[engine].demands(served, None, family_of(served.config))
     made = ENGINES[engine].serve(served, "/drafts/d", serving, scheme)
-    return deploying.placed(made, machine, asked, engine, served, scheme)
+    return deploying.placed(made, machine, asked, engine, served, scheme, serving)
 
 
 def asked(name: str, fork: str = "", node: int = 0) -> Deployment:

@@ -53,7 +53,7 @@ def test_every_flag_has_a_reason_a_source_and_an_engine_of_the_table():
             assert row["reason"]
             assert row["source"]
             assert set(row) <= {"engine", "name", "value", "when", "fork", "reason", "source"}
-            assert set(row.get("when", {})) <= {"method", "experts", "family", "ranks", "follower"}
+            assert set(row.get("when", {})) <= {"method", "experts", "algo", "family", "ranks", "tp", "follower"}
             assert row.get("fork", next(iter(machine.forks), "")) in {"", *machine.forks}
 
 
@@ -82,7 +82,7 @@ def test_a_fork_that_reads_the_pattern_is_told_the_layers_with_an_indexer():
 
 
 def test_a_pattern_that_was_asked_for_stands_over_the_derived_one():
-    asked = Serving(overrides={"index_topk_pattern": "FS"})
+    asked = Serving(4, overrides={"index_topk_pattern": "FS"})
     told = json.loads(flag(made("spark-x4", fork="gb10", serving=asked), "--hf-overrides"))
     assert told["index_topk_pattern"] == "FS"
 
@@ -101,7 +101,7 @@ def test_ranks_are_the_machines_unless_another_number_is_asked_for():
 
 
 def test_what_is_asked_for_by_option_stays():
-    words = made("h200-x8", serving=Serving(kv_cache_dtype="bfloat16")).argv
+    words = made("h200-x8", serving=Serving(8, kv_cache_dtype="bfloat16")).argv
     assert words.count("--kv-cache-dtype") == 1
     assert words[words.index("--kv-cache-dtype") + 1] == "bfloat16"
 
@@ -146,6 +146,26 @@ def test_weights_that_no_rank_has_room_for_are_said():
     assert "320 GB" in trap.message
     assert not made("h100-x8").traps
     assert [trap.id for trap in made("gh200-x2").traps] == ["machine-note"]  # experts in the memory of the CPUs
+
+
+def test_flags_that_need_all_ranks_or_one_family_are_left_out_elsewhere():
+    """vLLM 0.33: tp must be divisible by dcp (config/parallel.py); without MLA dcp is bound by key and value heads."""
+    assert flag(made("rtx-pro-6000-x4"), "--decode-context-parallel-size") == "4"
+    assert "--decode-context-parallel-size" not in made("rtx-pro-6000-x4", serving=Serving(2)).argv
+    words = made("rtx-pro-6000-x4", "target-glm-4.5", fork="b12x").argv
+    assert not {"--decode-context-parallel-size", "--max-model-len", "--attention-backend"} & set(words)
+
+
+def test_room_is_that_of_the_ranks_in_use():
+    (trap,) = made("h200-x8", serving=Serving(2)).traps
+    assert "282 GB, on 2 of its ranks" in trap.message
+
+
+@pytest.mark.parametrize("engine", ["sglang", "both"])
+def test_a_fork_serves_its_own_engine_alone(engine):
+    with pytest.raises(MtpforgeError, match="serves nothing for") as refused:
+        made("spark-x4", engine=engine, fork="gb10")
+    assert "`--engine vllm`" in refused.value.fix
 
 
 @pytest.mark.parametrize(
