@@ -16,6 +16,7 @@ import pytest
 
 from mtpforge.engines.sglang.loader.request import Request
 
+ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("MTPFORGE_TEST_SGLANG_PYTHON")
 in_sglang = pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_SGLANG_PYTHON names no interpreter with SGLang")
 
@@ -28,7 +29,8 @@ def verdicts(requests: dict[str, Request]) -> dict[str, dict[str, object]]:
         done = subprocess.run(
             [PYTHON, Path(__file__).with_name("sglang_answers.py"), answer],
             input=json.dumps(asked),
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": home},
+            env=os.environ
+            | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": home},
             capture_output=True,
             text=True,
             check=False,
