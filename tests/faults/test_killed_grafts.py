@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from faults.power_cut import Memory, read_tree, shape, write_tree
-from faults.recording import Recorder
+from faults.power_cut import Memory
+from faults.published import Published
 from faults.test_enumerated_kill import KILLED, OF_RESUMING, SITES
 from safetensors.torch import save_file
 from torch import arange
@@ -21,7 +19,6 @@ from mtpforge.publishing.grafting import Addition, Asked, Layer
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import target_files
 from mtpforge.report import Report
-from mtpforge.writing import folder
 
 CUTS = [Memory(0, 0), Memory(0.5, 0.5, 1)]
 LAYER = "model.layers.3."
@@ -38,11 +35,12 @@ def bench(request, tmp_path_factory, tinyglm):
     return Bench(tmp_path_factory.mktemp("bench"), tinyglm("awq-int4") / "config.json", request.param)
 
 
-class Bench:
+class Bench(Published):
     """A target of three files, of which one stays, one loses a tensor, and one goes; a layer of three tensors."""
 
+    kind = "graft"
+
     def __init__(self, home, config, link):
-        self.home, self.sound = home, set()
         target = home / "target"
         target.mkdir()
         shutil.copy(config, target)
@@ -61,19 +59,7 @@ class Bench:
         save_file({f"{LAYER}{i}.weight": numbers(i, 90) for i in range(3)}, source / "model.safetensors")
         self.source, self.files = open_checkpoint(source), target_files(open_checkpoint(target))
         self.asked = Asked(layer=source, target=target, out="", link=link)
-        root = home / "recorded"
-        root.mkdir()
-        with self.fast(), Recorder(root).watching() as self.story:
-            self.command(root)
-        self.whole = shape(read_tree(root / "new" / "graft"))
-        shutil.rmtree(root)
-
-    @contextmanager
-    def fast(self):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "BATCH_BYTES", 300)
-            patch.setattr(os, "fsync", lambda _: None)
-            yield
+        super().__init__(home, (target, source))
 
     def command(self, root):
         refs = self.source.locate(sorted(self.source.names))
@@ -83,33 +69,6 @@ class Bench:
         graft = grafting.laid_out(asked, self.files, added, Layer(self.source, refs), None)
         assert (len(graft.kept), graft.dropped) == (1, ("c.safetensors",))
         making.make(graft, lambda _: Report("graft", ()))
-
-    def complaints(self, nodes, *, is_complete):
-        """What is wrong with a disk, at first sight and after the command ran again."""
-        disk = repr(shape(nodes)), is_complete
-        if disk in self.sound:
-            return []
-        root = self.home / "disk"
-        write_tree(nodes, root)
-        out, found = root / "new" / "graft", []
-        try:
-            seen = shape(read_tree(out)) if out.exists() else None
-            if seen not in (None, self.whole):
-                found.append("half a graft lies under the name")
-            if is_complete and seen is None:
-                found.append("the graft had ended, and is not there")
-            if seen is None:
-                with self.fast():
-                    self.command(root)
-                if shape(read_tree(out)) != self.whole:
-                    found.append("the same command gives other bytes")
-                if [path.name for path in out.parent.iterdir()] != ["graft"]:
-                    found.append("something is left behind")
-        finally:
-            shutil.rmtree(root)
-        if not found:
-            self.sound.add(disk)
-        return found
 
 
 def test_graft_killed_at_any_change_of_the_disk_is_whole_or_not_there(bench):
