@@ -87,20 +87,20 @@ def command(  # noqa: D103 -- the help text above
     force: bool,
     dry_run: bool,
 ) -> Ending:
-    from mtpforge.publishing import merging
+    from mtpforge.publishing import making_merges, merging
     from mtpforge.writing.folder import kept_steps
 
     asked = merging.Asked(base=base, takes=takes, out=out, link=link, force=force, offline=screen.offline)
     with screen.watching() as watching:
         merge = merging.decide(asked, watching)
-    merging.refuse(merge)
+    making_merges.refuse(merge)
     _show(screen, merge)
     if dry_run:
         screen.next("mtpforge", *without(screen.argv, "--dry-run"))
         return Ending(_document(merge))
     screen.kept = lambda: kept_steps(out)
     with screen.progress() as on_progress:
-        made = merging.make(merge, on_progress)
+        made = making_merges.make(merge, on_progress)
     screen.kept = lambda: f"the merge is whole: {out}"
     screen.line()
     screen.report(made.report)
@@ -112,7 +112,7 @@ def command(  # noqa: D103 -- the help text above
 
 
 def _show(screen: Screen, merge: Merge) -> None:
-    rows: list[tuple[str, int]] = [("the base", len(merge.modules) - sum(merge.taken.values()))]
+    rows: list[tuple[str, int]] = [("the base", len(merge.origins) - sum(merge.taken.values()))]
     screen.line()
     screen.table(("modules of", "n"), [*rows, *merge.taken.items()])
     screen.line()

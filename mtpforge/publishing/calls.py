@@ -12,7 +12,7 @@ from mtpforge.checkpoint.metadata import CARD
 from mtpforge.drafting.request import OnRemark, Watching
 from mtpforge.drafting.validating import folder_of
 from mtpforge.errors import MtpforgeError
-from mtpforge.publishing import deltas, grafting, judging, making, merging
+from mtpforge.publishing import deltas, grafting, judging, making, making_merges, merging
 from mtpforge.publishing.assembling import Made
 from mtpforge.publishing.grafting import Asked, Graft, Link
 from mtpforge.publishing.pushing import Upload
@@ -94,7 +94,7 @@ def merge(
     takes: pattern of module names -> the checkpoint that gives them; the first that fits wins.
     """
     asked = merging.Asked(base=base, takes=tuple(takes.items()), out=out, link=link, force=force, offline=offline)
-    return merging.make(merging.decide(asked, Watching.by(on_remark, on_progress)), on_progress)
+    return making_merges.make(merging.decide(asked, Watching.by(on_remark, on_progress)), on_progress)
 
 
 def card(

@@ -1,4 +1,4 @@
-"""decide(): a model whose modules come from several checkpoints of it; make(): the folder.
+"""decide(): a model whose modules come from several checkpoints of it.
 
 The base gives everything that no pattern takes, its config and its small files. A module comes whole from one
 checkpoint; where an engine runs several as one matrix, all of them do. One quantization block says of every module what
@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-import mtpforge
 from mtpforge import errors
 from mtpforge.checkpoint import Named, metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -27,16 +26,13 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.formats import FORMATS
-from mtpforge.publishing import assembling, patches
-from mtpforge.publishing.assembling import SCHEMA, Copy, Made
+from mtpforge.publishing import patches
 from mtpforge.publishing.grafting import Link
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, without
-from mtpforge.report import Check, OnProgress, Report
 from mtpforge.sourcing import refuse_other_model
 from mtpforge.tensors import Quantization, Spec, TensorRef
-from mtpforge.writing import preflight
-from mtpforge.writing.folder import DELTA, GRAFT, MERGE, OVERLAY, DraftFolder, refuse_existing
+from mtpforge.writing.folder import DELTA, GRAFT, MERGE, OVERLAY
 from mtpforge.writing.layout import INDEX, ShardLayout
 
 _EXPERT: Final = re.compile(r"[.]experts[.]\d+[.]")
@@ -57,35 +53,36 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """One checkpoint: module -> its tensors, by plain names."""
+
+    checkpoint: Checkpoint
+    files: TargetFiles
+    modules: Mapping[str, Mapping[str, TensorRef]]
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """A merge, decided.
 
-    sides: the base, then one for each pattern. linked: name -> file. rewritten: side, what of a shard is taken, how it
-    will lie. taken: pattern -> modules. patch: of the base's config.json. modules: all that it will hold.
+    sides: the base, then one for each pattern, as they are read. linked: name -> file. rewritten: side, what of a shard
+    is taken, how it will lie. taken: pattern -> modules. patch: of the base's config.json. origins: each module -> the
+    number of its side.
     """
 
     asked: Asked
-    sides: tuple[TargetFiles, ...]
+    sides: tuple[Side, ...]
     linked: Mapping[str, Path]
     rewritten: tuple[tuple[int, Shard, ShardLayout], ...]
     taken: Mapping[str, int]
     patch: Patch
-    modules: frozenset[str]
+    origins: Mapping[str, int]
     index: bytes
 
     @property
     def out(self) -> Path:
         """Where it will lie."""
         return Path(self.asked.out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """One checkpoint: module -> its tensors, by plain names."""
-
-    checkpoint: Checkpoint
-    files: TargetFiles
-    modules: Mapping[str, Mapping[str, TensorRef]]
 
 
 def decide(asked: Asked, watching: Watching | None = None) -> Merge:
@@ -102,7 +99,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Merge:
     origins = _origins(asked, sides)
     _refuse_half_a_layer(family, base.checkpoint, origins)
     block, stored = engine.merged([side.checkpoint for side in sides], family, origins.get)
-    _refuse_unproved(family, sides, origins, stored)
+    refuse_unproved(family, sides, origins, stored)
     whole = base.checkpoint
     # Side files stay behind, so the config states whatever block is in force.
     told = whole if not block or block == whole.config.get("quantization_config") else whole.restated(block)
@@ -114,25 +111,29 @@ def decide(asked: Asked, watching: Watching | None = None) -> Merge:
     taken = {pattern: sum(of == i for of in origins.values()) for i, (pattern, _) in enumerate(asked.takes, 1)}
     return Merge(
         asked,
-        tuple(side.files for side in sides),
+        tuple(sides),
         linked,
         rewritten,
         taken,
         patches.difference(whole.config, config),
-        frozenset(origins),
+        origins,
         _index(places),
     )
 
 
-def _side(named: Named, asked: Asked, role: str, watching: Watching) -> _Side:
+def _side(named: Named, asked: Asked, role: str, watching: Watching) -> Side:
     checkpoint = open_checkpoint(named, offline=asked.offline)
     watching.on_remark(remarks.of_checkpoint(role, checkpoint))
-    files = target_files(checkpoint)
+    return side_of(checkpoint, target_files(checkpoint))
+
+
+def side_of(checkpoint: Checkpoint, files: TargetFiles) -> Side:
+    """A checkpoint with its tensors by module."""
     modules: dict[str, dict[str, TensorRef]] = {}
     for name, ref in files.folder.locate(sorted(files.folder.names)).items():
         module, _, suffix = name.rpartition(".")
         modules.setdefault(module, {})[suffix] = ref
-    return _Side(checkpoint, files, modules)
+    return Side(checkpoint, files, modules)
 
 
 def _refuse_other_count(family: Family, other: Checkpoint, base: Checkpoint) -> None:
@@ -146,7 +147,7 @@ def _refuse_other_count(family: Family, other: Checkpoint, base: Checkpoint) -> 
         )
 
 
-def _origins(asked: Asked, sides: Sequence[_Side]) -> dict[str, int]:
+def _origins(asked: Asked, sides: Sequence[Side]) -> dict[str, int]:
     """Module -> the side that it comes from. MtpforgeError for a pattern that takes nothing, or what is not there."""
 
     def side_of(module: str) -> int:
@@ -199,8 +200,8 @@ def _refuse_half_a_layer(family: Family, base: Checkpoint, origins: Mapping[str,
         )
 
 
-def _refuse_unproved(
-    family: Family, sides: Sequence[_Side], origins: Mapping[str, int], stored: Mapping[str, Quantization]
+def refuse_unproved(
+    family: Family, sides: Sequence[Side], origins: Mapping[str, int], stored: Mapping[str, Quantization]
 ) -> None:
     """MtpforgeError for a module that is stored otherwise than the block says."""
     config = sides[0].checkpoint.config
@@ -230,7 +231,7 @@ def _listed(specs: Mapping[str, Spec]) -> str:
 
 
 def _files(
-    sides: Sequence[_Side], origins: Mapping[str, int]
+    sides: Sequence[Side], origins: Mapping[str, int]
 ) -> tuple[dict[str, Path], tuple[tuple[int, Shard, ShardLayout], ...], dict[str, Shard]]:
     """Whole files to link, shards to write, and file -> shard of all that will hold tensors."""
     linked = {n: p for n, p in sides[0].files.places.items() if not n.endswith(metadata.SUFFIX)}
@@ -267,96 +268,3 @@ def _index(places: Mapping[str, Shard]) -> bytes:
     total = sum(shard.data_bytes for shard in places.values())
     body = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def refuse(merge: Merge) -> None:
-    """MtpforgeError for an output that cannot be made where it is asked for, or not in this way of linking."""
-    inputs = {("base" if not i else f"take {i}"): side.folder for i, side in enumerate(merge.sides)}
-    preflight.refuse_output(inputs, merge.out, mark=MERGE)
-    preflight.refuse_unwritable(merge.out)
-    refuse_existing(merge.out, force=merge.asked.force, mark=MERGE)
-    if merge.asked.link == "hard":
-        assembling.refuse_other_disk(merge.linked, merge.out)
-    copied = merge.linked.values() if merge.asked.link == "copy" else ()
-    written = sum(layout.n_bytes for _, _, layout in merge.rewritten)
-    preflight.refuse_small(written + sum(path.stat().st_size for path in copied), merge.out)
-
-
-def make(merge: Merge, on_progress: OnProgress | None = None) -> Made:
-    """The merged folder, whole or not at all."""
-    refuse(merge)
-    is_copied = merge.asked.link == "copy"
-    copies: list[Copy] = []
-    for i, shard, layout in merge.rewritten:
-        copies += assembling.of_shard(str(i), shard, layout)
-    whole = _whole(merge) if is_copied else ()
-    copies += [copy for _, found in whole for copy in found]
-    layouts = (*(layout for _, _, layout in merge.rewritten), *(layout for layout, _ in whole))
-    base = merge.sides[0].folder
-    document = {
-        "schema": SCHEMA,
-        "mtpforge": mtpforge.__version__,
-        "engine": DEFAULT,
-        "base": {"id": base.identity},
-        "takes": [
-            {"pattern": pattern, "id": side.folder.identity, "modules": merge.taken[pattern]}
-            for (pattern, _), side in zip(merge.asked.takes, merge.sides[1:], strict=True)
-        ],
-        "config": asdict(merge.patch),
-    }
-
-    def fill(folder: DraftFolder) -> tuple[Mapping[str, object], Report]:
-        assembling.copied(folder, {str(i): side.folder for i, side in enumerate(merge.sides)}, copies, on_progress)
-        if not is_copied:
-            assembling.link(folder, merge.linked, hard=merge.asked.link == "hard")
-        folder.write_file(metadata.CONFIG, patches.document(merge.patch.applied(base.config)))
-        folder.write_file(INDEX, merge.index)
-        folder.write_file(MERGE, assembling.document(document))
-        return document, _judged(merge, folder.path)
-
-    sides = [side.content for side in merge.sides]
-    where = assembling.Place(merge.out.absolute(), MERGE, base.identity, sides, merge.asked.force)
-    return assembling.written(where, layouts, fill)
-
-
-def _whole(merge: Merge) -> tuple[tuple[ShardLayout, list[Copy]], ...]:
-    """Files that are copied as they lie, each read under the name that it has in its own folder."""
-    found: dict[str, tuple[ShardLayout, list[Copy]]] = {}
-    for i, side in enumerate(merge.sides):
-        names = {path: name for name, path in side.places.items()}
-        for name, path in merge.linked.items():
-            if path in names and name not in found:
-                ((layout, copies),) = assembling.whole_files(str(i), {names[path]: path})
-                keys = zip(copies, layout.starts, strict=True)
-                renamed = [Copy(c.origin, c.ref, assembling.at(name, key)) for c, key in keys]
-                found[name] = ShardLayout(name, b"", layout.starts, layout.n_bytes), renamed
-    return tuple(found.values())
-
-
-def _judged(merge: Merge, folder: Path) -> Report:
-    """The folder opened again: each module as the one block has it, by the same questions; the index and the files."""
-    held = open_checkpoint(folder)
-    strays = held.strays("")
-    twice = "; ".join(f"`{shown(stray.name)}` lies in {', '.join(stray.files)}" for stray in strays[:3])
-    files = Check("files", "failed" if strays else "passed", twice or f"{len(held.names):,} tensors, each in one place")
-    family = family_of(held.config)
-    alone = _Side(held, merge.sides[0], _modules(held))
-    engine = ENGINES[DEFAULT]
-    if lost := sorted(merge.modules ^ alone.modules.keys()):
-        why = f"{len(lost)} are not there, or were not to be: `{shown(lost[0])}`"
-        return Report("merge", (files, Check("modules", "failed", why)))
-    _, stored = engine.merged([held], family, dict.fromkeys(alone.modules, 0).get)
-    try:
-        _refuse_unproved(family, [alone], dict.fromkeys(alone.modules, 0), stored)
-    except MtpforgeError as error:
-        return Report("merge", (files, Check("modules", "failed", f"{error.what}: {error.why}")))
-    detail = f"{len(merge.modules):,}, each stored as the merged config says; {engine.name} asks about {len(stored):,}"
-    return Report("merge", (files, Check("modules", "passed", detail)), summary="one config states all of it")
-
-
-def _modules(held: Checkpoint) -> dict[str, dict[str, TensorRef]]:
-    modules: dict[str, dict[str, TensorRef]] = {}
-    for name, ref in held.locate(sorted(held.names)).items():
-        module, _, suffix = name.rpartition(".")
-        modules.setdefault(module, {})[suffix] = ref
-    return modules

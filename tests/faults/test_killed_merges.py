@@ -16,7 +16,7 @@ from faults.test_enumerated_kill import KILLED, OF_RESUMING, SITES
 from safetensors.torch import save_file
 from torch import arange
 
-from mtpforge.publishing import merging
+from mtpforge.publishing import making_merges, merging
 from mtpforge.publishing.merging import Asked
 
 CUTS = [KILLED, Memory(0, 0), Memory(0.5, 0.5, 1)]
@@ -55,7 +55,7 @@ class Bench(Published):
         asked = Asked(base=base, takes=((TAKEN, other),), out=root / "new" / "merge", link=self.link)
         merge = merging.decide(asked)
         assert sorted(file.file for _, _, file in merge.rewritten) == ["a.safetensors", "take-1-a.safetensors"]
-        merging.make(merge)
+        making_merges.make(merge)
 
 
 def test_merge_killed_at_a_sample_of_changes_is_whole_or_not_there(bench):
@@ -89,14 +89,14 @@ def test_merge_without_the_fsync_of_its_names_would_be_found(bench):
 
 def test_merge_that_would_write_into_what_it_takes_from_is_found(bench, monkeypatch):
     """The check of the inputs, checked: a write of the same bytes changes the time alone."""
-    make, file = merging.make, bench.inputs[1] / "c.safetensors"
+    make, file = making_merges.make, bench.inputs[1] / "c.safetensors"
 
     def writing(merge):
         make(merge)
         file.write_bytes(file.read_bytes())
 
     monkeypatch.setattr(bench, "sound", set())
-    monkeypatch.setattr(merging, "make", writing)
+    monkeypatch.setattr(making_merges, "make", writing)
     times = file.stat()
     try:
         assert bench.complaints({0: {}}, is_complete=False) == ["what it is made of was written to"]
