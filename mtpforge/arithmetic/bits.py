@@ -10,11 +10,15 @@ legacy    32 // b values a word, the top bits unused. The same for 2, 4 and 8 bi
 planes    the codes' bits apart, lowest first: planes of 4, 2 and 1 bits as they make up b, each dense. Of 32 values all
           that belongs together is b words: 3 bits are two words of 2 bits, then one of 1 bit. GPTQ's alone.
 
+across    a word of 4 bits holds eight rows of one column, in an order that the format names.
+
 Codes are unsigned; places past the last value hold code 0. dense is pack_to_int32 of compressed-tensors 0.18.0 and
 later, legacy that of 0.17.1 and earlier. Words are read as bytes, so hosts must be little-endian, as torch's are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +75,23 @@ def add_to_fields(words: Tensor, bits: int, number: int) -> Tensor:
         return words + number * ones
     fields = unpack(words, bits, words.shape[1] * 32 // bits)
     return pack((fields + number) & ((1 << bits) - 1), bits)
+
+
+def unpack_across(words: Tensor, places: Sequence[int]) -> Tensor:
+    """Codes, uint8 [rows, n], of words int32 [n, rows / 8] of 4 bits; places: the row of its eight in each nibble.
+
+    Words are turned, not codes: there are eight times fewer.
+    """
+    turned = words.t().contiguous()
+    codes = torch.empty(len(turned), len(places), turned.shape[1], dtype=torch.uint8, device=words.device)
+    for nibble, row in enumerate(places):
+        codes[:, row] = (turned >> (4 * nibble)) & 15
+    return codes.flatten(0, 1)
+
+
+def pack_across(codes: Tensor, places: Sequence[int]) -> Tensor:
+    """Words int32 [n, rows / 8] of codes uint8 [n, rows], as `unpack_across` takes them."""
+    return pack(codes.reshape(len(codes), -1, len(places))[..., list(places)].flatten(1), 4)
 
 
 def compact(tensor: Tensor) -> Tensor:

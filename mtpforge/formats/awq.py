@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BITS: Final = 4
 _A_WORD: Final = 32 // _BITS
 _KERNEL_COLUMNS: Final = 32  # the compiled loops take so many columns at a time
+PLACES: Final = (0, 2, 4, 6, 1, 3, 5, 7)  # the row of each nibble of a word, lowest bits first
 _SCALES: Final = ("F16", "BF16")
 
 
@@ -66,10 +67,10 @@ def rows_in_parts(_shape: Shape, _quantization: Quantization, _parts: Specs) -> 
 
 def decode(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quantization) -> Tensor:
     """Float32 [rows, in]."""
-    from mtpforge.arithmetic import affine
+    from mtpforge.arithmetic import affine, bits
 
-    scale, zero_point = parts["scales"].t(), _unpacked(parts["qzeros"])
-    codes = _unpacked(parts["qweight"]).view(shape[0], scale.shape[1], -1)
+    scale, zero_point = parts["scales"].t(), bits.unpack_across(parts["qzeros"], PLACES)
+    codes = bits.unpack_across(parts["qweight"], PLACES).view(shape[0], scale.shape[1], -1)
     return affine.dequantize(codes, scale, zero_point, _BITS).flatten(1)
 
 
@@ -77,34 +78,13 @@ def packed_rows(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quanti
     """For the compiled decoder of integers, a code a byte, in groups of 32 n."""
     import torch
 
+    from mtpforge.arithmetic import bits
+
     scale = parts["scales"].t().float()
     if shape[1] // scale.shape[1] % _KERNEL_COLUMNS:
         return None
-    zero = _unpacked(parts["qzeros"]).float()
-    return PackedRows("affine", _unpacked(parts["qweight"]), torch.cat([scale, zero], 1))
-
-
-def _unpacked(words: Tensor) -> Tensor:
-    """Codes, uint8 [rows, n], of words [n, rows / 8]: the even rows of eight come first, then the odd ones.
-
-    Words are turned, not codes: there are eight times fewer.
-    """
-    import torch
-
-    turned = words.t().contiguous()
-    codes = torch.empty(len(turned), _A_WORD, turned.shape[1], dtype=torch.uint8, device=words.device)
-    for place in range(_A_WORD):
-        row = 2 * place if place < _A_WORD // 2 else 2 * place - _A_WORD + 1
-        codes[:, row] = (turned >> (_BITS * place)) & (2**_BITS - 1)
-    return codes.flatten(0, 1)
-
-
-def _packed(codes: Tensor) -> Tensor:
-    """Words int32 [n, rows / 8] of codes uint8 [n, rows]."""
-    from mtpforge.arithmetic import bits
-
-    places = codes.reshape(len(codes), -1, _A_WORD // 2, 2).permute(0, 1, 3, 2)
-    return bits.pack(places.reshape(len(codes), codes.shape[1]), _BITS)
+    zero = bits.unpack_across(parts["qzeros"], PLACES).float()
+    return PackedRows("affine", bits.unpack_across(parts["qweight"], PLACES), torch.cat([scale, zero], 1))
 
 
 def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
@@ -129,8 +109,8 @@ def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tenso
     if zero_point is None:
         raise AssertionError("AWQ stores zero points")
     return {
-        "qweight": _packed(codes.flatten(1).t()),
-        "qzeros": _packed(zero_point.t()),
+        "qweight": bits.pack_across(codes.flatten(1).t(), PLACES),
+        "qzeros": bits.pack_across(zero_point.t(), PLACES),
         "scales": bits.compact(scale.to(dtype).t()),
     }
 
