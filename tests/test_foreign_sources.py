@@ -33,6 +33,12 @@ def auto_round(packing_format, bits):
     return {"quantization_config": block | {"extra_config": {f"{P}eh_proj": {"bits": 16}}}}
 
 
+def quark(dtype, pack_method):
+    weight = {"dtype": dtype, "symmetric": dtype == "int4", "qscheme": "per_group", "group_size": 32}
+    block = {"quant_method": "quark", "export": {"pack_method": pack_method}, "global_quant_config": {"weight": weight}}
+    return {"quantization_config": block}
+
+
 # name -> (what config.json says, the packer, how the experts are shown)
 SOURCES = {
     "gptq v1, 4 bits, desc_act": (
@@ -71,6 +77,12 @@ SOURCES = {
         "INT4 g32 asymmetric",
     ),
     "autoround as awq": (auto_round("auto_round:auto_awq", 4), lambda w: packers.awq(w, 64), "INT4 g64 asymmetric"),
+    "quark, int4": (quark("int4", "reorder"), lambda w: packers.quark_int4(w, 32, symmetric=True), "INT4 g32"),
+    "quark, uint4 in order": (
+        quark("uint4", "order"),
+        lambda w: packers.quark_int4(w, 32, places=range(8)),
+        "INT4 g32 asymmetric",
+    ),
     "mlx, 4 bits": (
         {"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}},
         lambda w: packers.mlx(w, 4, 64),

@@ -107,6 +107,19 @@ def test_weights_laid_out_by_inputs_are_written_band_by_band(stored, values, ste
     assert peak_bytes(step) == 640 * 6144 * 16 + sum(part.nbytes for part in parts.values())
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quark_s_int4_of_real_size_decodes_band_by_band(tmp_path, symmetric):
+    shape = 736, 2048
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(6))
+    parts, values = packers.quark_int4(weight, 128, symmetric=symmetric)
+    quantization = Quantization("quark_int4", 4, "", "group", 128, symmetric=symmetric, scale_dtype="F16")
+    source = checkpoint(tmp_path / "source", {f"m.{suffix}": part.contiguous() for suffix, part in parts.items()})
+    refs = {name.removeprefix("m."): ref for name, ref in source.locate([f"m.{suffix}" for suffix in parts]).items()}
+    stored = StoredWeight(Reader(source.read), refs, shape, quantization)
+    assert torch.equal(torch.cat([band.decoded() for band in stored.bands()]), values)
+    assert torch.equal(stored.open().band(640, 736).decoded(), values[640:])
+
+
 @pytest.mark.parametrize(("bits", "kind"), [(4, "gptq"), (3, "gptq"), (8, "gptq_v2"), (5, "gptq_p")])
 def test_gptq_of_real_size_decodes_band_by_band(tmp_path, bits, kind):
     """The last band is short, and 3 and 5 bits of zero points straddle words of rows."""

@@ -23,6 +23,7 @@ from mtpforge.formats import (
     modelopt_nvfp4,
     nvfp4,
     pack_quantized,
+    quark_int4,
     w4afp8,
 )
 from mtpforge.formats.foreign import foreign
@@ -47,6 +48,7 @@ FORMATS: Final[dict[str, Format]] = {
         microscaled.MXFP4,
         microscaled.QUARK_MXFP4,
         microscaled.MXFP8,
+        *quark_int4.FORMATS,
         w4afp8.FORMAT,
         *gptq.FORMATS,
         *modelopt_integers.FORMATS,

@@ -7,6 +7,8 @@
 
     value = e2m1 * (float32(weight_scale) * weight_scale_2)
 
+Quark stores the same, and the scale of its activations as `input_scale_2`: read, and left behind (vllm 0.33.0
+quantization/quark/schemes/quark_nvfp4.py).
 compressed-tensors' numbers are the reciprocals, under other names: nvfp4.py.
 Source: nvidia-modelopt 0.47.0 torch/quantization/qtensor/nvfp4_tensor.py.
 """
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from mtpforge.arithmetic.limits import Limit
 
 _INPUT: Final = "input_scale"
+_INPUT_OF_QUARK: Final = "input_scale_2"
 TAKES: Final = nvfp4.TAKES
 
 
@@ -34,7 +37,8 @@ def recognise(parts: Specs, shape: Shape, _block: Mapping[str, object]) -> Quant
     if shape[1] % nvfp4.BLOCK:
         return None
     found = quantization(static=_INPUT in parts)
-    return found if layout(shape, found) == dict(parts) else None
+    held = {suffix: spec for suffix, spec in parts.items() if suffix != _INPUT_OF_QUARK}
+    return found if layout(shape, found) == held else None
 
 
 def quantization(*, static: bool) -> Quantization:

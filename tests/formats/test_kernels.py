@@ -18,7 +18,11 @@ from mtpforge.weights.kernels import RowKernels
 DENSE = Quantization("dense", 32, dtype="F32")
 
 COMPILED = {
-    *(stem for stem in FILES if stem.startswith(("autoround", "awq", "gptq")) and "descact" not in stem),
+    *(
+        stem
+        for stem in FILES
+        if stem.startswith(("autoround", "awq", "gptq", "quark-int4", "quark-uint4")) and "descact" not in stem
+    ),
     "ct-int4-g32-asym-f32-experts3d",
     "ct-mxfp8-f32",
     "modelopt-mxfp8",

@@ -78,7 +78,10 @@ EXPECTED = {
     "modelopt-nvfp4-f32": "NVFP4 g16",
     "modelopt-w4a16-awq-uint8": "INT4 g32",
     "openai-mxfp4-experts3d": "MXFP4 g32",
+    "quark-int4-g32-reorder": "INT4 g32",
     "quark-mxfp4": "MXFP4 g32",
+    "quark-uint4-g32-order": "INT4 g32 asymmetric",
+    "quark-uint4-g32-reorder": "INT4 g32 asymmetric",
 }
 
 
@@ -259,6 +262,49 @@ def test_smoothed_inputs_meet_a_smoothed_weight():
     inputs = torch.randn(4, 128, generator=torch.Generator().manual_seed(8))
     weight = form.decode(parts | {"pre_quant_scale": smoothing}, (32, 128), found)
     assert torch.allclose(inputs @ weight.T, (inputs * smoothing) @ values.T, rtol=1e-5, atol=1e-5)
+
+
+def quark(*weights, pack_method="reorder"):
+    layers = {f"*{i}": {"weight": {"dtype": dtype, "symmetric": even}} for i, (dtype, even) in enumerate(weights)}
+    return {"quant_method": "quark", "export": {"pack_method": pack_method}, "layer_quant_config": layers}
+
+
+INT4, UINT4 = ("int4", True), ("uint4", False)
+
+
+@pytest.mark.parametrize(
+    ("block", "is_symmetric"),
+    [
+        (quark(INT4, ("fp8_e4m3", True)), True),
+        (quark(UINT4, UINT4), False),
+        (quark(INT4, UINT4), None),  # which of them these codes are, nothing says
+        (quark(("uint4", True)), None),
+        (quark(("fp4", True)), None),
+        (quark(INT4, pack_method="other"), None),
+        (quark(INT4) | {"quant_method": "other"}, None),
+        ({**quark(INT4), "export": None}, True),
+        ({}, None),
+    ],
+)
+def test_what_codes_of_quark_mean_the_config_has_to_say(block, is_symmetric):
+    parts, values, _ = matrices("quark-int4-g32-reorder")[0]
+    if is_symmetric is None:
+        with pytest.raises(MtpforgeError, match="stored in no known way"):
+            whole_weights.recognise(specs(parts), (32, 128), block)
+        return
+    form, found = whole_weights.recognise(specs(parts), (32, 128), block)
+    assert found.symmetric is is_symmetric
+    assert torch.equal(form.decode(parts, (32, 128), found), values.float()) is is_symmetric
+
+
+def test_zero_points_that_are_none_may_be_left_out_of_quark_s_integers():
+    for stem, is_read in (("quark-int4-g32-reorder", True), ("quark-uint4-g32-reorder", False)):
+        parts, values, block = matrices(stem)[0]
+        del parts["weight_zero_point"]
+        found = [q for f in formats.FORMATS.values() if (q := f.recognise(specs(parts), (32, 128), block))]
+        assert len(found) == is_read
+        if is_read:
+            assert torch.equal(whole_weights.decode(parts, (32, 128), found[0]), values.float())
 
 
 def test_modelopt_s_int8_has_a_scale_a_row_where_the_config_says_so():

@@ -54,6 +54,13 @@ def rounded(packing, bits, size, form, write):
     return Source(form, write, block | {"extra_config": {f"{P}eh_proj": {"bits": 16}}})
 
 
+def quark_int4(form, pack_method, dtype, size, **how):
+    symmetric = dtype == "int4"
+    weight = {"dtype": dtype, "symmetric": symmetric, "qscheme": "per_group", "group_size": size}
+    block = {"quant_method": "quark", "export": {"pack_method": pack_method}, "global_quant_config": {"weight": weight}}
+    return Source(form, lambda w: writers.quark_int4(w, size, symmetric=symmetric, **how), block)
+
+
 MODELOPT = {"quant_method": "modelopt"}
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 SCALED = partial(writers.fp8, names=("weight", "weight_scale"))
@@ -93,9 +100,11 @@ SOURCES = {
     "NVFP4 of ModelOpt": Source(
         "modelopt_nvfp4", lambda w: writers.nvfp4(w, 2.0, modelopt=True), MODELOPT | {"quant_algo": "NVFP4"}
     ),
+    "NVFP4 of Quark": Source("modelopt_nvfp4", lambda w: writers.quark_nvfp4(w, 2.0), {"quant_method": "quark"}),
     "MXFP4 of compressed-tensors": Source("mxfp4", writers.mxfp4, {"quant_method": CT}),
     "MXFP4 of Quark": Source("quark_mxfp4", lambda w: writers.mxfp4(w, "weight"), {"quant_method": "quark"}),
     "MXFP8": Source("mxfp8", writers.mxfp8, {"quant_method": CT}),
+    "MXFP8 of Quark": Source("mxfp8", writers.mxfp8, {"quant_method": "quark"}),
     **{
         f"INT{bits} of compressed-tensors": Source(
             "pack_quantized", partial(writers.packed, bits=bits, size=32), {"quant_method": CT}
@@ -122,6 +131,9 @@ SOURCES = {
     "INT8 of Quark": Source(
         "quark_int8", partial(writers.bytes_of_int8, dtype=torch.float32, flat=True), {"quant_method": "quark"}
     ),
+    "INT4 of Quark": quark_int4("quark_int4", "reorder", "int4", 128),
+    "UINT4 of Quark": quark_int4("quark_int4", "reorder", "uint4", 32),
+    "UINT4 of Quark, in order": quark_int4("quark_int4_in_order", "order", "uint4", 128, places=range(8)),
     "INT8 of ModelOpt": Source(
         "modelopt_int8", partial(writers.bytes_of_int8, dtype=torch.float32, flat=True), MODELOPT
     ),

@@ -2,7 +2,7 @@
 
 A writer takes a weight, float32 [out, in], and gives a `Stored`: its parts by suffix, the values that a reader must
 find in them, and how far these may lie from the weight: half a step of the codes, and what the scale's dtype adds.
-GPTQ, AWQ and MLX are packed in `slow_twins/packers.py`.
+GPTQ, AWQ, MLX and Quark's INT4 are packed in `slow_twins/packers.py`.
 """
 
 from __future__ import annotations
@@ -110,6 +110,12 @@ def awq(weight, size):
     return Stored(parts, values, step * (0.5 + 16 * ULP[torch.float16]))
 
 
+def quark_int4(weight, size, **how):
+    parts, values = packers.quark_int4(weight, size, **how)
+    step = parts["weight_scale"].float().t().repeat_interleave(size, 1)
+    return Stored(parts, values, step * (0.5 + 16 * ULP[torch.float16]))
+
+
 def mlx(weight, bits, size):
     parts, values = packers.mlx(weight, bits, size)
     step = parts["scales"].float().repeat_interleave(size, 1)
@@ -151,6 +157,12 @@ def nvfp4(weight, amax, modelopt):
     else:
         parts = {"weight_packed": codes, "weight_scale": scale, "weight_global_scale": 1 / of_all.view(1)}
     return Stored(parts, numbers * step, step * 1.001)
+
+
+def quark_nvfp4(weight, amax):
+    stored = nvfp4(weight, amax, modelopt=True)
+    stored.parts["input_scale_2"] = stored.parts.pop("input_scale")
+    return stored
 
 
 def mxfp4(weight, name="weight_packed"):

@@ -1,4 +1,4 @@
-"""Weights as GPTQ, AutoRound, AWQ and MLX store them, number by number. Imports nothing of mtpforge.
+"""Weights as GPTQ, AutoRound, AWQ, Quark and MLX store them, number by number. Imports nothing of mtpforge.
 
 Each packer takes a weight, float [out, in], and gives its parts by suffix and the values that a reader must find,
 float32 [out, in]. Integers are rounded to nearest under scales of a plain range; order: the group of every column.
@@ -80,15 +80,27 @@ def gptq(weight, bits, size, *, kind="gptq", symmetric=False, shuffled=False):
     return parts | ({"g_idx": order.int()} if shuffled else {}), values
 
 
+def across(numbers, places):
+    """Eight rows of [rows, n] to a word, int32 [n, rows / 8]; places: the row of each nibble, lowest first."""
+    return streams(numbers.t().unflatten(1, (-1, 8))[..., places].flatten(1), 4)
+
+
 def awq(weight, size):
     """Four bits, eight rows to a word."""
     order = torch.arange(weight.shape[1]) // size
     codes, zeros, scales, values = rounded(weight, 4, size, order, symmetric=False)
+    words = {"qweight": across(codes, AWQ_PLACES), "qzeros": across(zeros, AWQ_PLACES)}
+    return words | {"scales": scales.t()}, values
 
-    def words(numbers):
-        return streams(numbers.t().unflatten(1, (-1, 8))[..., AWQ_PLACES].flatten(1), 4)
 
-    return {"qweight": words(codes), "qzeros": words(zeros), "scales": scales.t()}, values
+def quark_int4(weight, size, *, symmetric=False, places=AWQ_PLACES):
+    """Quark's uint4; symmetric: its int4, codes in two's complement and zero points of 0."""
+    order = torch.arange(weight.shape[1]) // size
+    codes, zeros, scales, values = rounded(weight, 4, size, order, symmetric=symmetric)
+    if symmetric:
+        codes, zeros = (codes - 8) & 15, zeros * 0
+    words = {"weight": across(codes, places), "weight_zero_point": across(zeros, places)}
+    return words | {"weight_scale": scales.t()}, values
 
 
 def unpacked(parts, bits, kind):
