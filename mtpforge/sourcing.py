@@ -275,7 +275,7 @@ def _parts(checkpoint: Checkpoint, family: Family, names: Iterable[str], n_exper
     parts: dict[str, dict[str, str]] = {m.name: {} for m in family.modules(checkpoint.config, n_experts)}
     unknown = []
     for name in sorted(names):
-        module, _, suffix = name.rpartition(".")
+        module, suffix = formats.split(name)
         if module in parts:
             parts[module][suffix] = name
         else:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from drafts import changed, reconfigured
 from safetensors.torch import load_file, save_file
 
+from mtpforge import formats as stored_as
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.sourcing import has_layer, mismatches, stored_layer
+from mtpforge.tensors import Quantization
 
 P = "model.layers.3."
 
@@ -278,3 +281,26 @@ def test_mismatches_name_what_another_target_would_not_load(tinyglm):
     found = mismatches(stored_layer(source, family), target, family, engine, scheme)
     assert f"{P}mlp.experts.0.gate_proj.weight is BF16 [128, 128], expected none" in found
     assert f"{P}mlp.experts.0.gate_proj.weight_packed is absent, expected I32 [128, 16]" in found
+
+
+def test_a_format_whose_suffixes_have_dots_says_so_and_nothing_else_must_know(single, tmp_path, monkeypatch):
+    """Its parts are its module's, not those of a module `up_proj.weight`."""
+    dense = stored_as.FORMATS["dense"]
+
+    def recognise(parts, shape, _):
+        return Quantization("dotted", 16, "BF16") if set(parts) == {"weight.codes", "weight"} else None
+
+    form = replace(dense, name="dotted", recognise=recognise, dotted=("weight.codes",))
+    monkeypatch.setitem(stored_as.FORMATS, "dotted", form)
+    monkeypatch.setattr(stored_as, "_DOTTED", form.dotted)
+    module = f"{P}mlp.experts.0.up_proj"
+
+    def codes_beside(tensors):
+        tensors[f"{module}.weight.codes"] = tensors[f"{module}.weight"].clone()
+
+    held = layer_of(changed(single("bf16"), tmp_path / "s", codes_beside)).modules["mlp.experts.0.up_proj"]
+    assert held.quantization.format == "dotted"
+    assert set(held.parts) == {"weight", "weight.codes"}
+    assert stored_as.split("m.up.weight.codes") == ("m.up", "weight.codes")
+    assert stored_as.split("m.upweight.codes") == ("m.upweight", "codes")
+    assert stored_as.split("weight") == ("", "weight")

@@ -30,7 +30,7 @@ from mtpforge.formats.foreign import foreign
 from mtpforge.formats.format import BAND_ROWS, Format, InputScale, Specs
 from mtpforge.tensors import DTYPES, Quantization, Shape
 
-__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "foreign", "label", "refusal", "whole"]
+__all__ = ["BAND_ROWS", "FORMATS", "Format", "InputScale", "explain", "foreign", "label", "refusal", "split", "whole"]
 
 FORMATS: Final[dict[str, Format]] = {
     form.name: form
@@ -78,6 +78,15 @@ def label(quantization: Quantization) -> str:
     return " ".join(filter(None, (*words, "static" if quantization.input_scale == "static" else "")))
 
 
+def split(name: str) -> tuple[str, str]:
+    """Module and suffix of a tensor: cut at the last dot, or before the longest suffix with dots that a format has."""
+    for suffix in _DOTTED:
+        if name.endswith(f".{suffix}"):
+            return name.removesuffix(f".{suffix}"), suffix
+    module, _, suffix = name.rpartition(".")
+    return module, suffix
+
+
 def refusal(quantization: Quantization) -> tuple[str, str] | None:
     """The first field that its format cannot have so, and what it must be; None where it can."""
     takes = FORMATS[quantization.format].takes
@@ -122,5 +131,7 @@ def _one_of(values: tuple[object, ...]) -> str:
     return f"it must be {', '.join(known[:-1])} or {known[-1]}" if known[1:] else f"it must be {known[0]}"
 
 
+# Suffixes with dots, longest first.
+_DOTTED: Final = tuple(sorted((suffix for form in FORMATS.values() for suffix in form.dotted), key=len, reverse=True))
 # A size and the strategy that it belongs to: with another it would say nothing.
 _SIZES: Final = {"group_size": "group", "block": "block"}

@@ -138,6 +138,7 @@ class Format:
     reference: library and function that it asks, or why there is none.
     implied: matrix parts that follow from the shape of the weight; a copy makes them anew, and believes no stored one.
     same_bytes: other formats whose parts are these very bytes under other names: format -> suffix here -> suffix there.
+    dotted: suffixes of parts that have a dot in them, as `weight.absmax`; `formats.split` cuts names by them.
     unread(parts, shape, quantization): why the reader cannot be asked about just these parts, "" where it can.
     package(quantization): what `decode` imports that is no requirement of mtpforge, and the extra that brings it; ""
         for nothing.
@@ -166,6 +167,7 @@ class Format:
     input_scale: InputScale | None = None
     implied: frozenset[str] = frozenset()
     same_bytes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    dotted: tuple[str, ...] = ()
 
 
 def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

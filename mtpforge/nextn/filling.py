@@ -23,7 +23,7 @@ from mtpforge.checkpoint.error_places import place_in
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.families.family import Module
-from mtpforge.formats import label
+from mtpforge.formats import label, split
 from mtpforge.sourcing import StoredModule, recognised
 from mtpforge.tensors import Spec, TensorRef
 from mtpforge.weights import Reader
@@ -92,7 +92,7 @@ def by_stem(checkpoint: Checkpoint) -> ByStem:
     """The checkpoint's tensor names, those that differ in their last part alone together: the parts of one matrix."""
     found: dict[str, list[str]] = {}
     for name in sorted(checkpoint.names):
-        found.setdefault(name.rpartition(".")[0], []).append(name)
+        found.setdefault(split(name)[0], []).append(name)
     return found
 
 
@@ -144,7 +144,7 @@ def _parts(checkpoint: Checkpoint, names: ByStem, slots: list[_Slot]) -> list[di
     dropped = [rule.pattern for rule in family_of(checkpoint.config).dropped]
     found = []
     for slot in slots:
-        near = names.get(slot.name if slot.is_matrix else slot.name.rpartition(".")[0], ())
+        near = names.get(slot.name if slot.is_matrix else split(slot.name)[0], ())
         held = [name for name in near if (name not in plain if slot.is_matrix else name == slot.name)]
         held = [name for name in held if not _is(name, dropped)]
         if not held:
@@ -154,7 +154,7 @@ def _parts(checkpoint: Checkpoint, names: ByStem, slots: list[_Slot]) -> list[di
                 why="the layer cannot be computed without it: it would stay at random values",
                 fix="download the checkpoint again, or name another one",
             )
-        found.append({name.rpartition(".")[2] if slot.is_matrix else "": name for name in held})
+        found.append({split(name)[1] if slot.is_matrix else "": name for name in held})
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from mtpforge import formats
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
@@ -70,9 +71,9 @@ def head_of(*checkpoints: Checkpoint, hidden_size: int) -> Head:
         *((each, _stem(each)) for each in checkpoints),
         *((each, _own(each)) for each in checkpoints),
     ):
-        names = [name for name in checkpoint.names if stem and name.rpartition(".")[0] == stem]
+        names = [name for name in checkpoint.names if stem and formats.split(name)[0] == stem]
         if names:
-            parts = {name.rpartition(".")[2]: ref for name, ref in checkpoint.locate(sorted(names)).items()}
+            parts = {formats.split(name)[1]: ref for name, ref in checkpoint.locate(sorted(names)).items()}
             stored = recognised(checkpoint, _module(checkpoint, stem, hidden_size), parts, what=f"`{stem}`")
             n_weights = stored.module.shape[0] * hidden_size
             return Head(checkpoint, stored, kernels_for(n_weights))

@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mtpforge import errors
+from mtpforge import errors, formats
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.errors import MtpforgeError, shown
@@ -207,7 +207,7 @@ def _wanted(config: GlmMoeDsaConfig, number: int, n_experts: int) -> tuple[set[s
 
 
 def _compare(prefix: str, held: set[str], plain: set[str], matrices: set[str]) -> None:
-    stems = {name.rpartition(".")[0] for name in held}
+    stems = {formats.split(name)[0] for name in held}
     if missing := sorted((plain - held) | (matrices - stems)):
         raise MtpforgeError(
             f"`{prefix}{missing[0]}` is missing{_more(missing)}",
@@ -215,7 +215,7 @@ def _compare(prefix: str, held: set[str], plain: set[str], matrices: set[str]) -
             why="the layer cannot be computed without it: it would stay at random values",
             fix="download the target again",
         )
-    left = (name for name in held - plain if name.rpartition(".")[0] not in matrices)
+    left = (name for name in held - plain if formats.split(name)[0] not in matrices)
     if unknown := sorted(name for name in left if not any(fnmatchcase(name, pattern) for pattern in _UNUSED)):
         raise MtpforgeError(
             f"`{shown(prefix + unknown[0])}` is taken by nothing{_more(unknown)}",

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from mtpforge import errors
+from mtpforge import errors, formats
 from mtpforge.checkpoint import Named, metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.tensor_names import plain
@@ -25,7 +25,6 @@ from mtpforge.engines import DEFAULT, ENGINES
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
-from mtpforge.formats import FORMATS
 from mtpforge.publishing import patches
 from mtpforge.publishing.grafting import Link
 from mtpforge.publishing.patches import Patch
@@ -131,7 +130,7 @@ def side_of(checkpoint: Checkpoint, files: TargetFiles) -> Side:
     """A checkpoint with its tensors by module."""
     modules: dict[str, dict[str, TensorRef]] = {}
     for name, ref in files.folder.locate(sorted(files.folder.names)).items():
-        module, _, suffix = name.rpartition(".")
+        module, suffix = formats.split(name)
         modules.setdefault(module, {})[suffix] = ref
     return Side(checkpoint, files, modules)
 
@@ -212,7 +211,7 @@ def refuse_unproved(
         if q is None or local not in shapes:
             continue
         held = {suffix: ref.spec for suffix, ref in sides[i].modules[module].items()}
-        wanted = FORMATS[q.format].layout(shapes[local], q)
+        wanted = formats.FORMATS[q.format].layout(shapes[local], q)
         if held.keys() != wanted.keys() or any(not _fits(held[s], wanted[s], dense=q.is_dense) for s in held):
             raise MtpforgeError(
                 f"`{shown(module)}` is stored otherwise than its config says",
@@ -245,7 +244,7 @@ def _files(
             shard = side.files.shard(file)
             names = {plain(t.name) for t in shard.tensors}
             # A copy that the index passes over would lie there twice.
-            gone = {n for n in names if origins.get(n.rpartition(".")[0]) != i or lies.get(n) != file}
+            gone = {n for n in names if origins.get(formats.split(n)[0]) != i or lies.get(n) != file}
             kept, layout = without(shard, gone)
             if not kept.tensors:
                 continue

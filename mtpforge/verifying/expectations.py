@@ -13,7 +13,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
 from mtpforge.families.family import Module, Plain
-from mtpforge.formats import FORMATS
+from mtpforge.formats import FORMATS, split
 from mtpforge.manifest import Manifest
 from mtpforge.methods import METHODS, RTN, Method
 from mtpforge.scheme import Scheme
@@ -156,7 +156,7 @@ def _by_module(refs: Mapping[str, TensorRef], prefix: str, plain: Collection[str
     for name, ref in refs.items():
         if name in plain:
             continue
-        module, _, suffix = name.removeprefix(prefix).rpartition(".")
+        module, suffix = split(name.removeprefix(prefix))
         held.setdefault(module, {})[suffix] = ref.spec
     return held
 
