@@ -6,6 +6,7 @@
 # make engines      the environments that test-engines needs
 # make fuzz         the long run of the hostile-input tests: 33 times the cases of make test, a quarter of an hour
 # make bench        the benchmarks
+# make docs         the documentation as a site, in out/site; a dead link is an error
 # make clean        removes what make made
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mtpforge
 CODE := mtpforge tests .ci $(wildcard benchmarks)
 
-.PHONY: help setup demo test test-slow lint fuzz bench engines test-engines clean
+.PHONY: help setup demo test test-slow lint fuzz bench docs engines test-engines clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -56,6 +57,10 @@ fuzz: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/build.py
 
+docs: $(READY)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --quiet
+
 engines:
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/vllm-env $(ENGINE_VENV)
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/sglang-env $(SGLANG_VENV)
@@ -65,5 +70,5 @@ test-engines: $(READY) engines
 	MTPFORGE_TEST_SGLANG_PYTHON=$(abspath $(SGLANG_VENV))/bin/python $(BIN)/python -m pytest -n 2 --dist loadgroup -m engine
 
 clean:
-	rm -rf $(VENV) $(ENGINE_VENV) $(SGLANG_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(ENGINE_VENV) $(SGLANG_VENV) build dist out/site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
