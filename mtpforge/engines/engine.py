@@ -81,7 +81,7 @@ class Engine:
     serving_traps(family, config, scheme, serving): combinations that the engine refuses: divisibility, parallelism.
     path_traps(path): a draft path that the engine would misread.
     serve(target, draft_path, serving, scheme): the serve command, with every flag that the pair needs, and its reason.
-    memory(family, specs, serving): bytes that the draft adds on one rank.
+    memory(family, config, specs, serving): bytes that the draft adds on one rank.
     kv_cache(target, family, serving): what a token takes in the KV cache, None where that is not known; MtpforgeError
         for a dtype that the engine does not take.
     kv_cache_dtypes, draft_options: what may be asked for of the cache, and keys for cheaper drafts.
@@ -118,7 +118,7 @@ class Engine:
     serving_traps: Callable[[Family, Mapping[str, object], Scheme, Serving], tuple[Trap, ...]]
     path_traps: Callable[[str], tuple[Trap, ...]]
     serve: Callable[[Checkpoint, str, Serving, Scheme], Command]
-    memory: Callable[[Family, Mapping[str, Spec], Serving], int]
+    memory: Callable[[Family, Mapping[str, object], Mapping[str, Spec], Serving], int]
     never_quantized: Callable[[Family], Collection[str]]
     decoded_on_load: Callable[[Family], Mapping[str, frozenset[str]]]
     is_installed: Callable[[], bool]

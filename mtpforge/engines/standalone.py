@@ -67,7 +67,7 @@ def _nothing(_: Family) -> dict[str, frozenset[str]]:
     return {}
 
 
-def _memory(_family: Family, specs: Mapping[str, Spec], _serving: Serving) -> int:
+def _memory(_family: Family, _config: Mapping[str, object], specs: Mapping[str, Spec], _serving: Serving) -> int:
     return sum(spec.n_bytes for spec in specs.values())
 
 

@@ -50,8 +50,8 @@ def together(first: Engine, second: Engine) -> Engine:
     def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | None:
         return first.kv_cache(target, family, serving)
 
-    def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
-        return max(engine.memory(family, specs, serving) for engine in both)
+    def memory(family: Family, config: Mapping[str, object], specs: Mapping[str, Spec], serving: Serving) -> int:
+        return max(engine.memory(family, config, specs, serving) for engine in both)
 
     return replace(
         first,

@@ -68,7 +68,7 @@ def facts(
         "write_bytes": sum(spec.n_bytes for spec in specs.values()),
         "missing_bytes": missing,
         "peak_bytes": max(step.peak_bytes for step in steps),
-        "serving_bytes_per_rank": engine.memory(family, specs, serving),
+        "serving_bytes_per_rank": engine.memory(family, (target or source).config, specs, serving),
         "tensors": len(specs),
         "stored": _rows(steps),
     }

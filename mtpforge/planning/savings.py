@@ -26,8 +26,8 @@ def savings(
         found |= {"kv_cache_dtype": cache.dtype, "kv_bytes_per_token": cache.token_bytes}
     if own is None or _same(own, wanted, family, target.config):
         return found
-    layer = family.layer(target.config)
-    taken = [engine.memory(family, expected(s, family, target.config, layer, n), serving) for s in (own, wanted)]
+    config, layer = target.config, family.layer(target.config)
+    taken = [engine.memory(family, config, expected(s, family, config, layer, n), serving) for s in (own, wanted)]
     saved = taken[0] - taken[1]
     found |= {"saves_against": own.name, "saves_bytes_per_rank": saved}
     return found if cache is None else {**found, "saves_kv_tokens": saved // cache.token_bytes}

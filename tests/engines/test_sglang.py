@@ -246,7 +246,7 @@ def test_a_rank_holds_its_part_of_what_is_split_and_all_of_the_rest():
     expert = "mlp.experts.0.down_proj"
     shapes = {f"{expert}.weight": (64, 128), f"{expert}.weight_scale_2": (), "eh_proj": (64,)}
     specs = {f"model.layers.78.{name}": Spec("F32", shape) for name, shape in shapes.items()}
-    taken = [SGLANG.memory(family_of({"model_type": "glm_moe_dsa"}), specs, Serving(n)) for n in (1, 4)]
+    taken = [SGLANG.memory(family_of({"model_type": "glm_moe_dsa"}), {}, specs, Serving(n)) for n in (1, 4)]
     assert taken == [64 * 128 * 4 + 4 + 256, 64 * 128 + 4 + 256]
 
 

@@ -87,7 +87,7 @@ def test_what_one_engine_lacks_the_pair_lacks(both):
 
 @pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])
 def test_a_rank_needs_room_for_the_engine_that_takes_more(sizes):
-    assert pair(*({"memory": lambda *_, n=n: n} for n in sizes)).memory(None, {}, Serving()) == 2
+    assert pair(*({"memory": lambda *_, n=n: n} for n in sizes)).memory(None, {}, {}, Serving()) == 2
 
 
 def test_what_either_ties_is_tied_and_what_both_take_is_taken():

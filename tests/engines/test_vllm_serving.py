@@ -82,8 +82,8 @@ def test_memory_of_a_rank_counts_replicated_tensors_whole():
         "model.layers.78.self_attn.o_proj.weight_packed": Spec("I32", (8, 8)),
         "model.layers.78.mlp.experts.3.up_proj.weight": Spec("U8", (8, 8)),
     }
-    assert VLLM.memory(FAMILY, specs, Serving()) == 128 + 128 + 256 + 64
-    assert VLLM.memory(FAMILY, specs, Serving(tensor_parallel=4)) == 128 + 128 + 64 + 16
+    assert VLLM.memory(FAMILY, {}, specs, Serving()) == 128 + 128 + 256 + 64
+    assert VLLM.memory(FAMILY, {}, specs, Serving(tensor_parallel=4)) == 128 + 128 + 64 + 16
 
 
 def test_command_names_target_revision_draft_and_what_the_pair_needs(release_config, target_of, tmp_path):

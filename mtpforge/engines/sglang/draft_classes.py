@@ -8,6 +8,7 @@ head_counts         config keys of what is dealt out over ranks
 [fused]             matrix that SGLang runs -> last names of its parts on disk
 [[loads]]           modules (fnmatch), formats that they load in, and why not in others; the first that fits counts
 [split]             last part of a module's name -> the axis that is cut over ranks
+[repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
 [fields]            of the draft's config.json: required, counts that may be 0, what SGLang takes for an absent one
 """
 
@@ -57,6 +58,7 @@ class DraftClass:
     fused: Mapping[str, list[str]]
     loads: tuple[Loads, ...]
     split: Mapping[str, Literal["out", "in"]]
+    repeated: Mapping[str, str]
     required: tuple[str, ...]
     counts_from_zero: tuple[str, ...]
     defaults: Mapping[str, object]
@@ -119,6 +121,7 @@ def _read(text: str) -> DraftClass:
         fused=table["fused"],
         loads=tuple(Loads(**row) for row in loads),
         split=table["split"],
+        repeated=table.get("repeated", {}),
         required=tuple(table["fields"]["required"]),
         counts_from_zero=tuple(table["fields"]["counts_from_zero"]),
         defaults=table["fields"]["defaults"],

@@ -12,7 +12,7 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.command import Command, Flag, keys_of
 from mtpforge.engines.engine import Serving
-from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
 from mtpforge.families import Family
 from mtpforge.formats import label, whole
 from mtpforge.report import Trap
@@ -110,18 +110,30 @@ def _cuts(
 ) -> Iterator[str]:
     known, text = draft_class(family), family.text(config)
     for key in known.head_counts if ranks > 1 else ():
-        heads = text.get(key)
-        if isinstance(heads, int) and heads % ranks:
-            yield f"{heads} attention heads cannot be split over {ranks} ranks"
+        heads, of_keys = text.get(key), key in known.repeated.values()
+        if not isinstance(heads, int):
+            continue
+        # Fewer key and value heads than ranks are repeated, all equally often (QKVParallelLinear, 0.5.23).
+        is_repeated = of_keys and ranks > heads
+        if ranks % heads if is_repeated else heads % ranks:
+            said = "repeated" if is_repeated else "split"
+            yield f"{heads} {'key and value' if of_keys else 'attention'} heads cannot be {said} over {ranks} ranks"
     for module in family.modules(config, 1) if ranks > 1 else ():
-        axis = known.split.get(module.template.rpartition(".")[2])
+        name = module.template.rpartition(".")[2]
+        axis = known.split.get(name)
         if axis is None or (whole_experts and module.expert is not None):
             continue
         quantization = scheme.of(module.template).quantization
         size = module.shape[0 if axis == "out" else 1]
-        if size % (ranks * _unit(quantization, axis)):
+        if size % (_parts(known, text, name, ranks) * _unit(quantization, axis)):
             counted = f"{size} {'rows' if axis == 'out' else 'columns'}"
             yield f"`{module.template}`: {counted} over {ranks} ranks cut a scale or a word of {label(quantization)}"
+
+
+def _parts(known: DraftClass, text: Mapping[str, object], name: str, ranks: int) -> int:
+    """Into how many a split module is cut: heads that are repeated are cut no further than one by one."""
+    heads = text.get(known.repeated.get(name, ""))
+    return min(ranks, heads) if isinstance(heads, int) else ranks
 
 
 def _unit(q: Quantization, axis: str) -> int:
@@ -131,10 +143,12 @@ def _unit(q: Quantization, axis: str) -> int:
     return q.group_size if axis == "in" and q.group_size else whole(q)[0 if axis == "out" else 1]
 
 
-def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
+def memory(family: Family, config: Mapping[str, object], specs: Mapping[str, Spec], serving: Serving) -> int:
     """Bytes of weights that a draft adds on one rank; its KV cache and the shared embedding and head not counted."""
-    ranks, split = max(serving.tensor_parallel, 1), draft_class(family).split
-    return sum(
-        -(-spec.n_bytes // ranks) if spec.shape and not split.keys().isdisjoint(name.split(".")) else spec.n_bytes
-        for name, spec in specs.items()
-    )
+    ranks, known, text = max(serving.tensor_parallel, 1), draft_class(family), family.text(config)
+
+    def parts(name: str, spec: Spec) -> int:
+        split = next((part for part in name.split(".") if part in known.split), "")
+        return _parts(known, text, split, ranks) if split and spec.shape else 1
+
+    return sum(-(-spec.n_bytes // parts(name, spec)) for name, spec in specs.items())

@@ -34,13 +34,15 @@ def serving_traps(family: Family, config: Mapping[str, object], scheme: Scheme, 
     return tuple(replace(trap, fix=", or ".join(ways)) for trap in found)
 
 
-def memory(family: Family, specs: Mapping[str, Spec], serving: Serving) -> int:
+def memory(family: Family, config: Mapping[str, object], specs: Mapping[str, Spec], serving: Serving) -> int:
     """Bytes of weights that a draft adds on one rank; its KV cache and the shared embedding and head not counted."""
-    ranks, split = max(serving.tensor_parallel, 1), draft_class(family).split
-    return sum(
-        -(-spec.n_bytes // ranks) if spec.shape and not split.keys().isdisjoint(name.split(".")) else spec.n_bytes
-        for name, spec in specs.items()
-    )
+    ranks, known, text = max(serving.tensor_parallel, 1), draft_class(family), family.text(config)
+
+    def parts(name: str, spec: Spec) -> int:
+        split = next((part for part in name.split(".") if part in known.split), "")
+        return _parts(known, text, split, ranks) if split and spec.shape else 1
+
+    return sum(-(-spec.n_bytes // parts(name, spec)) for name, spec in specs.items())
 
 
 def _counts(serving: Serving) -> Iterator[Trap]:
@@ -105,8 +107,13 @@ def _split(known: DraftClass, text: Mapping[str, object], module: Module, servin
     axis = known.split.get(name)
     if axis is None or (module.expert is not None and serving.expert_parallel):
         return axis or "out", 1
+    return axis, _parts(known, text, name, serving.tensor_parallel)
+
+
+def _parts(known: DraftClass, text: Mapping[str, object], name: str, ranks: int) -> int:
+    """Into how many a split module is cut: heads that are repeated are cut no further than one by one."""
     heads = text.get(known.repeated.get(name, ""))
-    return axis, min(serving.tensor_parallel, heads) if isinstance(heads, int) else serving.tensor_parallel
+    return min(ranks, heads) if isinstance(heads, int) else ranks
 
 
 def _must_divide(module: Module, quantization: Quantization, ranks: int, last: Mapping[str, str]) -> bool:
