@@ -94,6 +94,7 @@ class Engine:
     fewer_experts(family): why a draft may not hold fewer experts than its target; "" where it may.
     without_layer(family): what the engine does, asked for MTP, without a layer in the target and without a draft.
     decides: by whose config the engine builds a draft.
+    untold: the same engine, for trying schemes: its refusals propose none; None where the engine's never do.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
     """
 
@@ -131,6 +132,7 @@ class Engine:
     kv_cache: Callable[[Checkpoint, Family, Serving], KvCache | None] = lambda *_: None
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
     draft_options: tuple[str, ...] = ()
+    untold: Engine | None = None
 
 
 def refuse_unknown(engine: Engine, serving: Serving) -> None:

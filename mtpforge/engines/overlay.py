@@ -22,17 +22,22 @@ def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoi
     except MtpforgeError as error:
         if error.fix:
             raise
-        able = ", ".join(name for name in schemes.names() if _can_state(target, engine, schemes.load(name)))
+        able = presets(target, engine)
         fix = f"`--scheme` with one of: {able}" if able else "leave `--scheme` out: the target's own is taken"
         raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
 
 
-def _can_state(target: Checkpoint, engine: Engine, wanted: Scheme) -> bool:
-    try:
-        engine.restate(target, family_of(target.config), _as_built(wanted, target, engine))
-    except MtpforgeError:
-        return False
-    return True
+def presets(target: Checkpoint, engine: Engine) -> str:
+    """Names of the presets that a draft beside this target may be made by, with commas between."""
+
+    def is_taken(wanted: Scheme) -> bool:
+        try:
+            attempt(target, engine.untold or engine, wanted)
+        except MtpforgeError:
+            return False
+        return True
+
+    return ", ".join(name for name in schemes.names() if is_taken(schemes.load(name)))
 
 
 def attempt(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:

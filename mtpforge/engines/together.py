@@ -10,17 +10,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Engine, KvCache, Serving
+from mtpforge.engines.overlay import presets
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.formats import label
 from mtpforge.report import Check, Report, Trap
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Spec
+
+_TWO_DRAFTS: Final = "make two drafts, one by `--engine` of each"
 
 
 def together(first: Engine, second: Engine) -> Engine:
@@ -35,7 +38,7 @@ def together(first: Engine, second: Engine) -> Engine:
         kept = {key: value for key, value in ours.items() if key != "quantization_config"}
         return dict(sorted({**theirs, **kept}.items()))
 
-    def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
+    def agreed(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
         wanted = first.demands(target, draft_config, family)
         if draft_config is None:
             _refuse_unloadable(both, target, family, wanted)
@@ -53,11 +56,11 @@ def together(first: Engine, second: Engine) -> Engine:
     def memory(family: Family, config: Mapping[str, object], specs: Mapping[str, Spec], serving: Serving) -> int:
         return max(engine.memory(family, config, specs, serving) for engine in both)
 
-    return replace(
+    untold = replace(
         first,
         name=" and ".join(engine.name for engine in both),
         versions=" and ".join(engine.versions for engine in both),
-        demands=demands,
+        demands=agreed,
         runs=lambda family: all(engine.runs(family) for engine in both),
         refuse_misstated=refuse_misstated,
         stated=second.stated,
@@ -78,6 +81,23 @@ def together(first: Engine, second: Engine) -> Engine:
         kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
         draft_options=(),
     )
+    return _proposing(untold)
+
+
+def _proposing(untold: Engine) -> Engine:
+    """The record whose refusal of a target's scheme names the presets that both take."""
+
+    def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
+        try:
+            return untold.demands(target, draft_config, family)
+        except MtpforgeError as error:
+            able = presets(target, untold) if draft_config is None else ""
+            if not able or error.fix != _TWO_DRAFTS:
+                raise
+            fix = f"`--scheme` with one of: {able}; or {_TWO_DRAFTS}"
+            raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
+
+    return replace(untold, demands=demands, untold=untold)
 
 
 def _refuse_unloadable(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> None:
@@ -87,27 +107,12 @@ def _refuse_unloadable(both: tuple[Engine, Engine], target: Checkpoint, family: 
         config = second.draft_config(target, target.config, family, wanted, 1)
         _refuse_contradiction(both, wanted, second.demands(target, config, family))
     except MtpforgeError as error:
-        able = ", ".join(name for name in schemes.names() if _can_both(both, target, family, schemes.load(name)))
-        other = f"`--scheme` with one of: {able}; or make" if able else "make"
         raise MtpforgeError(
             f"no draft beside this target loads in both: {error.what}",
             where=error.place,
             why=f"{first.name} demands it, by the target's config; {second.name}: {error.why}",
-            fix=f"{other} two drafts, one by `--engine` of each",
+            fix=_TWO_DRAFTS,
         ) from error
-
-
-def _can_both(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> bool:
-    """Whether the first can be told of a scheme, and the second loads it."""
-    first, second = both
-    try:
-        told = target.restated(first.restate(target, family, wanted))
-        scheme = first.demands(told, None, family)
-        config = second.draft_config(target, target.config, family, scheme, 1)
-        _refuse_contradiction(both, scheme, second.demands(target, config, family))
-    except MtpforgeError:
-        return False
-    return True
 
 
 def _refuse_contradiction(both: tuple[Engine, Engine], ours: Scheme, theirs: Scheme) -> None:
@@ -119,7 +124,7 @@ def _refuse_contradiction(both: tuple[Engine, Engine], ours: Scheme, theirs: Sch
                 f"`{rule.pattern}` is {label(rule.quantization)} for {first.name}, and {label(other.quantization)} for"
                 f" {second.name}",
                 why=f"{first.name}: {rule.reason}; {second.name}: {other.reason}",
-                fix="make two drafts, one by `--engine` of each",
+                fix=_TWO_DRAFTS,
             )
 
 

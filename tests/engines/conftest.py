@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,11 @@ class ConfigOnly:
     revision: str = ""
     quantization: Mapping[str, object] = field(default_factory=dict)
     is_restated: bool = False
+
+    def restated(self, block: Mapping[str, object]) -> ConfigOnly:
+        """The same, of which an engine is told another block."""
+        told = {**self.config, "quantization_config": block}
+        return replace(self, config=told, quantization=block, is_restated=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,9 @@ import pytest
 from sglang_asked import in_sglang, verdicts
 
 import mtpforge
+from mtpforge import scheme as schemes
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.engines import ENGINES, Serving, engine_of
+from mtpforge.engines import ENGINES, Serving, engine_of, overlay
 from mtpforge.engines.sglang.loader.request import Request
 from mtpforge.engines.together import together
 from mtpforge.engines.vllm import installed as vllm
@@ -156,3 +157,34 @@ def test_both_loaders_take_the_drafts(targets, tinyglm, tmp_path):
         report = vllm.check(made.path, folder, python=VLLM_PYTHON)
         assert report.ok, report.facts["errors"]
     assert {name: found.get("errors") for name, found in verdicts(requests).items()} == {name: [] for name in targets}
+
+
+@pytest.mark.parametrize("name", ["target-fp8", "target-w4a16-mtp-canada-quant"])
+def test_a_preset_is_proposed_exactly_if_a_draft_can_be_planned_by_it(name, release_config, tmp_path):
+    """Of what one engine alone could be told, the other would load less: w4a16's INT4 attention."""
+    (tmp_path / "config.json").write_text(json.dumps(release_config(name)))
+    target = open_checkpoint(str(tmp_path))
+    family = family_of(target.config)
+    with pytest.raises(MtpforgeError) as refused:
+        overlay.beside(target, BOTH, schemes.load("w4afp8"))
+    proposed = refused.value.fix.removeprefix("`--scheme` with one of: ").split(", ")
+    for preset in schemes.names():
+        try:
+            told, scheme = overlay.attempt(target, BOTH, schemes.load(preset))
+            BOTH.demands(told, BOTH.draft_config(told, target.config, family, scheme, 8), family)
+            is_taken = True
+        except MtpforgeError:
+            is_taken = False
+        assert is_taken is (preset in proposed), preset
+
+
+def test_what_both_refuse_by_the_target_proposes_the_same_presets(release_config, tmp_path):
+    config = release_config("target-w4a16-mtp-canada-quant")
+    config["quantization_config"]["ignore"] = ["lm_head"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    target = open_checkpoint(str(tmp_path))
+    with pytest.raises(MtpforgeError) as refused:
+        BOTH.demands(target, None, family_of(target.config))
+    with pytest.raises(MtpforgeError) as other:
+        overlay.beside(target, BOTH, schemes.load("w4afp8"))
+    assert refused.value.fix == f"{other.value.fix}; or make two drafts, one by `--engine` of each"
