@@ -59,7 +59,7 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build
 
 engines:
 	PYTHON=$(PYTHON) TORCH="$(TORCH)" .ci/vllm-env $(ENGINE_VENV)
