@@ -1,18 +1,19 @@
-"""ModelOpt's integers, which are read and not written: W4A16_AWQ, and INT8 of W8A8_SQ_PER_CHANNEL and W8A16.
+"""ModelOpt's integers, which are read and not written: W4A16_AWQ, W4A8_AWQ, and INT8 of W8A8_SQ_PER_CHANNEL and W8A16.
 
                        modelopt_int4                   modelopt_int8
     weight             U8    [out / 2, in]             I8   [out, in]
     weight_scale       F32   [out, in / group_size]    F32  [out]          BF16 and F16 are read too
     pre_quant_scale    F32   [in]                      where the inputs are smoothed
     input_scale        F32   []                        of activations; no weight depends on it
+    weight_scale_2     F32   []                        of W4A8_AWQ, for the FP8 numbers that a kernel makes of int4's
 
     int4   row 2r is the low nibble of row r of `weight`, row 2r + 1 the high one, both in two's complement
     value = code * weight_scale * pre_quant_scale[column]
 
 An input is multiplied by `pre_quant_scale` before it meets the weight; here the weight is, so that plain inputs fit.
 Whether an [out] scale of integers of 8 bits is of rows, the config has to say: compressed-tensors takes it for columns.
-Source: nvidia-modelopt 0.47.0 torch/export/quant_utils.py, pack_int4_in_uint8 and to_quantized_weight;
-torch/quantization/nn/modules/tensor_quantizer.py, pre_quant_scale.
+Source: nvidia-modelopt 0.47.0 torch/export/quant_utils.py, pack_int4_in_uint8, get_weight_scaling_factor and
+to_quantized_weight; torch/quantization/nn/modules/tensor_quantizer.py, pre_quant_scale.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _SCALES: Final = ("F32", "BF16", "F16")
 _SMOOTHING: Final = "pre_quant_scale"
 _INPUT: Final = "input_scale"
+_OF_KERNEL: Final = "weight_scale_2"
 _METHOD: Final = "modelopt"
 
 
@@ -43,7 +45,8 @@ def recognise(bits: int, parts: Specs, shape: Shape, block: Mapping[str, object]
     found = _found(bits, scale, shape, block)
     if found is None:
         return None
-    held = {suffix: spec for suffix, spec in parts.items() if suffix not in (_SMOOTHING, _INPUT)}
+    beside = (_OF_KERNEL,) if bits < 8 else ()  # noqa: PLR2004
+    held = {suffix: spec for suffix, spec in parts.items() if suffix not in (_SMOOTHING, _INPUT, *beside)}
     return found if layout(bits, shape, found) == held else None
 
 

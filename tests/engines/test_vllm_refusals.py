@@ -20,6 +20,14 @@ INT8_TOKEN = {**FP8_TOKEN, "type": "int"}
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
 
 
+QUARK = {
+    "quant_method": "quark",
+    "export": {"kv_cache_group": [], "pack_method": "reorder"},
+    "exclude": [],
+    "layer_type_quant_config": {},
+}
+
+
 @pytest.fixture
 def scheme(release_config, tmp_path):
     """(block of config.json, side files) -> the scheme beside a target that is a folder."""
@@ -260,3 +268,24 @@ def test_experts_without_an_entry_take_that_of_their_mlp(scheme):
     layers = {f"{P}mlp.shared_experts.down_proj": {"quant_algo": "FP8"}}
     found = quantized(scheme({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}))
     assert found.keys() == EXPERTS | {"mlp.shared_experts.down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("weight", "named"),
+    [
+        ({"dtype": "int4", "qscheme": "per_group", "group_size": 128, "symmetric": True}, "Quark's INT4"),
+        ([{"dtype": "uint4", "qscheme": "per_group", "group_size": 128, "symmetric": False}], "Quark's INT4"),
+        ([{"dtype": "fp4", "group_size": 16}, {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}], "Quark's NVFP4"),
+        ([{"dtype": "fp8_e4m3"}, {"dtype": "int4"}], "Quark's INT4 beside FP8 activations"),
+        ({"dtype": "fp8_e4m3", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}, "Quark's MXFP8"),
+        ({"dtype": "fp6_e2m3", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}, "Quark's MXFP6"),
+        ({"dtype": "int3"}, "Quark's weights of int3"),
+        (None, "Quark's weights of no dtype"),
+    ],
+)
+def test_what_quark_has_and_drafts_do_not_is_named(scheme, weight, named):
+    """vLLM takes these: quark.py, _get_scheme_cls_from_config; quark_moe.py, get_moe_method_target."""
+    with pytest.raises(MtpforgeError) as caught:
+        scheme(QUARK | {"global_quant_config": {"weight": weight}})
+    assert caught.value.what.startswith("drafts with `")
+    assert caught.value.what.endswith(f"` in {named} cannot be made yet")

@@ -307,6 +307,14 @@ def test_zero_points_that_are_none_may_be_left_out_of_quark_s_integers():
             assert torch.equal(whole_weights.decode(parts, (32, 128), found[0]), values.float())
 
 
+def test_the_second_scale_of_w4a8_awq_changes_no_weight():
+    """ModelOpt divides by the first one alone: get_weight_scaling_factor takes the first of both quantizers."""
+    ((parts, values, _),) = matrices("modelopt-w4a16-awq-uint8")
+    second = {"weight_scale_2": torch.tensor(0.25), "input_scale": torch.tensor(1.5)}
+    form, found = whole_weights.recognise(specs(parts | second), (32, 128), {})
+    assert torch.equal(form.decode(parts | second, (32, 128), found), values.float())
+
+
 def test_modelopt_s_int8_has_a_scale_a_row_where_the_config_says_so():
     codes = torch.randint(-128, 128, (64, 64), dtype=torch.int8, generator=torch.Generator().manual_seed(9))
     parts = {"weight": codes, "weight_scale": torch.rand(64) + 0.5, "input_scale": torch.tensor(1.0)}

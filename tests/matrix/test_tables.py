@@ -42,7 +42,7 @@ WORDS = {
     "gptq_v2": "GPTQ v2",
     "gptq_p": "GPTQ in bit planes",
     "auto_round": "AutoRound",
-    "modelopt_int4": "INT4 of ModelOpt (`W4A16_AWQ`)",
+    "modelopt_int4": "INT4 of ModelOpt (`W4A16_AWQ`, `W4A8_AWQ`)",
     "modelopt_int8": "INT8 of ModelOpt (`W8A8_SQ`)",
     "mlx": "MLX (`affine`)",
     "gguf": "GGUF, in every type that the gguf package decodes: `pip install 'mtpforge[gguf]'`",

@@ -20,6 +20,7 @@ from mtpforge.engines.expressions import exact_or_regex, quoted
 from mtpforge.engines.vllm.matrices import Asked
 from mtpforge.engines.vllm.name_matching import below, listed
 from mtpforge.engines.vllm.refusals import refused, unmade
+from mtpforge.errors import shown
 from mtpforge.tensors import BF16, Quantization
 
 Spec: TypeAlias = Mapping[str, object]
@@ -29,6 +30,15 @@ _MX_INPUTS: Final = ("fp4", "fp6_e3m2", "fp6_e2m3")
 _E4M3: Final = "fp8_e4m3"
 _BLOCK: Final = (128, 128)
 _GROUP_OF_BLOCK: Final = {"qscheme": "per_group", "group_size": 128, "symmetric": True}
+# Read, and not written: dtypes of the weights -> their name.
+_NAMES: Final = {
+    ("int4",): "INT4",
+    ("uint4",): "INT4",
+    ("fp4", _E4M3): "NVFP4",
+    (_E4M3, "int4"): "INT4 beside FP8 activations",
+    ("fp6_e3m2",): "MXFP6",
+    ("fp6_e2m3",): "MXFP6",
+}
 _NO_BLOCK: Final = "vLLM takes no such Quark block"
 
 
@@ -100,7 +110,17 @@ def _quantization(asked: Asked, config: object) -> Quantization:
         for made in (_fp8, _int8, _mxfp4):
             if quantization := made(asked, weight, inputs):
                 return quantization
-    raise unmade(f"`{asked.name}` quantized by Quark in another way than MXFP4, FP8 or INT8", "global_quant_config")
+    raise unmade(f"`{asked.name}` in {_named(said.get('weight'))}", "global_quant_config")
+
+
+def _named(weight: object) -> str:
+    """What Quark calls weights that no draft is made in."""
+    several = weight if isinstance(weight, list) else [weight]
+    said = [one for one in several if isinstance(one, Mapping)]
+    dtypes = tuple(str(one.get("dtype")) for one in said)
+    if dtypes == (_E4M3,) and said[0].get("scale_format") == "e8m0":
+        return "Quark's MXFP8"
+    return f"Quark's {_NAMES.get(dtypes) or 'weights of ' + shown(' and '.join(dtypes) or 'no dtype')}"
 
 
 def _fp8(asked: Asked, weight: Spec, inputs: Spec) -> Quantization | None:
