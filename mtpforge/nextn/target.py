@@ -41,6 +41,7 @@ _FIXED: Final[Mapping[str, object]] = {"moe_layer_freq": 1}
 # of an earlier one too.
 _UNUSED: Final = ("*.rotary_emb.inv_freq", "*.k_scale", "*.v_scale", "self_attn.indexer.*")
 _PROJECTIONS: Final = ("gate_proj", "up_proj", "down_proj")
+_STACK: Final = re.compile(r"mlp\.experts\.[^\d.]")
 _OF_LAYER: Final = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 
 
@@ -188,7 +189,18 @@ def _account(checkpoint: Checkpoint, config: GlmMoeDsaConfig, n_experts: int) ->
         if kinds not in wanted:
             with configuring.making(checkpoint, "the model"):
                 wanted[kinds] = _wanted(config, number, n_experts)
+        _refuse_stacks(f"model.layers.{number}.", local)
         _compare(f"model.layers.{number}.", local, *wanted[kinds])
+
+
+def _refuse_stacks(prefix: str, held: set[str]) -> None:
+    if stacks := sorted(name for name in held if _STACK.match(name)):
+        raise MtpforgeError(
+            f"the experts of `{prefix}mlp` are stored in one tensor for all of them",
+            where=f"`{shown(prefix + stacks[0])}`",
+            why="capture computes with one expert after the other, and reads each by its own name",
+            fix="capture with a running vLLM: docs/calibration.md; or store each expert by itself, as releases do",
+        )
 
 
 def _wanted(config: GlmMoeDsaConfig, number: int, n_experts: int) -> tuple[set[str], set[str]]:

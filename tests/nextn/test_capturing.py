@@ -164,6 +164,20 @@ def test_target_with_other_tensors_is_refused_at_once(tinyglm, tmp_path, layout,
     assert what.replace("up_proj` is taken", "up_proj.weight` is taken") in error.value.what
 
 
+@pytest.mark.parametrize("suffix", ["", ".weight", "_blocks"])
+def test_experts_in_one_tensor_are_refused_by_name(tinyglm, tmp_path, suffix):
+    """As transformers' own modules and compressed-tensors may store them; a source with such experts is read."""
+
+    def stack(tensors):
+        names = [f"{LAYER}mlp.experts.{n}.down_proj.weight" for n in range(16)]
+        tensors[f"{LAYER}mlp.experts.down_proj{suffix}"] = torch.stack([tensors.pop(name) for name in names])
+
+    with pytest.raises(MtpforgeError) as error:
+        opened(changed(tinyglm("bf16"), tmp_path / "copy", stack))
+    assert error.value.what == f"the experts of `{LAYER}mlp` are stored in one tensor for all of them"
+    assert str(error.value.where) == f"`{LAYER}mlp.experts.down_proj{suffix}`"
+
+
 def test_suffix_that_no_format_has_is_an_error(tinyglm, tokens, tmp_path):
     name = LAYER + "mlp.experts.3.up_proj.weight_scale"
     copy = changed(tinyglm("awq-int4"), tmp_path / "copy", renamed(name, name + "s"))
