@@ -6,7 +6,7 @@
 # make engines      the environments that test-engines needs
 # make fuzz         the long run of the hostile-input tests: 33 times the cases of make test, a quarter of an hour
 # make bench        the benchmarks
-# make docs         the documentation as a site, in out/site; a dead link is an error
+# make docs         the documentation as a site, in out/site; a dead link is an error (Python 3.11.5 or newer)
 # make clean        removes what make made
 
 PYTHON ?= python3
