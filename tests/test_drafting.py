@@ -15,6 +15,7 @@ from mtpforge.drafting import deciding, making, refusals
 from mtpforge.drafting.request import Request, Watching
 from mtpforge.errors import MtpforgeError
 from mtpforge.places import default_out
+from mtpforge.planning import plan
 from mtpforge.scheme import Rule, Scheme
 from mtpforge.tensors import BF16, Quantization
 from mtpforge.writing import folder, journal
@@ -306,3 +307,16 @@ def test_refusal_of_a_path_names_the_option_that_mends_it(tmp_path):
     with pytest.raises(MtpforgeError) as caught:
         refusals.of_output(tmp_path / "eagle3", Request(target="T"))
     assert caught.value.fix.endswith("`--out PATH`")
+
+
+def test_layer_alone_is_held_to_what_the_engine_loads(tinyglm):
+    """SGLang reads `kv_b_proj.weight` again after loading: packed ones have none."""
+    source = open_checkpoint(str(tinyglm("bf16")))
+    packed = Quantization("pack_quantized", 4, strategy="group", group_size=32, scale_dtype="BF16")
+    rules = (Rule("mlp.experts.*", packed, ""), Rule("*", BF16, ""))
+    made = plan(source, None, engine="sglang", scheme=Scheme("experts", rules))
+    assert made.scheme.of("mlp.experts.*.up_proj").quantization == packed
+    with pytest.raises(MtpforgeError) as caught:
+        plan(source, None, engine="sglang", scheme=Scheme("more", (Rule("self_attn.kv_b_proj", packed, ""), *rules)))
+    assert caught.value.what == "SGLang cannot load `self_attn.kv_b_proj` as INT4 g32"
+    assert "reads `kv_b_proj.weight` again after loading" in caught.value.why

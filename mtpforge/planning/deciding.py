@@ -19,6 +19,7 @@ from mtpforge.families.routing import routing
 from mtpforge.formats import FORMATS, label
 from mtpforge.methods import RTN, Method, method
 from mtpforge.planning import activations
+from mtpforge.planning.alone import refuse_unread
 from mtpforge.planning.facts import facts, peak_bytes
 from mtpforge.planning.savings import savings
 from mtpforge.planning.steps import Carry, InputScaleMove, Move, Plan, Side, Step, Unused, Write
@@ -127,7 +128,10 @@ def agreed_scheme(
     if target is None:
         if asked is None:
             raise MtpforgeError("a draft without a target needs a scheme", fix="`--scheme bf16`", code=errors.USAGE)
-        return sparing(asked, engine.never_quantized(family))
+        spared = sparing(asked, engine.never_quantized(family))
+        if engine.decides == "draft":
+            refuse_unread(engine, family, source, spared)
+        return spared
     if asked is None:
         return engine.demands(target, None, family)
     config = engine.draft_config(target, source.config, family, asked, served_experts(family, target))
