@@ -9,6 +9,7 @@
     validate(draft, target)         the same, and the loader of an installed engine
     fidelity(draft, reference)      does it predict what the dense layer predicts
     accept(draft, target, text)     how many of its tokens a target accepts
+    bench(url, baseline=...)        what drafting is worth on a live server
     diff(draft, other)              where two layers differ
     serve_command(draft, target)    what to type
     explain_serve(draft, target)    the same, each flag with its reason
@@ -28,6 +29,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from mtpforge.benching.calls import bench
+    from mtpforge.benching.found import Bench
     from mtpforge.building import Draft
     from mtpforge.checkpoint import open_checkpoint
     from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Acceptance",
+    "Bench",
     "Checkpoint",
     "Command",
     "Comparison",
@@ -78,6 +82,7 @@ __all__ = [
     "Scheme",
     "__version__",
     "accept",
+    "bench",
     "build",
     "capture",
     "card",
@@ -106,6 +111,7 @@ __all__ = [
 _PLACES: Final = {
     **dict.fromkeys(__all__, "mtpforge.drafting.calls"),
     "Acceptance": "mtpforge.judging.accepting",
+    "Bench": "mtpforge.benching.found",
     "Checkpoint": "mtpforge.checkpoint.checkpoint",
     "Command": "mtpforge.engines.command",
     "Comparison": "mtpforge.pruning.expert_choice",
@@ -120,6 +126,7 @@ _PLACES: Final = {
     "delta": "mtpforge.publishing.calls",
     "doctor": "mtpforge.drafting.machine",
     **dict.fromkeys(("accept", "fidelity"), "mtpforge.judging.calls"),
+    "bench": "mtpforge.benching.calls",
     "card": "mtpforge.publishing.calls",
     "graft": "mtpforge.publishing.calls",
     "push": "mtpforge.publishing.calls",

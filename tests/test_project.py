@@ -57,6 +57,7 @@ def test_no_file_is_so_large_that_a_clone_takes_long():
 
 CALLS = {
     "accept",
+    "bench",
     "build",
     "capture",
     "card",
@@ -83,6 +84,7 @@ CALLS = {
 }
 RESULTS = {
     "Acceptance",
+    "Bench",
     "Checkpoint",
     "Command",
     "Comparison",

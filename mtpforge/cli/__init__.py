@@ -43,6 +43,7 @@ COMMANDS: Final = (
     Entry("validate", "Prove it", "verify, and the loader of the installed engine"),
     Entry("fidelity", "Prove it", "does it predict what the dense layer predicts; which module costs what"),
     Entry("accept", "Prove it", "how many of its tokens a target accepts that fits on this machine"),
+    Entry("bench", "Prove it", "what drafting is worth on a live server: acceptance, speed, which depth"),
     Entry("diff", "Prove it", "two drafts, or a draft and a published layer"),
     Entry("serve", "Put it to work", "the exact server command; runs it unless `--print`"),
     Entry("graft", "Put it to work", "a copy of the target with the layer inside, by links"),

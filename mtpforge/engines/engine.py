@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mtpforge import errors
 from mtpforge.engines.command import Command
+from mtpforge.engines.counters import Counters
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Report, Trap
 from mtpforge.tensors import Quantization, Spec
@@ -96,6 +97,7 @@ class Engine:
     decides: by whose config the engine builds a draft.
     untold: the same engine, for trying schemes: its refusals propose none; None where the engine's never do.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
+    counters: what a running server tells of its drafting; None for what is no server.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Engine:
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
     draft_options: tuple[str, ...] = ()
     untold: Engine | None = None
+    counters: Counters | None = None
 
 
 def refuse_unknown(engine: Engine, serving: Serving) -> None:

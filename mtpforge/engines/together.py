@@ -80,6 +80,7 @@ def together(first: Engine, second: Engine) -> Engine:
         kv_cache=kv_cache,
         kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
         draft_options=(),
+        counters=None,
     )
     return _proposing(untold)
 

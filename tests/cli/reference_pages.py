@@ -9,9 +9,13 @@ import re
 import click
 
 from mtpforge import errors, report, scheme, tensors
+from mtpforge.benching import depths, estimates
+from mtpforge.benching import found as benched
 from mtpforge.cli import COMMANDS, group
 from mtpforge.cli.grammar import HEADINGS, Option
 from mtpforge.engines import command as commands
+from mtpforge.engines import counters
+from mtpforge.families import curves
 from mtpforge.judging import accepting, fidelity, swapping
 from mtpforge.planning import steps
 
@@ -71,6 +75,7 @@ ENDINGS = {
         "report": "Report: the checks of all drafts",
     },
     "accept": {"acceptance": "Acceptance", "report": "Report: the checks of all drafts"},
+    "bench": {"bench": "Bench", "report": "Report: its checks"},
     "serve --print": {
         "serve": "words of the command",
         "traps": "list of Trap: what would spoil the drafts of this pair",
@@ -125,6 +130,13 @@ RECORDS = (
     accepting.DraftAcceptance,
     accepting.Drawn,
     accepting.Estimate,
+    benched.Bench,
+    benched.Cell,
+    estimates.Interval,
+    depths.Advice,
+    depths.Depth,
+    curves.Curve,
+    counters.Cause,
     report.Report,
     report.Check,
     report.Trap,

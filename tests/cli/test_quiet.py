@@ -7,9 +7,11 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from openai_server import by_chance, serving
 
 from mtpforge.cli import COMMANDS
 
@@ -28,6 +30,11 @@ def path(name: str) -> Callable[[str], bool]:
 def number_and_name(out: str) -> bool:
     number, name = out.split()
     return float(number) > 0 and name == "draft"
+
+
+def two_numbers(out: str) -> bool:
+    at_a_time, length = out.split()
+    return at_a_time == "1" and float(length) > 1
 
 
 def experts(out: str) -> bool:
@@ -61,6 +68,7 @@ SAID = {
     "validate": "Only what failed.",
     "fidelity": "A line a draft, nearest first: total variation of the first step, and its name.",
     "accept": "A line a draft: tokens a cycle by sampling, and its name.",
+    "bench": "A line a number of requests at a time: it, tokens a round, and the gain where there is a baseline.",
     "diff": "Only what differs.",
     "serve": "Only the command.",
     "graft": "Only the path of the graft; nothing under --dry-run.",
@@ -87,6 +95,7 @@ PRINTED = [
     ("verify draft --target awq-int4", nothing),
     ("fidelity draft --reference nvfp4 --tokens 8", number_and_name),
     ("accept draft --target bf16 --text text.txt --windows 1 --length 9 --generate 5", number_and_name),
+    ("bench URL --concurrency 1 --content chat --prompts 2 --generate 8", two_numbers),
     ("diff draft draft", nothing),
     ("serve draft --target awq-int4 --print", server),
     ("graft draft --into awq-int4 -o grafted --link sym", path("grafted")),
@@ -111,7 +120,8 @@ def folder(in_folder, demo, tinyglm):
 
 @pytest.mark.parametrize(("line", "expected"), PRINTED, ids=[line for line, _ in PRINTED])
 def test_quiet_prints_what_the_help_says(run, folder, line, expected):
-    ran = run(*line.split(), "-q")
+    with serving(1, by_chance(0.8)) if "URL" in line else nullcontext() as server:
+        ran = run(*(server.url if word == "URL" else word for word in line.split()), "-q")
     assert (ran.code, ran.err) == (0, "")
     assert expected(ran.out), ran.out
 

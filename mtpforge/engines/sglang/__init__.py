@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
+from mtpforge.engines.sglang.counters import COUNTERS
 from mtpforge.engines.sglang.demands import demands, scheme_of
 from mtpforge.engines.sglang.draft_classes import decoded_on_load, never_quantized, runs
 from mtpforge.engines.sglang.draft_config import draft_config, refuse_misstated
@@ -42,4 +43,5 @@ SGLANG: Final = Engine(
     without_layer=lambda _: "SGLang starts, and drafts from weights that nothing was read into",
     # Of an expert's gate and up only the gate's global scale is used (compressed_tensors, W4A4Nvfp4MoE, 0.5.23).
     tied_formats=frozenset(("nvfp4",)),
+    counters=COUNTERS,
 )

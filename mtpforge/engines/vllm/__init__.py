@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
+from mtpforge.engines.vllm.counters import COUNTERS
 from mtpforge.engines.vllm.demands import demands, stated
 from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, fewer_experts, never_quantized, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
@@ -49,4 +50,5 @@ VLLM: Final = Engine(
     kv_cache=kv_cache,
     kv_cache_dtypes=DTYPES,
     draft_options=tuple(OPTIONS),
+    counters=COUNTERS,
 )

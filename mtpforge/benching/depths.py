@@ -1,0 +1,60 @@
+"""Which depth would be fastest: the curve of acceptance as measured, the cost of a step by both servers.
+
+A round without drafts takes 1 / speed seconds of a request; one with k drafted tokens took length / speed. The
+difference, shared over the k tokens, is what a drafted token costs: its step of the draft and its place in the
+verification by the target. Depth j then makes 1 + a1 + ... + aj tokens in t + j * cost seconds. Acceptance of a
+position does not hang on how many come after it; that the cost is the same at every depth is an assumption, and told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """One depth at one number of requests: tokens a round, speed by that without drafts; measured: as it is served."""
+
+    k: int
+    length: float
+    gain: float
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """At one number of requests. draft_cost: of a drafted token, as a share of a round without; best: 0 for none."""
+
+    concurrency: int
+    draft_cost: float
+    depths: tuple[Depth, ...]
+    best: int
+
+
+def advised(concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int]) -> Advice:
+    """positions: how often drafted token 1, 2, ... is accepted, of all rounds; gain: of that depth, as measured."""
+    own = len(positions)
+    cost = ((1 + sum(positions)) / gain - 1) / own
+    depths = tuple(_depth(k, positions, cost) for k in sorted(set(wanted) or range(1, own + 1)) if k <= own)
+    fastest = max(depths, key=lambda depth: depth.gain, default=None)
+    best = fastest.k if fastest is not None and fastest.gain > 1 else 0
+    return Advice(concurrency, cost, depths, best)
+
+
+def _depth(k: int, positions: Sequence[float], cost: float) -> Depth:
+    length = 1 + sum(positions[:k])
+    return Depth(k, length, length / max(1 + k * cost, 1e-9), k == len(positions))
+
+
+def schedule(advice: Sequence[Advice]) -> tuple[tuple[int, int, int], ...]:
+    """First and last batch size and depth. A range ends where it was measured: there drafting pays least of it."""
+    rows: list[tuple[int, int, int]] = []
+    first = 1
+    for each in sorted(advice, key=lambda one: one.concurrency):
+        if rows and rows[-1][2] == each.best:
+            rows[-1] = (rows[-1][0], each.concurrency, each.best)
+        else:
+            rows.append((first, each.concurrency, each.best))
+        first = each.concurrency + 1
+    return tuple(rows)

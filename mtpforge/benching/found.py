@@ -1,0 +1,88 @@
+"""What was found: by class of content and number of requests at a time, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtpforge.benching.depths import Advice
+from mtpforge.benching.estimates import Interval
+from mtpforge.engines.counters import Cause
+from mtpforge.families.curves import Curve
+from mtpforge.report import Check, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One class of content ("" for all of them together) at one number of requests at a time.
+
+    length: tokens a round, the target's own counted. positions: how often drafted token 1, 2, ... is accepted, of all
+    rounds; () where the server does not say. speed: tokens a second of all requests together, while so many are under
+    way; first: seconds to the first token. gain: speed by that without drafts, the same prompts paired. `_without`:
+    of the baseline, None without one. decode_gain: of the tokens after each first one alone.
+    """
+
+    content: str
+    concurrency: int
+    n_prompts: int
+    n_rounds: int
+    length: Interval
+    positions: tuple[float, ...]
+    speed: float
+    first: float
+    speed_without: float | None = None
+    first_without: float | None = None
+    gain: Interval | None = None
+    decode_gain: float | None = None
+
+    @property
+    def conditional(self) -> tuple[float, ...]:
+        """How often each drafted token is accepted once the one before it was."""
+        before = (1.0, *self.positions)
+        return tuple(own / first if first else 0.0 for own, first in zip(self.positions, before, strict=False))
+
+    def __str__(self) -> str:
+        """For people, in one line."""
+        gain = f"   {self.gain} x" if self.gain else ""
+        name = self.content or "all content"
+        return f"{name}, {self.concurrency} at a time   {self.length} tokens a round   {self.speed:,.1f} tokens/s{gain}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """All of it. k: draft steps of the server, 0 where it does not say. cells: by content; totals: all of it together.
+
+    curve: what a healthy draft of this release gives, None where none was published. loses_from: the fewest requests at
+    a time at which drafting is slower, None for nowhere. schedule: depths by batch size as the engine's option takes
+    them, "" where nothing was compared or the engine has no such option. causes: where drafts are rejected, what is
+    known to do that, the likeliest first.
+    """
+
+    url: str
+    baseline: str | None
+    engine: str
+    model: str
+    dataset: str
+    temperature: float
+    generate: int
+    k: int
+    cells: tuple[Cell, ...]
+    totals: tuple[Cell, ...]
+    advice: tuple[Advice, ...]
+    schedule: str
+    curve: Curve | None
+    loses_from: int | None
+    checks: tuple[Check, ...]
+    causes: tuple[Cause, ...]
+
+    @property
+    def report(self) -> Report:
+        """The checks."""
+        return Report("bench", self.checks)
+
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it."""
+        return {"bench": self, "report": self.report}
+
+    def __str__(self) -> str:
+        """The checks as a table."""
+        return str(self.report)

@@ -1,0 +1,175 @@
+"""An OpenAI-compatible server: its models, its metrics page, how it was started. Every failure is one paragraph.
+
+The key is OPENAI_API_KEY's, sent to the addresses that the user names alone: no redirect is followed, no netrc is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mtpforge import errors
+from mtpforge.benching.asked import address
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError, shown
+
+if TYPE_CHECKING:
+    import requests
+
+_CONNECT: Final = 10.0  # seconds
+_SILENCE: Final = 600.0  # seconds without a byte: the first request of a server may compile for minutes
+_LOOK: Final = 30.0  # seconds that models and metrics may take
+_OK, _UNAUTHORIZED, _FORBIDDEN, _MISSING, _REDIRECT = 200, 401, 403, 404, 300
+_KEY: Final = "OPENAI_API_KEY"
+
+
+@dataclass(slots=True)
+class Server:
+    """One server. root: without `/v1`. Its connections are kept open until `close`."""
+
+    root: str
+    session: requests.Session = field(repr=False)
+
+    def close(self) -> None:
+        """Leave it."""
+        self.session.close()
+
+    def get(self, path: str) -> requests.Response | None:
+        """What it answers to a GET, None where it has no such page. MtpforgeError where it does not answer."""
+        answer = self._asked("GET", path, None, _LOOK)
+        return None if answer.status_code == _MISSING else self._good(answer, path)
+
+    def stream(self, path: str, body: Mapping[str, object]) -> requests.Response:
+        """The begun answer to a POST, its lines still to come."""
+        answer = self._asked("POST", path, body, _SILENCE)
+        if answer.status_code == _MISSING:
+            answer.close()
+            raise self.refusal(f"has no `{path}`", "the other endpoint may be there: `--endpoint completions`, or chat")
+        return self._good(answer, path)
+
+    def refusal(self, what: str, fix: str, why: str = "") -> MtpforgeError:
+        """A sentence about this server."""
+        return MtpforgeError(f"{self.root} {what}", why=why, fix=fix, code=errors.REMOTE)
+
+    def _asked(self, method: str, path: str, body: Mapping[str, object] | None, seconds: float) -> requests.Response:
+        import requests
+
+        try:
+            return self.session.request(
+                *(method, self.root + path),
+                json=body,
+                stream=body is not None,
+                timeout=(_CONNECT, seconds),
+                allow_redirects=False,
+            )
+        except (requests.RequestException, ValueError) as error:
+            raise self.unreachable(error) from error
+
+    def unreachable(self, error: Exception) -> MtpforgeError:
+        """A connection that failed, at its beginning or on the way."""
+        return self.refusal(
+            "does not answer" if "refused" in str(error) or "timed out" in str(error) else "broke off",
+            f"is the server up? `curl {self.root}/v1/models`",
+            why=shown(_innermost(error)),
+        )
+
+    def _good(self, answer: requests.Response, path: str) -> requests.Response:
+        """The answer, if it is one."""
+        code = answer.status_code
+        if code == _OK:
+            return answer
+        told = shown(answer.text.strip()) if code != _UNAUTHORIZED else ""
+        answer.close()
+        if code in (_UNAUTHORIZED, _FORBIDDEN):
+            given = "the one in OPENAI_API_KEY is refused" if os.environ.get(_KEY) else f"`{_KEY}` is not set"
+            raise self.refusal("wants a key", f"`export {_KEY}=...` with the key that it was started with", why=given)
+        if code // 100 == _REDIRECT // 100:
+            target = shown(answer.headers.get("Location", "elsewhere"))
+            raise self.refusal(f"sends `{path}` on to {target}", "name the server itself: load is sent nowhere else")
+        raise self.refusal(f"answers `{path}` with {code}", "the server's log says why", why=told)
+
+
+def connected(url: str) -> Server:
+    """A server by its address; nothing is sent yet."""
+    import requests
+
+    session = requests.Session()
+    key = os.environ.get(_KEY, "")
+
+    def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if key:
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    session.auth = signed  # also keeps requests from asking ~/.netrc
+    session.mount("http://", _adapter())
+    session.mount("https://", _adapter())
+    return Server(address(url), session)
+
+
+def _adapter() -> requests.adapters.HTTPAdapter:
+    from requests.adapters import HTTPAdapter
+
+    return HTTPAdapter(pool_connections=1, pool_maxsize=512, max_retries=0)
+
+
+def model_of(server: Server, asked: str) -> tuple[str, str]:
+    """The model to ask for, and the checkpoint that it names as its root. MtpforgeError where one has to be chosen."""
+    answer = server.get("/v1/models")
+    rows = _rows(answer)
+    if rows is None:
+        raise server.refusal(
+            "is no OpenAI-compatible server: it has no list at `/v1/models`",
+            "name the root of the server, without the path of an endpoint",
+        )
+    served = {str(row.get("id")): str(row.get("root") or "") for row in rows if isinstance(row, Mapping)}
+    if not served:
+        raise server.refusal("serves no model", "wait until it has loaded one")
+    names = ", ".join(shown(name) for name in served)
+    if asked:
+        if asked not in served:
+            raise server.refusal(
+                f"serves no model `{shown(asked)}`", "`--model` with one of them", why=f"it has {names}"
+            )
+        return asked, served[asked]
+    if len(served) > 1:
+        first = shown(next(iter(served)))
+        raise server.refusal(f"serves {len(served)} models", f"say which: `--model {first}`", why=f"they are {names}")
+    return next(iter(served.items()))
+
+
+def _rows(answer: requests.Response | None) -> list[object] | None:
+    """Of the list of models."""
+    try:
+        found = None if answer is None else answer.json()
+    except ValueError:
+        return None
+    rows = found.get("data") if isinstance(found, dict) else None
+    return rows if isinstance(rows, list) else None
+
+
+def metrics(server: Server) -> str:
+    """The page of its metrics."""
+    answer = server.get("/metrics")
+    if answer is None:
+        enable = "; ".join(each.counters.enable for each in ENGINES.values() if each.counters)
+        raise server.refusal("has no metrics, so nobody counts what is accepted", enable, why="`/metrics` is not there")
+    return str(answer.text)
+
+
+def told(server: Server, path: str) -> Mapping[str, object] | None:
+    """How it says that it was started; None where it does not say."""
+    try:
+        answer = server.get(path)
+        found = None if answer is None else answer.json()
+    except (MtpforgeError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _innermost(error: BaseException) -> str:
+    """The reason at the bottom of a chain of wrappers."""
+    text = str(error)
+    return text.rsplit("] ", 1)[-1].strip("')\"") if "] " in text else text

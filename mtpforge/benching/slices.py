@@ -1,0 +1,43 @@
+"""A slice: prompts that are sent to one server between two looks at its counters, and who sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from mtpforge.benching.server import Server
+    from mtpforge.benching.streaming import Load, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Prompts `first` up to `last` of the `of` of a class, so many at a time; number: of the slice in its cell."""
+
+    content: str
+    concurrency: int
+    number: int
+    first: int
+    last: int
+    of: int
+    is_warming: bool = False
+
+
+Send: TypeAlias = "Callable[[Server, Load, Slice, Callable[[], None]], list[Reply]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Classes of content, and what sends a slice of one."""
+
+    contents: tuple[str, ...]
+    send: Send
+
+
+def cut(content: str, concurrency: int, n: int, slices: int) -> tuple[Slice, ...]:
+    """A cell's prompts in slices of equal size, give or take one."""
+    n_slices = min(slices, n)
+    edges = [n * at // n_slices for at in range(n_slices + 1)]
+    return tuple(Slice(content, concurrency, at, first, last, n) for at, (first, last) in enumerate(pairwise(edges)))

@@ -1,0 +1,53 @@
+"""What a running server says of its drafting: names of an engine's metrics, by which a bench reads any engine.
+
+Counters are summed over their labels: data-parallel ranks count each for itself. Nothing here asks a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why drafts are rejected although nothing fails, and a command that tells whether this is it."""
+
+    what: str
+    check: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Names of Prometheus samples, as they stand on the page that `/metrics` answers with.
+
+    prefix: that the names of the engine's metrics begin with; no other engine's do.
+    rounds: counts verifications, of one request each. generated, finished: tokens that were made, requests that ended.
+    accepted, drafted: count drafted tokens; "" where the engine does not: accepted ones are then what was generated,
+        less one token a request (of the prompt's own step) and one a round (the target's own).
+    by_position: counts accepted tokens by the label `position`, from 0; "" for none.
+    enable: what the server is started with to have them.
+    info: path that tells how it was started. made_up(answer): what of it makes acceptance up, "" for nothing.
+    unseen: what makes acceptance up and cannot be seen from outside.
+    body: keys of a request that make the server add how it was drafted. histogram(event): of an event of a streamed
+        reply how many rounds accepted 0, 1, 2, ... tokens; () where it does not say.
+    schedule(rows): rows of first and last batch size and depth, as the option that sets them; None where there is none.
+    near_zero, falling: what is known to spoil a draft in this engine, the likeliest first.
+    """
+
+    prefix: str
+    rounds: str
+    generated: str
+    finished: str
+    enable: str
+    info: str
+    made_up: Callable[[Mapping[str, object]], str]
+    unseen: str
+    accepted: str = ""
+    drafted: str = ""
+    by_position: str = ""
+    body: Mapping[str, object] = field(default_factory=dict)
+    histogram: Callable[[Mapping[str, object]], tuple[int, ...]] = lambda _: ()
+    schedule: Callable[[Sequence[tuple[int, int, int]]], str] | None = None
+    near_zero: tuple[Cause, ...] = ()
+    falling: tuple[Cause, ...] = ()

@@ -1,0 +1,62 @@
+"""SGLang's metrics of drafting (0.5.23), which it has under `--enable-metrics`.
+
+srt/observability/metrics_collector.py    names: `sglang:spec_verify_calls_total` is the only counter of drafting,
+                                          `sglang:spec_accept_length` and `_rate` are gauges of the last interval
+srt/managers/tokenizer_manager.py         a request's acceptance length is its tokens by its verify calls
+srt/entrypoints/openai/protocol.py        `return_spec_tokens_details`: a reply's histogram of accepted tokens
+srt/speculative/spec_utils.py             SGLANG_SIMULATE_ACC_LEN, which no page of the server tells
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from mtpforge.engines.counters import Cause, Counters
+
+_SIMULATED: Final = "SGLANG_SIMULATE_ACC_LEN"
+
+
+def _made_up(answer: Mapping[str, object]) -> str:
+    """Of `/server_info`: whether the command that started it set the variable; mostly it is exported before."""
+    return f"`{_SIMULATED}` is set" if _SIMULATED in str(answer.get("launch_command", "")) else ""
+
+
+def _histogram(event: Mapping[str, object]) -> tuple[int, ...]:
+    """Of an event's `sglext`; the tokens of the first choice."""
+    extension = event.get("sglext")
+    details = extension.get("spec_tokens_details") if isinstance(extension, Mapping) else None
+    if isinstance(details, list):
+        details = details[0] if details else None
+    found = details.get("spec_correct_drafts_histogram") if isinstance(details, Mapping) else None
+    return tuple(int(n) for n in found) if isinstance(found, list) else ()
+
+
+COUNTERS: Final = Counters(
+    prefix="sglang:",
+    rounds="sglang:spec_verify_calls_total",
+    generated="sglang:generation_tokens_total",
+    finished="sglang:num_requests_total",
+    enable="SGLang has them when it is started with `--enable-metrics`",
+    info="/server_info",
+    made_up=_made_up,
+    unseen=f"`{_SIMULATED}` in the server's environment",
+    body={"return_spec_tokens_details": True},
+    histogram=_histogram,
+    near_zero=(
+        Cause(
+            "the draft's own layer was never read: SGLang drafts from weights that nothing was read into",
+            "`mtpforge validate DRAFT --target CKPT --engine sglang --engine-python PATH`",
+        ),
+        Cause(
+            "prefill and decode on separate servers that hand no draft state on",
+            "start it without `--disaggregation-mode`, and measure again",
+        ),
+    ),
+    falling=(
+        Cause(
+            "later steps choose their keys anew, or reuse the target's",
+            "`mtpforge serve DRAFT --target CKPT --engine sglang --explain`",
+        ),
+    ),
+)

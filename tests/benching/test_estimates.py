@@ -1,0 +1,82 @@
+"""Intervals hold the truth as often as they say; depths give back the costs that made the numbers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mtpforge.benching import depths, estimates
+from mtpforge.benching.estimates import Interval, Pair
+
+TRIALS = 600
+
+
+def covered(intervals: list[Interval], truth: float) -> float:
+    return sum(each.low <= truth <= each.high for each in intervals) / len(intervals)
+
+
+def test_length_is_the_ratio_of_sums_and_its_interval_holds_the_truth():
+    assert estimates.length([3, 5], [2, 2]).mean == 3.0  # 1 + 8 / 4
+    chance, found = random.Random(1), []
+    for _ in range(TRIALS):
+        rounds = [chance.randint(80, 120) for _ in range(4)]
+        found.append(estimates.length([sum(chance.random() < 0.6 for _ in range(n)) for n in rounds], rounds))
+    assert 0.92 < covered(found, 1.6) < 0.98
+
+
+def test_gain_is_paired_and_its_interval_holds_the_truth():
+    pairs = [Pair(100, 2, 100, 4), Pair(50, 1, 60, 2)]
+    assert estimates.gain(pairs).mean == pytest.approx((150 / 3) / (160 / 6))
+    chance, found = random.Random(2), []
+    for _ in range(TRIALS):
+        some = []
+        for _ in range(12):
+            hardness, tokens = chance.uniform(0.5, 2), chance.randint(40, 60)
+            some.append(Pair(tokens, hardness * tokens * chance.uniform(0.9, 1.1), tokens, 1.5 * hardness * tokens))
+        found.append(estimates.gain(some))
+    assert 0.92 < covered(found, 1.5) < 0.98
+    # unpaired, prompts that differ fourfold would hide a gain of a third
+    assert all(each.high / each.low < 1.25 for each in found)
+
+
+def test_one_unit_has_no_interval():
+    assert estimates.length([3], [2]) == Interval(2.5, None, None)
+    assert estimates.gain([Pair(10, 1, 10, 2)]) == Interval(2.0, None, None)
+    assert str(Interval(2.5, None, None)) == "2.50"
+
+
+@pytest.mark.slow
+def test_quantiles_are_those_of_the_t_distribution():
+    t = pytest.importorskip("scipy.stats").t
+    for freedom in (*range(1, 31), 40, 100, 1000):
+        assert estimates.t_975(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=3e-3)
+
+
+def gain_of(k: int, positions: list[float], cost: float) -> float:
+    """What a server gives whose drafted tokens cost this share of a round each."""
+    return (1 + sum(positions[:k])) / (1 + k * cost)
+
+
+def test_advice_gives_back_the_cost_and_the_fastest_depth():
+    positions, cost = [0.84, 0.66, 0.49, 0.34, 0.28], 0.25
+    found = depths.advised(4, positions, gain_of(5, positions, cost), (1, 2, 3, 5))
+    assert found.draft_cost == pytest.approx(cost)
+    assert [each.k for each in found.depths] == [1, 2, 3, 5]
+    assert [each.gain for each in found.depths] == pytest.approx([gain_of(k, positions, cost) for k in (1, 2, 3, 5)])
+    assert found.best == 3
+    assert [each.measured for each in found.depths] == [False, False, False, True]
+
+
+def test_depth_is_none_where_all_lose():
+    found = depths.advised(16, [0.5, 0.2], gain_of(2, [0.5, 0.2], 0.9), ())
+    assert [each.k for each in found.depths] == [1, 2]
+    assert found.best == 0
+
+
+def test_schedule_joins_ranges_of_one_depth_and_begins_at_one():
+    def advice(concurrency: int, best: int) -> depths.Advice:
+        return depths.Advice(concurrency, 0.0, (), best)
+
+    found = [advice(16, 1), advice(1, 3), advice(4, 3), advice(32, 0)]
+    assert depths.schedule(found) == ((1, 4, 3), (5, 16, 1), (17, 32, 0))
