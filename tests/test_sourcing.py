@@ -304,3 +304,11 @@ def test_a_format_whose_suffixes_have_dots_says_so_and_nothing_else_must_know(si
     assert stored_as.split("m.up.weight.codes") == ("m.up", "weight.codes")
     assert stored_as.split("m.upweight.codes") == ("m.upweight", "codes")
     assert stored_as.split("weight") == ("", "weight")
+
+
+def test_parts_of_a_weight_are_all_but_the_scale_of_its_inputs(single):
+    stored = layer_of(single("nvfp4")).modules["mlp.experts.0.up_proj"]
+    assert set(stored.parts) == {"weight", "weight_scale", "weight_scale_2", "input_scale"}
+    assert stored.weight_parts == {s: ref for s, ref in stored.parts.items() if s != "input_scale"}
+    dense = layer_of(single("bf16")).modules["mlp.experts.0.up_proj"]
+    assert dense.weight_parts == dense.parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from drafts import failed
 from safetensors.torch import load_file, save_file
 from slow_twins import layouts, packers
 
+from mtpforge import stacks as stacked_experts
 from mtpforge.building import build
 from mtpforge.checking.parts import Part
 from mtpforge.checkpoint import open_checkpoint
@@ -268,3 +270,30 @@ def test_a_stack_without_end_is_refused(tinyglm, experts, suffixes):
     refs = {name + suffix: TensorRef(name + suffix, spec, "model.safetensors", 0, experts) for suffix in suffixes}
     with pytest.raises(MtpforgeError, match="holds more experts than any model has"):
         unstacked(family_of(config), config, {}, refs)
+
+
+@pytest.mark.parametrize("name", ["MXFP4 of OpenAI", "INT4 of AWQ", "BF16 of transformers"])
+def test_what_a_plan_reads_are_the_layer_s_own_bytes(source, tinyglm, name):
+    """Rows that take turns lie in ranges that overlap: each byte counts once, or a plan says twice the file."""
+    folder, _ = source(name)
+    tensors = load_file(folder / "model.safetensors")
+    made = plan(open_checkpoint(str(folder)), open_checkpoint(str(tinyglm("bf16"))))
+    read = {ref.name.partition("[")[0] for step in made.steps for ref in step.reads}
+    expected = sum(tensors[name].nbytes for name in read)
+    # between the first and the last row of a half, other halves lie: all but the ends of a stack
+    assert made.facts["read_bytes"] == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_experts", "of_one"),
+    [((), 4, ()), ((), 1, ()), ((1,), 4, (1,)), ((1,), 1, ()), ((4,), 4, ()), ((4, 1), 4, (1,)), ((1, 1), 1, (1,))],
+)
+def test_a_single_number_is_of_all_experts_unless_there_is_one_expert(shape, n_experts, of_one):
+    n_bytes = 4 * math.prod(shape)
+    ref = TensorRef("s", Spec("F32", shape), "x.safetensors", 100, 100 + n_bytes)
+    for number in range(n_experts):
+        part = stacked_experts._of_expert("weight_scale_2", ref, number, n_experts)
+        assert part.spec.shape == of_one
+        assert part.name == f"s[{number}]"
+        is_shared = math.prod(shape) == 1
+        assert (part.start, part.stop) == ((100, 104) if is_shared else (100 + 4 * number, 104 + 4 * number))

@@ -11,7 +11,7 @@ from mtpforge.families import Family
 from mtpforge.formats import label
 from mtpforge.methods import METHODS, RTN
 from mtpforge.planning.steps import Move, Step
-from mtpforge.tensors import Shape
+from mtpforge.tensors import Shape, TensorRef
 from mtpforge.weights.bands import band_rows, held_bytes
 
 # Memory of a build besides its steps: torch itself and the process of the reference check, measured as PSS: 0.22 and
@@ -52,8 +52,8 @@ def facts(
 ) -> dict[str, object]:
     """Facts of the plan as JSON-ready data; sizes in bytes.
 
-    read_bytes, write_bytes, missing_bytes (still to download), peak_bytes (largest step), serving_bytes_per_rank,
-    stored (rows of the table by kind).
+    read_bytes (of files, each byte once), write_bytes, missing_bytes (still to download), peak_bytes (largest step),
+    serving_bytes_per_rank, stored (rows of the table by kind).
     """
     origins = {"source": source, "target": target, "scales": input_scales}
     refs = [ref for step in steps for ref in step.reads]
@@ -64,7 +64,7 @@ def facts(
     )
     specs = {w.name: w.spec for step in steps for w in step.writes}
     return {
-        "read_bytes": sum({(r.origin, r.name): r.stop - r.start for r in refs}.values()),
+        "read_bytes": _covered(refs),
         "write_bytes": sum(spec.n_bytes for spec in specs.values()),
         "missing_bytes": missing,
         "peak_bytes": max(step.peak_bytes for step in steps),
@@ -72,6 +72,17 @@ def facts(
         "tensors": len(specs),
         "stored": _rows(steps),
     }
+
+
+def _covered(refs: Iterable[TensorRef]) -> int:
+    """Bytes of files that tensors lie in. Ranges overlap where rows of one lie between those of another."""
+    covered, file, end = 0, ("", ""), 0
+    for origin, name, start, stop in sorted((r.origin, r.file, r.start, r.stop) for r in refs):
+        if (origin, name) != file:
+            file, end = (origin, name), 0
+        covered += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return covered
 
 
 def _rows(steps: Iterable[Step]) -> list[dict[str, object]]:
