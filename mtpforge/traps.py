@@ -267,7 +267,7 @@ TRAPS: Final[tuple[Row, ...]] = (
         "note",
         True,
         _without_weights,
-        "the config promises an MTP layer that the files lack: {found}; SGLang would serve random drafts",
+        "the config promises an MTP layer that the files lack: {found}; an engine may draft from random weights",
         "serve with a draft: `mtpforge build --target {where}`",
         draft_cures=True,
     ),

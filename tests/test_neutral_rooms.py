@@ -1,0 +1,45 @@
+"""What is said outside of `engines` names none of them, so that it holds for the next one too."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import mtpforge
+from mtpforge.engines import ENGINES
+
+ROOM = Path(mtpforge.__file__).parent
+NAMES = re.compile("|".join({*ENGINES, *(engine.name for engine in ENGINES.values())}))
+# Their subject is one engine's: its stored states, its one format, a file that it alone reads, its state per version.
+OF_ONE_ENGINE = {
+    "cli/capture.py",
+    "cli/graft.py",
+    "cli/options.py",
+    "cli/validate.py",
+    "drafting/capture.py",
+    "formats/pack_quantized.py",
+    "formats/w4afp8.py",
+    "judging/verdicts.py",
+    "nextn/extracted.py",
+    "nextn/target.py",
+    "publishing/target_files.py",
+}
+
+
+def texts(path):
+    """Strings of a module that are no docstrings."""
+    tree = ast.parse(path.read_text())
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, holders) and ast.get_docstring(node)}
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [node.value for node in strings if id(node) not in docs]
+
+
+def test_no_text_of_a_neutral_room_names_an_engine():
+    named = {
+        str(path.relative_to(ROOM))
+        for path in ROOM.rglob("*.py")
+        if path.relative_to(ROOM).parts[0] != "engines" and any(NAMES.search(text) for text in texts(path))
+    }
+    assert named == OF_ONE_ENGINE
