@@ -11,8 +11,10 @@ from mtpforge.engines import ENGINES
 
 ROOM = Path(mtpforge.__file__).parent
 NAMES = re.compile("|".join({*ENGINES, *(engine.name for engine in ENGINES.values())}))
-# Their subject is one engine's: its stored states, its one format, a file that it alone reads, its state per version.
+# Their subject is one engine's: its benchmark, its stored states, its format, a file that it alone reads.
 OF_ONE_ENGINE = {
+    "benching/vllm_bench.py",
+    "cli/bench.py",
     "cli/capture.py",
     "cli/graft.py",
     "cli/options.py",
