@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mtpforge.checkpoint import open_checkpoint, open_scales
 from mtpforge.errors import MtpforgeError
@@ -118,3 +120,38 @@ def test_scales_without_codes_beside_them_mean_nothing_in_a_target(tinyglm, tmp_
     save_file(scale_names(tinyglm("nvfp4")), target / "model.safetensors")
     with pytest.raises(MtpforgeError, match="cannot tell what `input_scale` means here"):
         plan(open_checkpoint(str(tinyglm("bf16"))), open_checkpoint(str(target)))
+
+
+def scales_and_codes(tinyglm, folder, algorithm, dtype):
+    """The tiny NVFP4 layer, under another algorithm's name and with block scales of another dtype."""
+    tensors = {}
+    for file in sorted(tinyglm("nvfp4").glob("*.safetensors")):
+        tensors |= load_file(file)
+    folder.mkdir()
+    cast = {n: t.to(dtype) if n.endswith("weight_scale") else t for n, t in tensors.items()}
+    save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tinyglm("nvfp4") / "config.json").read_text())
+    config["quantization_config"]["quant_algo"] = algorithm
+    (folder / "config.json").write_text(json.dumps(config))
+    return open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dtype", "is_known"),
+    [
+        ("NVFP4", torch.float8_e4m3fn, True),
+        ("W4A8_NVFP4_FP8", torch.float8_e4m3fn, False),
+        ("W4A8_AWQ", torch.float32, False),
+    ],
+)
+def test_scales_of_fp8_activations_are_not_taken_for_those_of_nvfp4(
+    tinyglm, config_alone, tmp_path, algorithm, dtype, is_known
+):
+    """ModelOpt 0.47.0 stores codes as U8 in all three; in the last two `input_scale` is amax / 448, six times more."""
+    given = scales_and_codes(tinyglm, tmp_path / "given", algorithm, dtype)
+    source = open_checkpoint(str(tinyglm("bf16")))
+    if is_known:
+        assert scale_moves(plan(source, config_alone, input_scales=given))[0].read_divisor == 2688
+        return
+    with pytest.raises(MtpforgeError, match="cannot tell what `input_scale` means here"):
+        plan(source, config_alone, input_scales=given)

@@ -51,12 +51,14 @@ class PartRows:
 class InputScale:
     """How a format stores the scale of static activations: suffix, and what the number means.
 
-    stored = amax / divisor, or divisor / amax where `reciprocal`.
+    stored = amax / divisor, or divisor / amax where `reciprocal`. not_under: what a config calls weights of the same
+    parts whose activations are quantized in another way, so that the number means something else.
     """
 
     suffix: str
     divisor: float
     reciprocal: bool = False
+    not_under: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

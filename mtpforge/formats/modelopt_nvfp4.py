@@ -5,6 +5,8 @@
     weight_scale_2   F32       []               amax / (6 * 448): multiplies
     input_scale      F32       []               static activations only: amax / (6 * 448)
 
+W4A8_NVFP4_FP8 has the same parts and values; of its FP8 activations `input_scale` is amax / 448.
+
     value = e2m1 * (float32(weight_scale) * weight_scale_2)
 
 Quark stores the same, and the scale of its activations as `input_scale_2`: read, and left behind (vllm 0.33.0
@@ -155,5 +157,5 @@ FORMAT = Format(
     encode=encode,
     packed_rows=packed_rows,
     row_packing=row_packing,
-    input_scale=InputScale(_INPUT, 2688.0),
+    input_scale=InputScale(_INPUT, 2688.0, not_under=frozenset({"W4A8_NVFP4_FP8"})),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from mtpforge.checkpoint import quantization
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
@@ -155,7 +156,7 @@ def _experts_of(place: ScaleSource, template: str) -> list[str]:
 
 
 def _convention(place: ScaleSource, name: str, wanted: InputScale) -> InputScale:
-    """What the stored number means: told by the suffix and by the codes beside it.
+    """What the stored number means: told by the suffix, by codes and scales beside it, and by what the config names.
 
     A file of scales alone has no codes; it is taken to be written for the draft that it is given to.
     """
@@ -165,13 +166,19 @@ def _convention(place: ScaleSource, name: str, wanted: InputScale) -> InputScale
     if not beside and place.origin == "scales" and suffix == wanted.suffix:
         return wanted
     dtype = place.locate(beside)[beside[0]].spec.dtype if beside else ""
+    of_weight = f"{module}.weight_scale"
+    scaled = {place.locate([of_weight])[of_weight].spec.dtype} if of_weight in place else set()
+    block = quantization.parse(place.checkpoint.quantization)
+    algorithms = {block.quant_algo, *(layer.quant_algo for layer in block.quantized_layers.values())}
     for form in FORMATS.values():
         scale = form.input_scale
-        if scale and scale.suffix == suffix and form.codes and form.codes.dtype == dtype:
+        if scale is None or scale.suffix != suffix or form.codes is None or form.codes.dtype != dtype:
+            continue
+        if scaled <= set(form.takes["scale_dtype"]) and not scale.not_under & algorithms:
             return scale
     raise MtpforgeError(
         f"cannot tell what `{suffix}` means here",
         where=f"{place.locate([name])[name].file}, {shown(name)}",
-        why=f"the weight beside it is {dtype or 'absent'}; FP8 and NVFP4 divide the same amax by different numbers",
+        why=f"the weight beside it is {dtype or 'absent'}; formats divide the same amax by different numbers",
         fix="name another checkpoint: `--input-scales ORG/NAME`",
     )
