@@ -68,7 +68,7 @@ class Server:
 
     def rounds(self, body: dict) -> Iterator[int]:
         """Tokens of each event: the prompt's own step gives one, a round what is accepted and one."""
-        left = body["max_tokens"] - 1
+        left = (body.get("max_tokens") or body["max_completion_tokens"]) - 1
         yield 1
         accepts = self.accepts(body) if self.accepts else None
         while left > 0:
@@ -193,7 +193,7 @@ def by_chance(*positions: float) -> Callable[[dict], Iterator[int]]:
 
     def accepts(body: dict) -> Iterator[int]:
         chance = random.Random(
-            zlib.crc32(json.dumps([body.get("messages"), body.get("prompt"), body["seed"]]).encode())
+            zlib.crc32(json.dumps([body.get("messages"), body.get("prompt"), body.get("seed")]).encode())
         )
         while True:
             lot = chance.random()

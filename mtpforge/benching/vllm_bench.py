@@ -115,8 +115,12 @@ def replies(result: Mapping[str, object]) -> list[Reply]:
     if not all(isinstance(column, list) for column in columns):
         raise MtpforgeError("`vllm bench serve` wrote no single requests", fix="vLLM 0.33 does", code=errors.MACHINE)
     rows = list(zip(*columns, strict=False))
-    failed = next((error for *_, error in rows if error), None)
+    failed = str(next((error for *_, error in rows if error), "")).strip()
     if failed or not rows:
-        what = "a request of `vllm bench serve` failed" if failed else "`vllm bench serve` sent no request"
-        raise MtpforgeError(what, why=shown(failed or ""), fix="the server's log says why", code=errors.REMOTE)
+        raise MtpforgeError(
+            "a request of `vllm bench serve` failed" if failed else "`vllm bench serve` sent no request",
+            why=shown(failed.rsplit("\n", 1)[-1].strip()),  # of a traceback its last line
+            fix="the server's log says why",
+            code=errors.REMOTE,
+        )
     return [Reply(int(tokens), first + sum(gaps), first) for tokens, first, gaps, _ in rows]
