@@ -64,6 +64,7 @@ class Server:
         self.refuses = ""  # the body of a 400
         self.sent_on = ""  # a path that answers with another address
         self.uses_usage = True
+        self.adds = lambda body, given: None  # an event before the last one
         self.on_request = lambda n: None
 
     def rounds(self, body: dict) -> Iterator[int]:
@@ -128,12 +129,13 @@ class Handler(BaseHTTPRequestHandler):
         self._stream(body)
 
     def _stream(self, body):
-        n, counted = 0, self.server.says.counted
+        n, counted, all_given = 0, self.server.says.counted, []
         with counted.lock:
             counted.running += 1
         try:
             for given in self.server.says.rounds(body):
                 n += given
+                all_given.append(given)
                 self._event({"choices": [{"index": 0, "delta": {"content": "x" * given}, "text": "x" * given}]})
         except (BrokenPipeError, ConnectionResetError):
             return
@@ -141,6 +143,10 @@ class Handler(BaseHTTPRequestHandler):
             with counted.lock:
                 counted.running -= 1
                 counted.generated += n
+                counted.finished += 1
+        added = self.server.says.adds(body, all_given)
+        if added:
+            self._event(added)
         if self.server.says.uses_usage:
             self._event({"choices": [], "usage": {"completion_tokens": n, "prompt_tokens": 1}})
         self._chunk(b"data: [DONE]\n\n")

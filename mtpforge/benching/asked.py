@@ -98,17 +98,19 @@ def refuse(asked: Asked) -> None:
         )
     if asked.text is not None and asked.dataset != "corpus":
         raise _wrong("`--text` and `--dataset` exclude each other", "leave one of them out")
+    if not asked.concurrency:
+        raise _wrong("no number of requests at a time is given", "`--concurrency 1,4,16`")
     for n in asked.concurrency:
         if not 1 <= n <= _MOST:
             raise _wrong(f"{n} requests at a time cannot be sent", f"between 1 and {_MOST}: `--concurrency 1,4,16`")
-    if not asked.concurrency:
-        raise _wrong("no number of requests at a time is given", "`--concurrency 1,4,16`")
     if not 0 <= asked.temperature <= 2:  # noqa: PLR2004 -- the range of the API
         raise _wrong(f"a temperature of {asked.temperature:g} is none", "between 0 and 2: `--temperature 1.0`")
     if any(k < 1 for k in asked.depths):
         raise _wrong("a depth begins at 1", "`--depths 1,2,3,5`")
-    if 0 < asked.prompts < 2:  # noqa: PLR2004 -- an interval needs two
-        raise _wrong("one prompt has no interval", "`--prompts 2` or more")
+    most = max(asked.concurrency)
+    if 0 < asked.prompts < 2 * most:
+        what = f"{asked.prompts} prompts are too few for {most} requests at a time: an interval needs two slices"
+        raise _wrong(what, f"`--prompts {2 * most}` or more, or fewer requests at a time")
 
 
 def _wrong(what: str, fix: str) -> MtpforgeError:

@@ -28,7 +28,7 @@ _CONSTANT: Final = 3  # units of text that cannot all accept exactly the same by
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A server that answered: its engine, how it is asked, and whether it told how it was started."""
+    """A server that answered: its engine, how it is asked, and whether it told that acceptance is its own."""
 
     side: Side
     engine: Engine
@@ -60,13 +60,13 @@ def _opened(stack: ExitStack, asked: Asked, url: str, model: str) -> _Opened:
     counters = engine.counters
     assert counters is not None  # noqa: S101 -- how it was found
     told = servers.told(server, counters.info)
-    made_up = counters.made_up(told) if told else ""
+    made_up = counters.made_up(told) if told else None
     if made_up:
         raise _made_up(server, f"{made_up} where it was started")
     return _Opened(
         Side(server, Load(name, root, asked.endpoint, asked.generate, asked.temperature, counters)),
         engine,
-        told is not None,
+        made_up is not None,
     )
 
 

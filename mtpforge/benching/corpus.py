@@ -46,16 +46,21 @@ def prompts(content: str, n: int) -> tuple[Prompt, ...]:
     return spread([task.replace("{passage}", text.strip()) for task, text in pairs], n)
 
 
-def of_text(path: Path, n: int) -> tuple[Prompt, ...]:
-    """So many pieces of a text, to be continued, spread evenly over it."""
+def pieces(path: Path) -> list[str]:
+    """A text in pieces of a prompt's length; none spans two documents."""
     refuse_unusable(path)
     with path.open(encoding="utf-8", errors="replace") as file:
         documents = file.read(_READ).split("\f")
-    pieces = [piece for document in documents for piece in _pieces(document)]
-    if not pieces:
+    found = [piece for document in documents for piece in _pieces(document)]
+    if not found:
         raise MtpforgeError("the text holds no words", where=shown(path), fix="name another one")
-    some = min(n, len(pieces))
-    return spread([f"Continue this text.\n\n{pieces[at * len(pieces) // some]}" for at in range(some)], n)
+    return found
+
+
+def continued(found: Sequence[str], n: int) -> tuple[Prompt, ...]:
+    """So many pieces, spread evenly over the text, to be continued."""
+    some = min(n, len(found))
+    return spread([f"Continue this text.\n\n{found[at * len(found) // some]}" for at in range(some)], n)
 
 
 def spread(texts: Sequence[str], n: int) -> tuple[Prompt, ...]:

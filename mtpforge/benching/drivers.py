@@ -36,9 +36,8 @@ class _Prompts:
 
 def _bundled(asked: Asked) -> Source:
     if asked.text is not None:
-        text = asked.text
-        corpus.of_text(text, 1)  # refused now, if at all
-        return Source(("text",), _Prompts(lambda _content, n: corpus.of_text(text, n)).send)
+        pieces = corpus.pieces(asked.text)
+        return Source(("text",), _Prompts(lambda _content, n: corpus.continued(pieces, n)).send)
     return Source(corpus.classes(), _Prompts(corpus.prompts).send)
 
 

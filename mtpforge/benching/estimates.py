@@ -30,6 +30,14 @@ class Interval:
     low: float | None
     high: float | None
 
+    def is_above(self, value: float) -> bool:
+        """Whether all of it is."""
+        return self.low is not None and self.low > value
+
+    def is_below(self, value: float) -> bool:
+        """Whether all of it is."""
+        return self.high is not None and self.high < value
+
     def __str__(self) -> str:
         """For people."""
         span = "" if self.low is None or self.high is None else f" ({self.low:.2f} to {self.high:.2f})"

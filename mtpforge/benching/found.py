@@ -75,9 +75,22 @@ class Bench:
     causes: tuple[Cause, ...]
 
     @property
+    def contents(self) -> tuple[str, ...]:
+        """Classes of content, in their order."""
+        return tuple(dict.fromkeys(cell.content for cell in self.cells))
+
+    @property
     def report(self) -> Report:
-        """The checks."""
-        return Report("bench", self.checks)
+        """The checks, and what they come to."""
+        return Report("bench", self.checks, summary=self._summary())
+
+    def _summary(self) -> str:
+        gains = [(total.concurrency, total.gain) for total in self.totals if total.gain is not None]
+        pays = [str(n) for n, gain in gains if gain.is_above(1)]
+        loses = [str(n) for n, gain in gains if gain.is_below(1)]
+        told = (("pays", pays), ("loses", loses))
+        parts = [f"{word} at {', '.join(times)} requests at a time" for word, times in told if times]
+        return f"drafting {' and '.join(parts)}" if parts else "no gain is proven" if gains else ""
 
     def document(self) -> dict[str, object]:
         """What `--json` holds of it."""

@@ -37,7 +37,7 @@ class Source:
 
 
 def cut(content: str, concurrency: int, n: int, slices: int) -> tuple[Slice, ...]:
-    """A cell's prompts in slices of equal size, give or take one."""
-    n_slices = min(slices, n)
+    """A cell's prompts in slices of equal size, give or take one, none with fewer prompts than requests at a time."""
+    n_slices = max(1, min(slices, n // concurrency))
     edges = [n * at // n_slices for at in range(n_slices + 1)]
     return tuple(Slice(content, concurrency, at, first, last, n) for at, (first, last) in enumerate(pairwise(edges)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtpforge.benching.estimates import Interval
 from mtpforge.benching.found import Cell
 from mtpforge.engines.counters import Cause, Counters
 from mtpforge.families.curves import Curve
@@ -94,12 +93,12 @@ def of_speed(totals: Sequence[Cell]) -> Iterator[Check]:
         how = "serve the same target without its draft, and name it: `--baseline URL`"
         yield Check("speed", "not checked", "nothing to compare with: whether drafting pays is not known", how)
         return
-    pays = any(_pays(gain) for _, gain in gains)
-    loses = any(_loses(gain) for _, gain in gains)
+    pays = any(gain.is_above(1) for _, gain in gains)
+    loses = any(gain.is_below(1) for _, gain in gains)
     for n, gain in gains:
-        if _pays(gain):
+        if gain.is_above(1):
             yield Check(f"speed, {n} at a time", "passed", f"{gain} times as fast")
-        elif _loses(gain):
+        elif gain.is_below(1):
             fix = "stop drafting there: the schedule below, or a server without a draft"
             yield Check(
                 f"speed, {n} at a time", "warning" if pays else "failed", f"{gain} times as fast: it loses", fix
@@ -110,17 +109,9 @@ def of_speed(totals: Sequence[Cell]) -> Iterator[Check]:
             yield Check(f"speed, {n} at a time", verdict, f"{gain} times as fast: no gain is proven", fix)
 
 
-def _pays(gain: Interval) -> bool:
-    return gain.low is not None and gain.low > 1
-
-
-def _loses(gain: Interval) -> bool:
-    return gain.high is not None and gain.high < 1
-
-
 def loses_from(totals: Sequence[Cell]) -> int | None:
     """The fewest requests at a time at which drafting is slower."""
-    losing = [total.concurrency for total in totals if total.gain is not None and _loses(total.gain)]
+    losing = [total.concurrency for total in totals if total.gain is not None and total.gain.is_below(1)]
     return min(losing, default=None)
 
 

@@ -184,7 +184,7 @@ def _show(screen: Screen, found: Bench) -> None:
     screen.line()
     screen.table(
         ("content", "at a time", *steps, "tokens a round", "tokens/s", "without", "gain"),
-        [_row(cell, found.k) for cell in (*found.cells, *found.totals)],
+        [_row(cell, found.k) for cell in (*found.cells, *(found.totals if len(found.contents) > 1 else ()))],
     )
     rows = [
         (each.concurrency, depth.k, f"{depth.length:.2f}", f"{depth.gain:.2f}", _remark(each.best, depth.k, found.k))

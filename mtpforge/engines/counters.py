@@ -27,8 +27,8 @@ class Counters:
         less one token a request (of the prompt's own step) and one a round (the target's own).
     by_position: counts accepted tokens by the label `position`, from 0; "" for none.
     enable: what the server is started with to have them.
-    info: path that tells how it was started. made_up(answer): what of it makes acceptance up, "" for nothing.
-    unseen: what makes acceptance up and cannot be seen from outside.
+    info: path that tells how it was started. made_up(answer): what of it makes acceptance up, "" for nothing, None
+        where it does not say. unseen: what makes acceptance up where nothing says so.
     body: keys of a request that make the server add how it was drafted. histogram(event): of an event of a streamed
         reply how many rounds accepted 0, 1, 2, ... tokens; () where it does not say.
     schedule(rows): rows of first and last batch size and depth, as the option that sets them; None where there is none.
@@ -41,7 +41,7 @@ class Counters:
     finished: str
     enable: str
     info: str
-    made_up: Callable[[Mapping[str, object]], str]
+    made_up: Callable[[Mapping[str, object]], str | None]
     unseen: str
     accepted: str = ""
     drafted: str = ""

@@ -253,6 +253,10 @@ def test_address_may_end_in_v1():
         (["--dataset", "other"], "no dataset `other`"),
         (["--dataset", "speed_bench"], "`speed_bench` lies in files of its own"),
         (["--text", "a.txt", "--dataset", "spec_bench=b"], "`--text` and `--dataset` exclude each other"),
+        (
+            ["--prompts", "16"],
+            "16 prompts are too few for 16 requests at a time: an interval needs two slices",
+        ),
         (["--temperature", "9"], "a temperature of 9 is none"),
         (["--baseline", "http://127.0.0.1:1/v1"], "`--baseline` is the same server"),
     ],

@@ -17,9 +17,9 @@ from mtpforge.engines.counters import Cause, Counters
 _SIMULATED: Final = "SGLANG_SIMULATE_ACC_LEN"
 
 
-def _made_up(answer: Mapping[str, object]) -> str:
-    """Of `/server_info`: whether the command that started it set the variable; mostly it is exported before."""
-    return f"`{_SIMULATED}` is set" if _SIMULATED in str(answer.get("launch_command", "")) else ""
+def _made_up(answer: Mapping[str, object]) -> str | None:
+    """Of `/server_info`: whether the command that started it names the variable. It says nothing of its environment."""
+    return f"`{_SIMULATED}` is set" if _SIMULATED in str(answer.get("launch_command", "")) else None
 
 
 def _histogram(event: Mapping[str, object]) -> tuple[int, ...]:

@@ -17,12 +17,12 @@ from mtpforge.engines.counters import Cause, Counters
 _SYNTHETIC: Final = ("synthetic_acceptance_rates", "synthetic_acceptance_length")
 
 
-def _made_up(answer: Mapping[str, object]) -> str:
+def _made_up(answer: Mapping[str, object]) -> str | None:
     """Of `/server_info?config_format=json`: what of the speculative config draws acceptance by lot."""
     config = answer.get("vllm_config")
     drafting = config.get("speculative_config") if isinstance(config, Mapping) else None
     if not isinstance(drafting, Mapping):
-        return ""
+        return None
     if drafting.get("rejection_sample_method") == "synthetic":
         return "`rejection_sample_method` is `synthetic`"
     return next((f"`{key}` is set" for key in _SYNTHETIC if drafting.get(key) is not None), "")
