@@ -89,8 +89,10 @@ class Bench:
         pays = [str(n) for n, gain in gains if gain.is_above(1)]
         loses = [str(n) for n, gain in gains if gain.is_below(1)]
         told = (("pays", pays), ("loses", loses))
-        parts = [f"{word} at {', '.join(times)} requests at a time" for word, times in told if times]
-        return f"drafting {' and '.join(parts)}" if parts else "no gain is proven" if gains else ""
+        parts = [f"{word} at {', '.join(times)}" for word, times in told if times]
+        if parts:
+            return f"drafting {' and '.join(parts)}".replace(" at ", " at a concurrency of ", 1)
+        return "no gain is proven" if gains else ""
 
     def document(self) -> dict[str, object]:
         """What `--json` holds of it."""

@@ -1,0 +1,120 @@
+"""Numbers of a cell from replies that are typed out, and what speeds come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from mtpforge.benching import cells, slices, verdicts
+from mtpforge.benching.counting import Counts
+from mtpforge.benching.estimates import Interval
+from mtpforge.benching.found import Bench, Cell
+from mtpforge.benching.measuring import Measured, Taken
+from mtpforge.benching.streaming import Reply
+from mtpforge.engines.vllm import VLLM
+
+NONE = Counts()
+
+
+def taken(*replies: tuple[int, float, float], counts: Counts = NONE) -> Taken:
+    return Taken(tuple(Reply(*reply) for reply in replies), counts)
+
+
+SLICES = [
+    Measured(
+        slices.Slice("code", 2, 0, 0, 2, 3),
+        taken((11, 2.0, 1.0), (21, 3.0, 1.0), counts=Counts(10, 16, 30, (9, 5, 2), 32)),
+        taken((11, 3.0, 1.0), (21, 6.0, 1.0)),
+    ),
+    Measured(
+        slices.Slice("code", 2, 1, 2, 3, 3),
+        taken((8, 1.0, 0.3), counts=Counts(5, 5, 15, (3, 1, 1), 8)),
+        taken((8, 1.0, 0.3)),
+    ),
+]
+
+
+def test_cell_is_what_its_slices_come_to():
+    found = cells.cell("code", 2, SLICES)
+    assert (found.n_prompts, found.n_rounds) == (3, 15)
+    assert found.positions == pytest.approx((12 / 15, 6 / 15, 3 / 15))
+    assert found.conditional == pytest.approx((0.8, 0.5, 0.5))
+    assert found.length.mean == pytest.approx(1 + 21 / 15)
+    assert (found.first, found.first_without) == (1.0, 1.0)
+    assert found.speed == pytest.approx(2 * 40 / 6)  # two under way: 40 tokens in 6 seconds of requests
+    assert found.speed_without == pytest.approx(2 * 40 / 10)
+    assert found.gain.mean == pytest.approx(10 / 6)
+    assert found.decode_gain == pytest.approx((37 / 3.7) / (37 / 7.7))
+
+
+def test_without_a_baseline_nothing_is_compared():
+    found = cells.cell("code", 2, [Measured(each.slice, each.drafting, None) for each in SLICES])
+    assert (found.gain, found.decode_gain, found.speed_without) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "n", "edges"),
+    [
+        (1, 8, [(0, 2), (2, 4), (4, 6), (6, 8)]),
+        (16, 64, [(0, 16), (16, 32), (32, 48), (48, 64)]),
+        (16, 40, [(0, 20), (20, 40)]),  # four slices of ten would never have sixteen under way
+        (1, 2, [(0, 1), (1, 2)]),
+    ],
+)
+def test_slices_hold_as_many_prompts_as_requests_at_a_time(concurrency, n, edges):
+    assert [(each.first, each.last) for each in slices.cut("code", concurrency, n, 4)] == edges
+
+
+def total(concurrency: int, low: float, high: float) -> Cell:
+    gain = Interval((low + high) / 2, low, high)
+    return Cell("", concurrency, 8, 99, Interval(3.0, 2.9, 3.1), (0.9, 0.6, 0.5), 1.0, 1.0, 1.0, 1.0, gain, 1.0)
+
+
+FASTER, EQUAL, SLOWER = (1.2, 1.8), (0.9, 1.1), (0.6, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("gains", "said", "loses_from", "summary"),
+    [
+        ([FASTER, FASTER], ["passed", "passed"], None, "drafting pays at a concurrency of 1, 4"),
+        (
+            [FASTER, SLOWER],
+            ["passed", "warning"],
+            4,
+            "drafting pays at a concurrency of 1 and loses at 4",
+        ),
+        ([SLOWER, SLOWER], ["failed", "failed"], 1, "drafting loses at a concurrency of 1, 4"),
+        ([EQUAL, SLOWER], ["failed", "failed"], 4, "drafting loses at a concurrency of 4"),
+        ([EQUAL, EQUAL], ["warning", "warning"], None, "no gain is proven"),
+        ([FASTER, EQUAL], ["passed", "warning"], None, "drafting pays at a concurrency of 1"),
+    ],
+)
+def test_drafting_that_pays_nowhere_fails(gains, said, loses_from, summary):
+    totals = tuple(total(n, *gain) for n, gain in zip((1, 4), gains, strict=True))
+    checks = tuple(verdicts.of_speed(totals))
+    assert [check.verdict for check in checks] == said
+    assert verdicts.loses_from(totals) == loses_from
+    found = Bench("", None, "", "", "", 1, 1, 3, (), totals, (), "", None, loses_from, checks, ())
+    assert found.report.summary == summary
+    assert found.report.exit_code == ("failed" in said)
+    assert found.document() == {"bench": found, "report": found.report}
+
+
+@pytest.mark.engine
+def test_schedule_is_one_that_vllm_takes():
+    python = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
+    if not python:
+        pytest.skip("MTPFORGE_TEST_ENGINE_PYTHON names no interpreter")
+    keys = json.loads(VLLM.counters.schedule([(1, 4, 3), (5, 16, 1), (17, 32, 0)]))
+    code = (
+        "import sys, json\n"
+        "from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup as build\n"
+        "keys = json.loads(sys.argv[1])\n"
+        "print(build(keys['num_speculative_tokens_per_batch_size'], 32, keys['num_speculative_tokens']))"
+    )
+    ran = subprocess.run([python, "-c", code, json.dumps(keys)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1]) == [0, *[3] * 4, *[1] * 12, *[0] * 16]
