@@ -64,6 +64,7 @@ class Server:
         self.refuses = ""  # the body of a 400
         self.sent_on = ""  # a path that answers with another address
         self.uses_usage = True
+        self.breaks_off = False
         self.adds = lambda body, given: None  # an event before the last one
         self.on_request = lambda n: None
 
@@ -144,6 +145,9 @@ class Handler(BaseHTTPRequestHandler):
                 counted.running -= 1
                 counted.generated += n
                 counted.finished += 1
+        if self.server.says.breaks_off:
+            self.close_connection = True
+            return
         added = self.server.says.adds(body, all_given)
         if added:
             self._event(added)

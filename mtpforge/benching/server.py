@@ -65,12 +65,12 @@ class Server:
                 allow_redirects=False,
             )
         except (requests.RequestException, ValueError) as error:
-            raise self.unreachable(error) from error
+            raise self.unreachable("does not answer", error) from error
 
-    def unreachable(self, error: Exception) -> MtpforgeError:
+    def unreachable(self, what: str, error: Exception) -> MtpforgeError:
         """A connection that failed, at its beginning or on the way."""
         return self.refusal(
-            "does not answer" if "refused" in str(error) or "timed out" in str(error) else "broke off",
+            what,
             f"is the server up? `curl {self.root}/v1/models`",
             why=shown(_innermost(error)),
         )

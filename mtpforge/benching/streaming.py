@@ -96,7 +96,7 @@ def _reply(server: Server, load: Load, prompt: Prompt, leave: threading.Event) -
                 usage = event.get("usage")
                 tokens = int(usage.get("completion_tokens") or 0) if isinstance(usage, Mapping) else tokens
         except (requests.RequestException, OSError, ValueError) as error:
-            raise server.unreachable(error) from error
+            raise server.unreachable("broke a reply off", error) from error
     if not tokens:
         raise server.refusal(
             "does not say how many tokens a reply has",

@@ -71,7 +71,7 @@ def test_nothing_accepted_fails_and_names_causes_in_their_order(run):
     causes = ran.out[ran.out.index("likely causes") :].splitlines()[1:]
     assert "mtpforge verify DRAFT --target CKPT --source SOURCE" in causes[0]
     assert "not initialized from checkpoint" in causes[1]
-    assert len(causes) == 7
+    assert len(causes) == 8
 
 
 def test_collapse_at_the_second_token_is_named(run):
@@ -162,6 +162,7 @@ REFUSED = {
     "both draft": (lambda on, off: setattr(off, "accepts", HEALTHY), "drafts too", "rose"),
     "bad request": (lambda on, off: setattr(on, "refuses", "no chat template"), "with 400", "no chat template"),
     "sent on": (lambda on, off: setattr(on, "sent_on", "/v1/models"), "on to http://elsewhere.invalid/", ""),
+    "half a reply": (lambda on, off: setattr(on, "breaks_off", True), "broke a reply off", ""),
     "no usage": (lambda on, off: setattr(on, "uses_usage", False), "how many tokens a reply has", ""),
     "synthetic": (
         lambda on, off: setattr(
@@ -220,6 +221,15 @@ def test_server_that_is_not_there(run):
     assert (ran.code, ran.out) == (4, "")
     assert ran.err.splitlines()[0] == f"error: http://127.0.0.1:{port} does not answer"
     assert f" hint: is the server up? `curl http://127.0.0.1:{port}/v1/models`" in ran.err
+
+
+def test_name_that_leads_nowhere(run, monkeypatch):
+    def unknown(*_args, **_more):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    ran = run("bench", "http://nothing.invalid")
+    assert (ran.code, ran.err.splitlines()[0]) == (4, "error: http://nothing.invalid does not answer")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ _NEAR_ZERO: Final = (
         "decode context parallelism or separate prefill that the draft knows nothing of",
         "start it without `--decode-context-parallel-size` and `--kv-transfer-config`, and measure again",
     ),
+    Cause(
+        "long prompts alone: config.json lost `index_topk_pattern`, so that layers run indexers of their own",
+        "`mtpforge serve DRAFT --target CKPT --print` has the `--hf-overrides` for it; measure short and long `--text`",
+    ),
     Cause("prefix caching gives drafts stale states", "start it with `--no-enable-prefix-caching`, and measure again"),
 )
 _FALLING: Final = (
