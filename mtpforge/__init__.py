@@ -18,6 +18,7 @@
     card(draft)                     its model card, as text
     push(draft, repo)               to the hub, with its card
     merge(base, takes, out=...)     modules of several checkpoints under one config
+    write_page(result, path)        a result as one HTML page
 
 Checkpoints are named as on the command line, or opened once: `open_checkpoint(name)`. More: docs/reference/python.md.
 Each name is loaded on first use: `import mtpforge` costs nothing and brings no torch.
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from mtpforge.publishing.assembling import Made
     from mtpforge.publishing.calls import card, delta, graft, merge, push
     from mtpforge.report import Progress, Report
+    from mtpforge.reporting.calls import write_page
     from mtpforge.scheme import Scheme
 
     __version__: str
@@ -106,6 +108,7 @@ __all__ = [
     "serve_command",
     "validate",
     "verify",
+    "write_page",
 ]
 
 _PLACES: Final = {
@@ -132,6 +135,7 @@ _PLACES: Final = {
     "push": "mtpforge.publishing.calls",
     "merge": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
+    "write_page": "mtpforge.reporting.calls",
 }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from pathlib import PurePath
+from typing import Final, Literal, TypeAlias
 
 from mtpforge import errors, tables
 
+SCHEMA: Final = 1  # of the JSON document: keys are only added within a number
 Verdict: TypeAlias = Literal["passed", "failed", "warning", "not checked"]
 
 
@@ -65,6 +69,10 @@ class Report:
         """0 when ok, else 1."""
         return errors.DONE if self.ok else errors.ANSWER_NO
 
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it."""
+        return {"report": self}
+
     def __str__(self) -> str:
         """What it comes to, the checks as a table, and what to do."""
         return tables.text(*self._shown())
@@ -93,3 +101,37 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
+
+
+def document(command: str, exit_code: int, keys: Mapping[str, object]) -> dict[str, object]:
+    """What `--json` prints of a command that ended so: the head of every document, then the command's own keys."""
+    from mtpforge import __version__
+
+    head = {
+        "mtpforge": __version__,
+        "schema": SCHEMA,
+        "command": command,
+        "ok": exit_code == errors.DONE,
+        "exit_code": exit_code,
+    }
+    return {**head, **{key: plain(value) for key, value in keys.items()}}
+
+
+def plain(value: object) -> object:
+    """Data as JSON knows it: records as objects, sets sorted, paths and numbers that JSON lacks as text."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case set() | frozenset():
+            return sorted(str(item) for item in value)
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case PurePath():
+            return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    raise TypeError(f"{type(value).__name__} has no JSON form")

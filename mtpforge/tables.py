@@ -6,6 +6,7 @@ Names come out of checkpoints: control characters are escaped, HTML is quoted.
 from __future__ import annotations
 
 import html as escaping
+import shlex
 from collections.abc import Sequence
 
 from mtpforge.units import count
@@ -19,11 +20,11 @@ def text(line: str, columns: Sequence[str], rows: Rows, remarks: Sequence[str] =
     table = [list(columns), *cells] if any(columns) else cells
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     right = [bool(rows) and all(isinstance(row[n], int) for row in rows) for n in range(len(columns))]
-    lines = [_printable(line)]
+    lines = [printable(line)]
     for row in table:
         padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
         lines.append(f"  {'   '.join(padded)}".rstrip())
-    return "\n".join([*lines, *map(_printable, remarks)])
+    return "\n".join([*lines, *map(printable, remarks)])
 
 
 def html(line: str, columns: Sequence[str], rows: Rows, remarks: Sequence[str] = ()) -> str:
@@ -34,13 +35,21 @@ def html(line: str, columns: Sequence[str], rows: Rows, remarks: Sequence[str] =
     return f"<p><b>{_quoted(line)}</b></p>{table}" + "".join(f"<p>{_quoted(remark)}</p>" for remark in remarks)
 
 
+def folded(argv: Sequence[str]) -> str:
+    """A command over several lines, one option a line, quoted for a shell."""
+    # an option starts a line; its value, and what comes before the first option, stays beside it
+    lines = (("\\\n  " if word.startswith("-") else "") + shlex.quote(word) for word in argv)
+    return " ".join(lines)
+
+
 def _cell(value: object) -> str:
-    return count(value) if isinstance(value, int) else _printable(str(value))
+    return count(value) if isinstance(value, int) else printable(str(value))
 
 
-def _printable(words: str) -> str:
+def printable(words: str) -> str:
+    """The words with every character escaped that does not print."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in words)
 
 
 def _quoted(words: str) -> str:
-    return escaping.escape(_printable(words))
+    return escaping.escape(printable(words))

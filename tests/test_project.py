@@ -81,6 +81,7 @@ CALLS = {
     "serve_command",
     "validate",
     "verify",
+    "write_page",
 }
 RESULTS = {
     "Acceptance",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from mtpforge import errors, manifest
 from mtpforge.building import device as devices
@@ -47,6 +47,11 @@ class Draft:
     config: dict[str, object]
     manifest: manifest.Manifest
     report: Report
+    command: ClassVar = "build"
+
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it, but for what only the plan and the command know."""
+        return {"draft": self.path, "report": self.report, "manifest": self.manifest.body}
 
     def __repr__(self) -> str:
         """One line: the manifest names every tensor."""

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     heading="Compute",
     help="Of the sampling of both.",
 )
+@options.report()
 @options.k()
 @options.recycle()
 @options.workers()
@@ -109,7 +110,7 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     best = max(range(len(found.drafts)), key=lambda n: found.drafts[n].sampled.tokens.mean)
     screen.next("mtpforge", "serve", (draft, *compare)[best], "--target", target, "--print")
-    return Ending({"acceptance": found, "report": report}, report.exit_code)
+    return Ending(found.document(), report.exit_code)
 
 
 def _show(screen: Screen, found: Acceptance) -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Build even if the target's own layer loads as it is.",
 )
+@options.report()
 @options.overlay()
 @options.experts()
 @options.prune_by()

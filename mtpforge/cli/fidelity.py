@@ -42,6 +42,7 @@ _RANKS: Final = ("draft", "size", "experts", "total variation", "KL", "accepted"
 @options.inputs(help="Captured inputs (`mtpforge capture`); without any synthetic ones, which rank nothing.")
 @options.tokens(default=2048)
 @options.compare()
+@options.report()
 @options.picture(help="Draw sizes against what is lost (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.")
 @options.k()
 @options.recycle()
@@ -61,12 +62,11 @@ def command(  # noqa: D103 -- the help text above
     recycle: str,
     workers: int | None,
 ) -> Ending:
-    from mtpforge.judging import picture as pictures
     from mtpforge.judging.fidelity import Asked, fidelity
-    from mtpforge.pruning.picture import refuse
+    from mtpforge.reporting import drawing
 
     if picture is not None:
-        refuse(picture)
+        drawing.refuse(picture)
     asked = Asked(
         drafts=(draft, *compare),
         reference=reference,
@@ -87,7 +87,11 @@ def command(  # noqa: D103 -- the help text above
         screen.line()
         screen.table(_RANKS, [_rank(each) for each in found.ranked])
     if picture is not None:
-        pictures.draw(picture, found)
+        from mtpforge.report import plain
+        from mtpforge.reporting.judged import size_against_loss
+        from mtpforge.reporting.values import At
+
+        drawing.save(picture, lambda: size_against_loss(At(plain(found))))
         screen.line(f"wrote   {picture}")
     for each in found.ranked:
         screen.answer(f"{each.steps[0].total_variation:.6f} {each.draft}" if each.steps else f"- {each.draft}")
@@ -95,13 +99,7 @@ def command(  # noqa: D103 -- the help text above
     if report.ok and target:
         nearest = found.drafts.index(found.ranked[0])
         screen.next("mtpforge", "validate", (draft, *compare)[nearest], "--target", target)
-    document = {
-        "fidelity": found,
-        "ranked": [each.draft for each in found.ranked],
-        "picture": picture,
-        "report": report,
-    }
-    return Ending(document, report.exit_code)
+    return Ending({**found.document(), "picture": picture}, report.exit_code)
 
 
 def _show(screen: Screen, found: Fidelity, draft: DraftFidelity) -> None:

@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from mtpforge import errors
 from mtpforge.cli.grammar import OneOf, Option
+from mtpforge.cli.output import Screen
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.methods import METHODS, RTN
 
@@ -190,6 +191,26 @@ picture = _option(
     metavar="FILE",
     heading="Output",
     help="Draw it (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.",
+)
+
+
+def _place_page(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Refuse at once what could not be written; what is to be written is the screen's business."""
+    if path is not None and isinstance(ctx.obj, Screen) and not ctx.resilient_parsing:
+        from mtpforge.reporting.writing import refuse
+
+        refuse(path)
+        ctx.obj.page = path
+
+
+report = _option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    heading="Output",
+    expose_value=False,
+    callback=_place_page,
+    help="Write one self-contained page, whatever the answer is; needs `pip install 'mtpforge[plots]'`.",
 )
 scheme = _option(
     "--scheme",

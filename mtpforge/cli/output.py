@@ -6,9 +6,7 @@ stdout: the result. stderr: progress, warnings, errors, hints.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 import re
 import shlex
@@ -16,14 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from mtpforge import errors
+from mtpforge import report as results
 from mtpforge.cli import streams
 from mtpforge.cli.stopping import Stop
 from mtpforge.errors import MtpforgeError
 from mtpforge.report import OnProgress, Progress, Report, Trap
+from mtpforge.tables import folded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mtpforge.drafting.remarks import Remark
     from mtpforge.drafting.request import Watching
 
-SCHEMA: Final = 1  # of the JSON document: keys are only added within a number
 _COMMAND: Final = re.compile(r"`[^`]+`")
 _VERDICT_STYLES: Final = {"passed": "green", "failed": "red", "warning": "yellow", "not checked": "yellow"}
 _LABEL_STYLES: Final = {"error": "bold red", "warning": "bold yellow", "hint": "bold cyan"}
@@ -54,7 +53,7 @@ class Screen:
     """Where a command's output goes, by its general options.
 
     argv: what the user typed, without the program. command: name of the command, once known. kept: says what an
-    interrupted command leaves for the next run, as a sentence.
+    interrupted command leaves for the next run, as a sentence. page: where its result goes as a page, too.
     """
 
     argv: tuple[str, ...] = ()
@@ -65,11 +64,13 @@ class Screen:
     offline: bool = False
     debug: bool = False
     command: str = ""
+    page: Path | None = None
     kept: Callable[[], str] = lambda: "nothing was written"
     stop: Stop = field(default_factory=Stop)
     _warned: set[tuple[str, str]] = field(default_factory=set)
     _streams: tuple[TextIO, TextIO] = field(default_factory=streams.standard)
     _bars: Bars | None = None
+    _next: str = ""
 
     # What people read
 
@@ -171,10 +172,8 @@ class Screen:
             _put(self._stderr, text)
 
     def next(self, *argv: str) -> None:
-        """The next step, with the user's own arguments."""
-        if self._talks:
-            self._streams[0].flush()
-            _put(self._stderr, f"\nNext: {shlex.join(argv)}")
+        """The next step, with the user's own arguments: the last line, once everything else is done."""
+        self._next = shlex.join(argv)
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
@@ -206,16 +205,21 @@ class Screen:
     # How it ends
 
     def end(self, ending: Ending) -> int:
-        """Print the JSON document where one is asked for; the exit code."""
+        """Write the page and print the JSON document where they are asked for, then the next step; the exit code."""
+        if self.page is not None:
+            self._write_page(self.page, ending)
         if self.json:
-            self._document(ending.exit_code, ending.document)
+            self._print(results.document(self.command, ending.exit_code, ending.document))
+        if self._next and self._talks:
+            self._streams[0].flush()
+            _put(self._stderr, f"\nNext: {self._next}")
         return ending.exit_code
 
     def fail(self, error: MtpforgeError, story: str) -> int:
         """Print an error in its form, and its traceback under `--debug`; the exit code."""
         with suppress(MtpforgeError, streams.HungUpError):  # the error that is told comes first
             if self.json:
-                self._document(error.code, {"error": _form(error)})
+                self._print(results.document(self.command, error.code, {"error": _form(error)}))
             self._streams[0].flush()
         if self.debug:
             self._stderr.print(story, markup=False, highlight=False, soft_wrap=True, end="")
@@ -279,17 +283,16 @@ class Screen:
                 line.stylize(_LABEL_STYLES.get(label, "bold"), 0, width + 1)
                 self._stderr.print(line, soft_wrap=True)
 
-    def _document(self, exit_code: int, document: Mapping[str, object]) -> None:
-        from mtpforge import __version__
+    def _write_page(self, page: Path, ending: Ending) -> None:
+        from mtpforge.reporting.page import render
+        from mtpforge.reporting.writing import write
 
-        head = {
-            "mtpforge": __version__,
-            "schema": SCHEMA,
-            "command": self.command,
-            "ok": exit_code == errors.DONE,
-            "exit_code": exit_code,
-        }
-        self._streams[0].write(json.dumps(plain({**head, **document}), indent=2) + "\n")
+        write(page, render(results.document(self.command, ending.exit_code, ending.document), self.argv))
+        self.line()
+        self.line(f"report  {page}")
+
+    def _print(self, document: Mapping[str, object]) -> None:
+        self._streams[0].write(json.dumps(document, indent=2) + "\n")
 
 
 def _form(error: MtpforgeError) -> dict[str, str]:
@@ -305,33 +308,6 @@ def _labels(error: MtpforgeError) -> tuple[tuple[str, str], ...]:
 def safe(text: str) -> str:
     """Text with control characters escaped: a name out of a checkpoint must not steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def plain(value: object) -> object:
-    """Data as JSON knows it: records as objects, sets sorted, paths and numbers that JSON lacks as text."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case set() | frozenset():
-            return sorted(str(item) for item in value)
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case PurePath():
-            return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def folded(argv: Sequence[str]) -> str:
-    """A command over several lines, one option a line, quoted for a shell."""
-    # an option starts a line; its value, and what comes before the first option, stays beside it
-    lines = (("\\\n  " if word.startswith("-") else "") + shlex.quote(word) for word in argv)
-    return " ".join(lines)
 
 
 def _marked(text: str, style: str = "") -> Text:

@@ -39,6 +39,7 @@ def _methods() -> Sequence[str]:
 )
 @options.target(required=True)
 @options.source(help="Checkpoint that the layer comes from; default: the target, else its base model.")
+@options.report()
 @options.picture(help="Draw the scores and the cut (png, svg, pdf); needs `pip install 'mtpforge[plots]'`.")
 @options.engine()
 @options.experts()
@@ -66,10 +67,10 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.drafting.deciding import compare as compared
     from mtpforge.drafting.request import Request
     from mtpforge.pruning import METHODS
-    from mtpforge.pruning import picture as pictures
+    from mtpforge.reporting import drawing
 
     if picture is not None:
-        pictures.refuse(picture)
+        drawing.refuse(picture)
     request = Request(
         target=target,
         source=source,
@@ -84,25 +85,17 @@ def command(  # noqa: D103 -- the help text above
         found = compared(request, compare, watching)
     _show(screen, found)
     if picture is not None:
-        pictures.draw(picture, found.scores, found.choices)
+        from mtpforge.reporting import charts
+        from mtpforge.reporting.chosen import titles
+
+        drawing.save(picture, lambda: charts.experts(found.scores, found.choices, titles(tuple(found.scores))))
         screen.line(f"wrote   {picture}")
     screen.answer(json.dumps(found.chosen.kept))
     given = options.kept("source", "engine", "experts")
     by = ["--keep-experts", keep_experts] if keep_experts else ["--prune-by", found.chosen.method]
     by += ["--inputs", str(inputs)] if METHODS[found.chosen.method].needs == "inputs" else []
     screen.next("mtpforge", "build", "--target", target, *given, *by)
-    return Ending(
-        {
-            "kept": found.chosen.kept,
-            "method": found.chosen.method,
-            "n_stored": found.chosen.n_stored,
-            "scores": found.scores,
-            "choices": found.choices,
-            "agreement": found.agreement,
-            "inputs": found.inputs,
-            "picture": picture,
-        }
-    )
+    return Ending({**found.document(), "picture": picture})
 
 
 def _show(screen: Screen, found: Comparison) -> None:

@@ -26,6 +26,7 @@ from mtpforge.errors import MtpforgeError
 @draft_argument
 @options.target(required=True)
 @options.source(help="Compare the values with this checkpoint's layer.")
+@options.report()
 @options.engine()
 @options.engine_python()
 @options.tp()

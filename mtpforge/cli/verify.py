@@ -25,6 +25,7 @@ draft_argument = click.argument("draft", type=options.CheckpointName(), metavar=
 @draft_argument
 @options.target(required=True)
 @options.source(help="Compare the values with this checkpoint's layer.")
+@options.report()
 @options.scheme(help="Judge by this preset or file instead of the target's own scheme.")
 @options.engine()
 @options.tp()

@@ -119,6 +119,10 @@ class Acceptance:
         """The checks of all."""
         return Report("accept", tuple(check for draft in self.drafts for check in draft.checks))
 
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it."""
+        return {"acceptance": self, "report": self.report}
+
     def __str__(self) -> str:
         """The checks as a table."""
         return str(self.report)

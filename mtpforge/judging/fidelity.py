@@ -121,6 +121,10 @@ class Fidelity:
         checks = [replace(c, name=f"{d.draft}: {c.name}") if several else c for d in self.drafts for c in d.checks]
         return Report("fidelity", tuple(checks))
 
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it."""
+        return {"fidelity": self, "ranked": [each.draft for each in self.ranked], "report": self.report}
+
     def __str__(self) -> str:
         """The checks as a table."""
         return str(self.report)

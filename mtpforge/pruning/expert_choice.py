@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -117,6 +117,19 @@ class Comparison:
     choices: dict[str, tuple[int, ...]]
     agreement: dict[str, dict[str, int]]
     inputs: dict[str, object] | None = None
+    command: ClassVar = "prune-plan"
+
+    def document(self) -> dict[str, object]:
+        """What `--json` holds of it."""
+        return {
+            "kept": self.chosen.kept,
+            "method": self.chosen.method,
+            "n_stored": self.chosen.n_stored,
+            "scores": self.scores,
+            "choices": self.choices,
+            "agreement": self.agreement,
+            "inputs": self.inputs,
+        }
 
 
 def compared(source: Checkpoint, target: Checkpoint, wish: Wish, names: Sequence[str] = ()) -> Comparison:

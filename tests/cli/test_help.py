@@ -53,7 +53,15 @@ def test_every_command_has_two_examples_that_parse(name):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md", "docs/fidelity.md"]
+    "page",
+    [
+        "README.md",
+        "docs/troubleshooting.md",
+        "docs/pruning.md",
+        "docs/calibration.md",
+        "docs/fidelity.md",
+        "docs/reports.md",
+    ],
 )
 def test_every_command_of_a_page_parses(page):
     text = (ROOT / page).read_text()
@@ -65,7 +73,15 @@ def test_every_command_of_a_page_parses(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/troubleshooting.md", "docs/pruning.md", "docs/calibration.md", "docs/fidelity.md"]
+    "page",
+    [
+        "README.md",
+        "docs/troubleshooting.md",
+        "docs/pruning.md",
+        "docs/calibration.md",
+        "docs/fidelity.md",
+        "docs/reports.md",
+    ],
 )
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\(([^):]+)\)", (ROOT / page).read_text())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mtpforge.cli.options import Size
-from mtpforge.cli.output import folded, plain
-from mtpforge.report import Check
+from mtpforge.report import Check, plain
+from mtpforge.tables import folded
 
 
 @pytest.mark.parametrize(

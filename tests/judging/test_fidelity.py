@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from slow_twins import speculating as slow
 import mtpforge
 from mtpforge.judging import verdicts
 from mtpforge.judging.pairs import ratio, relative
-from mtpforge.judging.picture import draw
+from mtpforge.report import plain
+from mtpforge.reporting import drawing
+from mtpforge.reporting.judged import size_against_loss
+from mtpforge.reporting.values import At
 
 KEPT = tuple(n for n in range(16) if n not in (2, 7, 8, 13))
 EXPERT = "model.layers.3.mlp.experts.{}."
@@ -226,11 +230,10 @@ def test_bound_and_worst_modules_are_shown(run, both, tinyglm, made, inputs):
 
 
 def test_picture_has_every_draft_at_its_size(both, tmp_path):
-    pytest.importorskip("matplotlib")
-    draw(tmp_path / "p.svg", both)
-    text = (tmp_path / "p.svg").read_text()
-    assert "<!-- int4-g32-asym -->" in text
-    assert "<!-- bf16 -->" in text
+    drawing.save(tmp_path / "p.svg", lambda: size_against_loss(At(plain(both))))
+    words = [each.strip() for each in ET.parse(tmp_path / "p.svg").getroot().itertext()]
+    assert words.count("int4-g32-asym") == words.count("bf16") == 1
+    assert f"{both.n_tokens:,} captured tokens" in words
 
 
 @pytest.mark.parametrize("level", ["ALARM", "HALF"])

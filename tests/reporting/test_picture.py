@@ -8,17 +8,18 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.pruning import picture
+from mtpforge.reporting import charts, drawing
+from mtpforge.reporting.chosen import titles
 
 SCORES = {"bias": (0.3, 0.1, 0.2, 0.4), "router-norm": (1.0, 2.0, 3.0, 4.0)}
 KEPT = {"bias": (1, 2), "router-norm": (2, 3)}
 
 
 def test_cut_lies_between_the_two_sides():
-    assert picture.cut(SCORES["bias"], frozenset(KEPT["bias"])) == pytest.approx(0.25)
-    assert picture.cut(SCORES["router-norm"], frozenset(KEPT["router-norm"])) == pytest.approx(2.5)
-    assert picture.cut((1.0, 2.0), frozenset({0, 1})) is None
-    assert picture.cut((1.0, 3.0, 2.0, 4.0), frozenset({0, 3})) is None  # groups, each with a cut of its own
+    assert charts.cut(SCORES["bias"], frozenset(KEPT["bias"])) == pytest.approx(0.25)
+    assert charts.cut(SCORES["router-norm"], frozenset(KEPT["router-norm"])) == pytest.approx(2.5)
+    assert charts.cut((1.0, 2.0), frozenset({0, 1})) is None
+    assert charts.cut((1.0, 3.0, 2.0, 4.0), frozenset({0, 3})) is None  # groups, each with a cut of its own
 
 
 def test_missing_library_is_named_with_what_installs_it(monkeypatch, tmp_path):
@@ -31,26 +32,26 @@ def test_missing_library_is_named_with_what_installs_it(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MtpforgeError, match="a picture needs matplotlib") as caught:
-        picture.refuse(tmp_path / "scores.png")
+        drawing.refuse(tmp_path / "scores.png")
     assert "`pip install 'mtpforge[plots]'`" in caught.value.fix
     assert caught.value.code == 5
 
 
 def test_suffix_that_is_no_picture_is_refused_first(tmp_path):
     with pytest.raises(MtpforgeError, match=r"scores.txt` is no name of a picture"):
-        picture.refuse(tmp_path / "scores.txt")
+        drawing.refuse(tmp_path / "scores.txt")
+
+
+def draw():
+    return charts.experts(SCORES, KEPT, titles(tuple(SCORES)))
 
 
 def test_picture_shows_every_method_with_its_cut(tmp_path):
-    pytest.importorskip("matplotlib")
-    import matplotlib as mpl
-
     file = tmp_path / "scores.svg"
-    picture.refuse(file)
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        picture.draw(file, SCORES, KEPT)
+    drawing.refuse(file)
+    drawing.save(file, draw)
     text = " ".join(ET.parse(file).getroot().itertext())
     for words in ("bias: highest dropped", "router-norm: lowest dropped", "2 kept", "2 dropped", "cut 0.25", "cut 2.5"):
         assert words in text
     with pytest.raises(MtpforgeError, match="cannot be written"):
-        picture.draw(tmp_path / "absent" / "scores.svg", SCORES, KEPT)
+        drawing.save(tmp_path / "absent" / "scores.svg", draw)

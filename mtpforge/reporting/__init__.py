@@ -1,0 +1,3 @@
+"""Results as one HTML page: what `--report` writes, and `mtpforge.write_page`."""
+
+from __future__ import annotations

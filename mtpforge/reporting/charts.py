@@ -1,0 +1,199 @@
+"""Figures of matplotlib from plain numbers: every one is drawn to be read at the width of a telephone.
+
+Colours are told apart by every kind of colour vision (Okabe and Ito), and no series by its colour alone. A page puts
+its own in their place, by `COLORS` and `INK`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from mtpforge.errors import shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INK: Final = "#000000"
+_MARKERS: Final = "osD^vP"
+_WIDTH: Final = 4.2  # inches: a point is a pixel at the width that a telephone leaves
+_SMALL: Final = 9  # points
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_NAME: Final = 34  # characters of a name beside a line
+
+Estimate = tuple[float, float]  # a mean, and half of its interval
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A draft by its size: bytes of the layer, how far its first step is off, what of it was lost in fact (or NaN)."""
+
+    name: str
+    n_bytes: float
+    far: float
+    lost: float
+
+
+def size_against_loss(drafts: Sequence[Sized], dense_bytes: float, title: str = "") -> Figure:
+    """Size of the layer to the right, total variation of the first step upwards, below it what was lost in fact."""
+    figure, axes = _figure(3.4)
+    one, unit = next((each for each in _UNITS if dense_bytes >= each[0]), _UNITS[-1])
+    sizes = [draft.n_bytes / one for draft in drafts]
+    axes.plot(sizes, [draft.far for draft in drafts], "o", color=COLORS[0], label="most that any target can lose")
+    lost = [(s, d.lost) for s, d in zip(sizes, drafts, strict=True) if not math.isnan(d.lost)]
+    if lost:
+        axes.plot(*zip(*lost, strict=True), "x", color=COLORS[1], label="lost beside the captured target")
+    for draft, size in zip(drafts, sizes, strict=True):
+        axes.annotate(_short(draft.name), (size, draft.far), textcoords="offset points", xytext=(6, 4), fontsize=_SMALL)
+    axes.axvline(dense_bytes / one, color=INK, linewidth=0.8, linestyle="--", label="the dense layer")
+    axes.set_xlabel(f"layer, {unit}")
+    axes.set_ylabel("of the first token's acceptance")
+    axes.set_title(title, fontsize=_SMALL, loc="left")
+    axes.margins(x=0.3, y=0.15)
+    axes.locator_params(nbins=5)
+    _legend(figure, axes)
+    return figure
+
+
+def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float], source: str) -> Figure:
+    """How often each step is reached and accepted, a line a draft with 95 % intervals, beside a published curve."""
+    figure, axes = _figure(3.6)
+    for (name, line), color, marker in zip(lines.items(), _turns(COLORS), _turns(_MARKERS), strict=False):
+        at = range(1, len(line) + 1)
+        halves = [0.0 if math.isnan(half) else half for _, half in line]
+        means = [mean for mean, _ in line]
+        axes.plot(at, means, color=color, marker=marker, markersize=5, label=_short(name))
+        axes.errorbar(at, means, halves, color=color, fmt="none", capsize=3)
+    if published:
+        axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=source)
+    axes.set_xlabel("drafted token")
+    axes.set_ylabel("reached and accepted, of all cycles")
+    axes.set_xticks(range(1, max(len(published), *map(len, lines.values())) + 1))
+    axes.set_ylim(0, 1)
+    _legend(figure, axes)
+    return figure
+
+
+def spread(kinds: Mapping[str, Sequence[float]], label: str) -> Figure:
+    """A row a kind, a dot a value; the name stands above its dots, so that long ones take no width."""
+    figure, axes = _figure(0.7 + 0.34 * len(kinds))
+    for row, (kind, values) in enumerate(kinds.items()):
+        axes.plot(values, [row + 0.1] * len(values), "o", markersize=4, color=COLORS[0], alpha=0.6)
+        axes.text(0.01, row - 0.28, _short(kind), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
+    return _rows(figure, axes, max(map(max, kinds.values())), len(kinds), label)
+
+
+def bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
+    """A bar a name, the name above it."""
+    figure, axes = _figure(0.7 + 0.4 * len(rows))
+    for row, (name, value) in enumerate(rows):
+        axes.barh(row, value, height=0.3, color=COLORS[0])
+        axes.text(0.01, row - 0.33, _short(name), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
+    return _rows(figure, axes, max(value for _, value in rows), len(rows), label)
+
+
+def experts(
+    scores: Mapping[str, Sequence[float]], kept: Mapping[str, Sequence[int]], titles: Mapping[str, str]
+) -> Figure:
+    """One panel a method, a dot an expert of the source, a line where the cut is."""
+    figure, panels = _panels(2.3 * len(scores) + 0.3, len(scores))
+    for axes, (name, values) in zip(panels, scores.items(), strict=True):
+        stays = frozenset(kept[name])
+        for is_kept, color, marker, label in ((True, COLORS[0], "o", "kept"), (False, COLORS[1], "x", "dropped")):
+            numbers = [n for n in range(len(values)) if (n in stays) == is_kept]
+            heights = [values[number] for number in numbers]
+            axes.plot(numbers, heights, marker, markersize=4, color=color, label=f"{len(numbers)} {label}")
+        if (line := cut(values, stays)) is not None:
+            axes.axhline(line, color=INK, linewidth=0.8, linestyle="--", label=f"cut {line:.4g}")
+        axes.set_ylim(*_span(values))
+        axes.set_title(titles[name], fontsize=10, loc="left")
+        axes.legend(fontsize=_SMALL, loc="upper right", ncols=3, frameon=False)
+        axes.margins(x=0.02)
+    figure.supxlabel("expert of the source", fontsize=10)
+    return figure
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
+    """A line a name through its points (across, up), the lower axis by doublings."""
+    figure, axes = _figure(3.6)
+    for (name, points), color, marker in zip(lines.items(), _turns(COLORS), _turns(_MARKERS), strict=False):
+        axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, label=_short(name))
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    if ticks and ticks[0] > 0:
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    _legend(figure, axes)
+    return figure
+
+
+def cut(values: Sequence[float], kept: frozenset[int]) -> float | None:
+    """Half-way between the nearest scores of both sides; None where nothing goes, or groups have cuts of their own."""
+    stays = [value for number, value in enumerate(values) if number in kept]
+    goes = [value for number, value in enumerate(values) if number not in kept]
+    if not stays or not goes:
+        return None
+    for low, high in ((stays, goes), (goes, stays)):
+        if max(low) <= min(high):
+            middle = (max(low) + min(high)) / 2
+            return middle if math.isfinite(middle) else None
+    return None
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """A figure and its axes."""
+    figure, (axes,) = _panels(height, 1)
+    return figure, axes
+
+
+def _panels(height: float, n: int) -> tuple[Figure, list[Axes]]:
+    """A figure and a column of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    drawn = list(figure.subplots(n, squeeze=False)[:, 0])
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, drawn
+
+
+def _rows(figure: Figure, axes: Axes, most: float, n: int, label: str) -> Figure:
+    axes.set_ylim(n - 0.5, -0.7)
+    axes.set_yticks([])
+    axes.set_xlim(0, most * 1.04)
+    axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=6)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the axes: the drafts in their order, then what they stand beside."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda n: getattr(handles[n], "get_linestyle", str)() == "--")
+    chosen = [handles[n] for n in order], [labels[n] for n in order]
+    figure.legend(*chosen, loc="outside lower left", fontsize=_SMALL, frameon=False)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """What the axis shows: differences are small beside some scores, so it does not begin at 0."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    room = (max(finite) - min(finite)) * 0.25 or 1.0
+    return min(finite) - room / 2, max(finite) + room
+
+
+def _turns(of: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from of
+
+
+def _short(name: str) -> str:
+    name = shown(name)
+    return name if len(name) <= _NAME else f"…{name[-_NAME + 1 :]}"

@@ -1,0 +1,102 @@
+"""Figures as files, and as parts of a page: text stays text, colours are the page's, same data gives same bytes.
+
+matplotlib's settings are its defaults here, whatever a user's own file says.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mtpforge import errors
+from mtpforge.errors import MtpforgeError, shown
+from mtpforge.reporting.blocks import Picture, Table
+from mtpforge.reporting.charts import COLORS, INK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SUFFIXES: Final = (".png", ".svg", ".pdf")
+_SETTINGS: Final = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mtpforge",
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "font.size": 10.0,
+    "savefig.dpi": 150.0,
+}
+_PAGE_COLORS: Final = {
+    **{color: f"var(--series-{number})" for number, color in enumerate(COLORS, 1)},
+    INK: "currentColor",
+}
+_NO_DATE: Final = {"Date": None, "Creator": None}
+_FONT: Final = re.compile(r"font: ([\d.]+)px [^;\"]*")
+_NAMES: Final = re.compile(r'(\bid="|\burl\(#|\bhref="#)')
+
+
+def refuse_no_library(option: str) -> None:
+    """MtpforgeError where nothing can be drawn."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MtpforgeError(
+            f"{'a picture' if option == '--picture' else 'a report'} needs matplotlib, which is not installed",
+            where=f"option `{option}`",
+            fix=f"`pip install 'mtpforge[plots]'`, or leave `{option}` out",
+            code=errors.MACHINE,
+        ) from error
+
+
+def refuse(path: Path) -> None:
+    """MtpforgeError where no picture could be drawn there: no library, or a suffix that it does not write."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise MtpforgeError(
+            f"`{shown(path)}` is no name of a picture",
+            where="option `--picture`",
+            why=f"the suffix decides: {', '.join(_SUFFIXES)}",
+            fix=f"`--picture {shown(path.with_suffix('.png'))}`",
+            code=errors.USAGE,
+        )
+    refuse_no_library("--picture")
+
+
+def save(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write a figure as a picture. MtpforgeError where the place cannot be written."""
+    try:
+        with _settings():
+            draw().savefig(path)
+    except OSError as error:
+        raise MtpforgeError(
+            f"`{shown(path)}` cannot be written",
+            where="option `--picture`",
+            why=error.strerror or str(error),
+            code=errors.MACHINE,
+        ) from error
+
+
+def pictured(name: str, title: str, says: str, draw: Callable[[], Figure], table: Table) -> Picture:
+    """A figure for a page. name: what its ids begin with, another one for each picture of the page."""
+    with _settings(), io.StringIO() as file:
+        draw().savefig(file, format="svg", transparent=True, metadata=_NO_DATE)
+        drawn = file.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    view = re.search(r'viewBox="([\d. ]+)"', drawn)
+    assert view is not None  # noqa: S101 -- matplotlib writes one
+    inside = drawn[drawn.index(">") + 1 : drawn.rindex("</svg>")]
+    for color, own in _PAGE_COLORS.items():
+        inside = inside.replace(color, own)
+    inside = _FONT.sub(r"font-size: \1px", inside).replace("xlink:href", "href")
+    return Picture(name, title, says, view[1], _NAMES.sub(rf"\g<1>{name}-", inside), table)
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    from matplotlib import style
+
+    with style.context(["default", _SETTINGS]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the reader's own fonts have it
+        yield

@@ -1,0 +1,68 @@
+"""`--report`: a page beside what is printed, whatever the answer is; what is wrong with its place is said first."""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+
+import pytest
+from reporting.pages import Read, wrong_numbers
+
+
+@pytest.fixture
+def folder(in_folder, demo, tinyglm):
+    for layout in ("awq-int4", "nvfp4"):
+        (in_folder / layout).symlink_to(tinyglm(layout))
+    shutil.copytree(demo / "out" / "demo", in_folder / "draft")
+    return in_folder
+
+
+def test_page_carries_the_document_that_json_prints(run, folder):
+    line = ("verify", "draft", "--target", "awq-int4", "--source", "nvfp4")
+    ran = run(*line, "--report", "p.html", "--json")
+    text = (folder / "p.html").read_text()
+    document = Read(text).document
+    assert document.pop("page")["argv"] == [*line, "--report", "p.html", "--json"]
+    assert document == ran.document
+    assert wrong_numbers(text) == []
+
+
+def test_answer_no_is_a_page_and_exit_1(run, folder):
+    weights = folder / "draft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\x01" * 8)
+    ran = run("verify", "draft", "--target", "awq-int4", "--report", "p.html")
+    assert (ran.code, Read((folder / "p.html").read_text()).document["ok"]) == (1, False)
+    assert "report  p.html\n" in ran.out
+
+
+def test_missing_engine_is_told_in_the_page(run, folder):
+    line = ("validate", "draft", "--target", "awq-int4", "--engine-python", shutil.which("true"))
+    ran = run(*line, "--report", "p.html")
+    assert ran.code == 5
+    assert "What was not checked" in (folder / "p.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["build", "verify", "validate", "fidelity", "accept", "prune-plan"])
+def test_place_is_refused_before_anything_else(run, in_folder, command):
+    (in_folder / "mine.html").write_text("mine")
+    words = {"build": [], "prune-plan": []}.get(command, ["nowhere"])
+    words += {"fidelity": ["--reference", "nowhere"]}.get(command, ["--target", "nowhere"])
+    words += ["--text", "nowhere"] if command == "accept" else []
+    ran = run(command, *words, "--report", "mine.html")
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err.startswith("error: the report would take the place of something else\nwhere: mine.html\n")
+
+
+def test_missing_library_is_named_with_what_installs_it(run, in_folder, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    ran = run("verify", "nowhere", "--target", "nowhere", "--report", "p.html")
+    assert ran.code == 5
+    assert ran.err.startswith("error: a report needs matplotlib, which is not installed\n")
+    assert "`pip install 'mtpforge[plots]'`" in ran.err
