@@ -132,6 +132,7 @@ def _option(name: str, heading: str, text: str, **attrs: Any) -> Callable[[Any],
     default="chat",
     show_default=True,
 )
+@options.report()
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
     screen: Screen,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from mtpforge.reporting import checks, chosen, judged
+from mtpforge.reporting import benched, checks, chosen, judged
 from mtpforge.reporting.blocks import Page
 from mtpforge.reporting.values import At
 
@@ -15,6 +15,7 @@ CONTENTS: Final[Mapping[str, Callable[[At], Page]]] = {
     "validate": checks.validated,
     "fidelity": judged.compared,
     "accept": judged.accepted,
+    "bench": benched.benched,
     "prune-plan": chosen.chosen,
 }
 

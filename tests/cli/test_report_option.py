@@ -42,11 +42,11 @@ def test_missing_engine_is_told_in_the_page(run, folder):
     assert "What was not checked" in (folder / "p.html").read_text()
 
 
-@pytest.mark.parametrize("command", ["build", "verify", "validate", "fidelity", "accept", "prune-plan"])
+@pytest.mark.parametrize("command", ["build", "verify", "validate", "fidelity", "accept", "bench", "prune-plan"])
 def test_place_is_refused_before_anything_else(run, in_folder, command):
     (in_folder / "mine.html").write_text("mine")
     words = {"build": [], "prune-plan": []}.get(command, ["nowhere"])
-    words += {"fidelity": ["--reference", "nowhere"]}.get(command, ["--target", "nowhere"])
+    words += {"fidelity": ["--reference", "nowhere"], "bench": []}.get(command, ["--target", "nowhere"])
     words += ["--text", "nowhere"] if command == "accept" else []
     ran = run(command, *words, "--report", "mine.html")
     assert (ran.code, ran.out) == (5, "")

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 STORED = Path(__file__).parents[1] / "data" / "reports"
-NAMES = ("verify", "fidelity", "accept", "prune-plan")
+NAMES = ("verify", "fidelity", "accept", "bench", "prune-plan")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 

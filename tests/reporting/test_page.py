@@ -38,6 +38,7 @@ def test_every_number_is_the_document_s(name):
         ("verify", "/report/facts/n_bytes"),
         ("fidelity", "/fidelity/drafts/0/steps/0/total_variation"),
         ("accept", "/acceptance/drafts/0/sampled/positions/0/mean"),
+        ("bench", "/bench/totals/0/gain/mean"),
         ("prune-plan", "/scores/bias/3"),
     ],
 )
