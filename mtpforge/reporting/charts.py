@@ -69,7 +69,7 @@ def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float
         axes.plot(at, means, color=color, marker=marker, markersize=5, label=_short(name))
         axes.errorbar(at, means, halves, color=color, fmt="none", capsize=3)
     if published:
-        axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=source)
+        axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=_short(source))
     axes.set_xlabel("drafted token")
     axes.set_ylabel("reached and accepted, of all cycles")
     axes.set_xticks(range(1, max(len(published), *map(len, lines.values())) + 1))
@@ -110,7 +110,7 @@ def experts(
         if (line := cut(values, stays)) is not None:
             axes.axhline(line, color=INK, linewidth=0.8, linestyle="--", label=f"cut {line:.4g}")
         axes.set_ylim(*_span(values))
-        axes.set_title(titles[name], fontsize=10, loc="left")
+        axes.set_title(shown(titles[name]), fontsize=10, loc="left")
         axes.legend(fontsize=_SMALL, loc="upper right", ncols=3, frameon=False)
         axes.margins(x=0.02)
     figure.supxlabel("expert of the source", fontsize=10)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import tomllib
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from reporting.pages import NAMES, Read, followed, stored, wrong_numbers
@@ -14,7 +11,6 @@ from reporting.pages import NAMES, Read, followed, stored, wrong_numbers
 import mtpforge
 from mtpforge.errors import MtpforgeError
 from mtpforge.report import Check, Report
-from mtpforge.reporting import page as pages
 from mtpforge.reporting.page import render
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>`\"'&\u202e$x_1$ --> ]]>"
@@ -88,7 +84,9 @@ def test_name_out_of_a_checkpoint_is_only_ever_text(name):
 def test_page_fetches_nothing_and_names_everything(name):
     text = render(stored(name), ["verify"])
     read = Read(text)
-    assert not re.search(r'(?:src|href)="(?!#)|https?:|@import|<link', text.partition('<script type="application')[0])
+    assert not re.search(
+        r'(?:src|href)="(?!#)|url\((?!#)|@import|<link', text.partition('<script type="application')[0]
+    )
     ids = [attrs["id"] for _, attrs, _ in read.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     for _, attrs, _ in read.elements:
@@ -108,9 +106,9 @@ def test_page_fetches_nothing_and_names_everything(name):
 
 
 def test_published_gains_are_what_each_more_token_adds():
-    (curve,) = tomllib.loads((Path(pages.__file__).parent / "curves.toml").read_text())["curves"]
-    before = [1.0, *curve["lengths"]]
-    assert [round(after - first, 2) for first, after in pairwise(before)] == curve["gains"]
+    """InferenceX, golden_al_distribution/glm5.2_mtp.yaml: 1.84 2.50 2.99 3.33 3.61 3.78 3.91 4.06."""
+    curve = Read(render(stored("accept"))).document["page"]["published"]
+    assert curve["gains"] == [0.84, 0.66, 0.49, 0.34, 0.28, 0.17, 0.13, 0.15]
 
 
 def test_report_that_says_no_is_a_page_too(tmp_path):
