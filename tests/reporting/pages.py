@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+
+from mtpforge.reporting.page import render
 
 STORED = Path(__file__).parents[1] / "data" / "reports"
 NAMES = ("verify", "fidelity", "accept", "bench", "prune-plan")
@@ -15,6 +18,12 @@ SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 def stored(name: str) -> dict:
     return json.loads((STORED / f"{name}.json").read_text())
+
+
+@cache
+def rendered(name: str) -> str:
+    """The page of a stored document, drawn once."""
+    return render(stored(name), ["--x"])
 
 
 class Read(HTMLParser):

@@ -6,7 +6,7 @@ import copy
 import re
 
 import pytest
-from reporting.pages import NAMES, Read, followed, stored, wrong_numbers
+from reporting.pages import NAMES, Read, followed, rendered, stored, wrong_numbers
 
 import mtpforge
 from mtpforge.errors import MtpforgeError
@@ -18,7 +18,7 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>`\"'&\u202
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_is_the_document_s(name):
-    text = render(stored(name), ["--x"])
+    text = rendered(name)
     read = Read(text)
     assert wrong_numbers(text) == []
     assert len(read.all("data")) >= 3
@@ -39,7 +39,7 @@ def test_every_number_is_the_document_s(name):
     ],
 )
 def test_number_that_differs_is_found_on_both_sides(name, pointer):
-    text, value = render(stored(name)), followed(stored(name), pointer)
+    text, value = rendered(name), followed(stored(name), pointer)
     shown = re.search(rf'<data value="[^"]*" data-at="{pointer}">[^<]*</data>', text)[0]
     assert str(value) in shown
     assert wrong_numbers(text.replace(shown, re.sub(">[^<]*<", ">777.5<", shown))) != []
@@ -53,9 +53,9 @@ def test_number_that_differs_is_found_on_both_sides(name, pointer):
 def test_same_document_gives_the_same_bytes_whatever_the_user_s_own_settings_are():
     import matplotlib as mpl
 
-    first = render(stored("fidelity"))
+    first = rendered("fidelity")
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path"}):
-        assert render(stored("fidelity")) == first
+        assert render(stored("fidelity"), ["--x"]) == first
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,7 +82,7 @@ def test_name_out_of_a_checkpoint_is_only_ever_text(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_page_fetches_nothing_and_names_everything(name):
-    text = render(stored(name), ["verify"])
+    text = rendered(name)
     read = Read(text)
     assert not re.search(
         r'(?:src|href)="(?!#)|url\((?!#)|@import|<link', text.partition('<script type="application')[0]
@@ -107,7 +107,7 @@ def test_page_fetches_nothing_and_names_everything(name):
 
 def test_published_gains_are_what_each_more_token_adds():
     """InferenceX, golden_al_distribution/glm5.2_mtp.yaml: 1.84 2.50 2.99 3.33 3.61 3.78 3.91 4.06."""
-    curve = Read(render(stored("accept"))).document["page"]["published"]
+    curve = Read(rendered("accept")).document["page"]["published"]
     assert curve["gains"] == [0.84, 0.66, 0.49, 0.34, 0.28, 0.17, 0.13, 0.15]
 
 
