@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CONNECT: Final = 10.0  # seconds
 _SILENCE: Final = 600.0  # seconds without a byte: the first request of a server may compile for minutes
 _LOOK: Final = 30.0  # seconds that models and metrics may take
-_OK, _UNAUTHORIZED, _FORBIDDEN, _MISSING, _REDIRECT = 200, 401, 403, 404, 300
+_OK, _BAD, _UNAUTHORIZED, _FORBIDDEN, _MISSING, _REDIRECT = 200, 400, 401, 403, 404, 300
 _KEY: Final = "OPENAI_API_KEY"
 
 
@@ -88,7 +88,10 @@ class Server:
         if code // 100 == _REDIRECT // 100:
             target = shown(answer.headers.get("Location", "elsewhere"))
             raise self.refusal(f"sends `{path}` on to {target}", "name the server itself: load is sent nowhere else")
-        raise self.refusal(f"answers `{path}` with {code}", "the server's log says why", why=told)
+        log = "the server's log says why"
+        if code == _BAD and "chat" in path:
+            log += "; a model without a chat template: `--endpoint completions`"
+        raise self.refusal(f"answers `{path}` with {code}", log, why=told)
 
 
 def connected(url: str) -> Server:

@@ -193,6 +193,14 @@ def test_refused_in_one_paragraph(name):
     assert refused.value.what.startswith("http://127.0.0.1:")
 
 
+def test_model_without_a_chat_template_is_told_the_other_endpoint(run):
+    with serving(3, HEALTHY) as server:
+        server.refuses = "no chat template"
+        chat, plain = (run("bench", server.url, *WORDS, "--endpoint", kind) for kind in ("chat", "completions"))
+    assert "a model without a chat template: `--endpoint completions`" in chat.err
+    assert " hint: the server's log says why\n" in plain.err
+
+
 def test_server_that_is_started_anew_meanwhile_is_refused(run):
     with serving(3, HEALTHY) as server:
         server.on_request = lambda n: n == 4 and server.counted.reset()
