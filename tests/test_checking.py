@@ -210,6 +210,7 @@ def test_other_bytes_in_what_the_build_read_are_named(stored, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_real_library_finds_swapped_nibbles(stored, monkeypatch):
     """Two nibbles read the wrong way round; the child decodes again, for real, to name the first value."""
     path, samples, _ = stored
@@ -271,6 +272,7 @@ def test_a_killed_child_is_an_error(stored):
     )
 
 
+@pytest.mark.slow
 def test_a_source_that_is_gone_is_the_child_s_error(stored, tmp_path):
     path, samples, digests = stored
     with (

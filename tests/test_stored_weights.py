@@ -157,6 +157,7 @@ def test_fp8_blocks_of_a_short_last_band_get_their_own_scales(tmp_path):
             assert torch.equal(decoded[row, columns], codes[row, columns].float() * scales[row // 128, block])
 
 
+@pytest.mark.slow
 def test_microscaled_weights_of_real_size_are_read_and_written_within_their_steps(tmp_path):
     """Several bands, the last one short; the child that checks asks each format's own library for every band."""
     shape, seed = (1376, 6144), torch.Generator().manual_seed(2)

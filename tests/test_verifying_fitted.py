@@ -161,6 +161,7 @@ NONSENSE = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lie", NONSENSE, ids=lambda lie: lie.__name__)
 def test_a_claim_lets_no_nonsense_pass(draft, judged, tmp_path, lie):
     report = judged(claims(changed(draft["gptq"], tmp_path / "lying", lie), "gptq"))

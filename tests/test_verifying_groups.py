@@ -108,6 +108,7 @@ def checks(report):
     return {check.name: check for check in report.checks}
 
 
+@pytest.mark.sampled(3)
 @makers
 def test_no_honest_draft_is_called_wrong(foreign, verified, target, maker):
     draft, (served, source) = foreign(target, maker)
@@ -118,6 +119,7 @@ def test_no_honest_draft_is_called_wrong(foreign, verified, target, maker):
     assert ("what fitting may leave" in checks(report)["values"].detail) == (maker == "gptq")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("factor", [9 / 8, 7 / 8])
 @makers
 def test_one_scale_off_by_an_eighth_is_told(foreign, verified, tmp_path, target, maker, factor):
@@ -162,6 +164,7 @@ def two_groups_swapped(tensors):
     tensors[f"{P}{E5}.weight_packed"] = words.roll(1, 1).flatten(-2)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("wrong", [other_expert, shifted_zero, wider_scale, next_row, two_groups_swapped])
 @pytest.mark.parametrize("maker", [*METHODS, "minmax", "minmax as mse"])
 def test_other_weights_fail_whoever_made_them(foreign, verified, tmp_path, maker, wrong):
@@ -193,6 +196,7 @@ def test_nearest_codes_of_far_too_wide_a_scale_fail(foreign, verified, tmp_path)
 PAIRS = [(s, t) for s in ("bf16", "fp8", "nvfp4") for t in ("nvfp4", "awq-int4", "awq-int4-12experts", "int4-int8mix")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_no_draft_of_ours_stands_out(made, verified, source, target):
     draft, (served, origin) = made(source, target)
@@ -201,6 +205,7 @@ def test_no_draft_of_ours_stands_out(made, verified, source, target):
     assert "groups" not in checks(report)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("scales", ["mse", "hqq"])
 def test_no_searched_draft_of_8_bits_stands_out(made, verified, scales):
     draft, (served, origin) = made("bf16", "int4-int8mix", scales)

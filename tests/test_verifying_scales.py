@@ -54,6 +54,7 @@ def claims(folder, method):
     return folder
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["rtn", *SEARCHED])
 def test_searched_drafts_pass_and_are_held_against_rtn(draft, judged, method):
     report = judged(draft[method])
@@ -96,6 +97,7 @@ def one_code(tensors):
     tensors[W + "weight_packed"][3, 2] ^= 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("lie", [shifted_zero, other_expert, wider_scale, one_code])
 @pytest.mark.parametrize("method", SEARCHED)
 def test_a_manifest_that_lies_lets_no_garbage_pass(draft, judged, tmp_path, method, lie):

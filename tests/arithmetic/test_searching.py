@@ -90,6 +90,7 @@ def test_blocks_change_nothing(monkeypatch):
         assert torch.equal(whole[1], parts[1])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("n_bits", "size", "symmetric"), KERNEL_CASES)
 def test_the_kernel_finds_what_torch_finds(n_bits, size, symmetric):
     weight = torch.cat([weights(24, 3 * size, seed) for seed in range(4)])

@@ -200,6 +200,7 @@ SCALES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("action", ["copy", "encode"])
 @pytest.mark.parametrize("byte", [0, 255])
 def test_an_exponent_of_no_number_is_refused_and_the_least_is_not(tmp_path, byte, action):

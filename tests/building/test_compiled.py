@@ -31,6 +31,7 @@ def encoded(monkeypatch):
     return counted
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", ["awq-int4", "nvfp4", "int4-int8mix", "bf16"])
 @pytest.mark.parametrize("source", ["bf16", "fp8", "nvfp4"])
 def test_kernels_change_no_byte(tinyglm, tmp_path, encoded, source, target):

@@ -122,6 +122,7 @@ def test_a_device_changes_no_byte(tmp_path, on, monkeypatch, stored, wanted, wor
     assert late.events.count("wait") == 2 * 5 * (2 if FORMATS[wanted.format].needs_amax(wanted) else 1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("source", "target", "scales"), TINY)
 def test_layouts_of_the_tiny_model_change_no_byte(tinyglm, tmp_path, on, source, target, scales):
     late = on(Late())

@@ -58,6 +58,7 @@ def weights(draft):
     return load_file(draft.path / "model.safetensors")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_only_codes_of_experts_change(made, preset):
     ours, rtn = weights(made("gptq", preset, name="ours")), weights(made("rtn", preset, name="rtn"))
@@ -68,6 +69,7 @@ def test_only_codes_of_experts_change(made, preset):
     assert differing == {name for name in codes if name.startswith(stems)}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{"kernels": True}, {"workers": 1}, {"workers": 5}])
 def test_kernels_and_workers_change_no_byte(made, monkeypatch, options):
     monkeypatch.setattr(compiling, "WORTH_COMPILING", 1 << 60)

@@ -52,6 +52,7 @@ def made(tinyglm, tmp_path):
     return make
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("preset", ["int4-g32-asym", "int4-g128-sym", "int8-channel"])
 def test_kernels_find_the_same_scales(made, monkeypatch, preset):
     encoded, encode = [], executing.compiled

@@ -42,6 +42,7 @@ def test_build_whose_reader_left_makes_nothing(shell, tinyglm, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", ["", "--json", "-q"])
 def test_stdout_without_room_is_this_machine_s_fault(shell, tinyglm, options):
     code, _, err = shell(">/dev/full", f"inspect {tinyglm('nvfp4')} {options}")
@@ -50,6 +51,7 @@ def test_stdout_without_room_is_this_machine_s_fault(shell, tinyglm, options):
     assert err.count("error") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", ["--help", "inspect --help", "--version", "doctor --json"])
 def test_help_and_versions_without_room_are_told_too(shell, words):
     code, _, err = shell(">/dev/full", words)
@@ -69,6 +71,7 @@ def test_error_is_told_where_stdout_is_closed(shell):
     assert err.startswith("error: `./nothing-here` is no checkpoint\n")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("behind", ["2>&-", "2>/dev/full", "<&- 2>&-", "2> >(true)"])
 def test_stderr_that_takes_nothing_changes_no_code(shell, tinyglm, behind):
     code, out, _ = shell(behind, f"inspect {tinyglm('nvfp4')} --json")
@@ -83,6 +86,7 @@ def test_everything_closed_still_ends_with_a_code(shell):
     assert shell("<&- >&- 2>&-")[0] == 5
 
 
+@pytest.mark.slow
 def test_text_for_stdout_lands_in_no_file_of_the_build(shell, tinyglm, tmp_path):
     """A closed descriptor 1 would be the number of the first file that is opened: the lock, or the weights."""
     pair = f"--target {tinyglm('awq-int4')} --source {tinyglm('nvfp4')} --check off -o {tmp_path / 'draft'}"

@@ -73,6 +73,7 @@ def built(stored, tmp_path):
     return make
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", ["BF16", "FP8"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -168,6 +169,7 @@ def test_counts_and_lists_that_groups_cannot_share_are_refused(stored):
         plan(release, release, kept=tuple(range(4, N_EXPERTS)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("target", "scheme"), [("INT4", "bf16"), ("INT4", "int4-g128-sym"), ("unquantized", "int8-channel")]
 )
@@ -194,6 +196,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("change", "words"), FOREIGN.values(), ids=FOREIGN)
 def test_config_of_another_model_fails_verify(built, tmp_path, change, words):
     draft, served, origin = built("deepseek_v32", "INT4")

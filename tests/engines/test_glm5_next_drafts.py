@@ -78,6 +78,7 @@ def built(sources, tmp_path):
     return make
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("block", "kind", "n_tensors"), TARGETS.values(), ids=TARGETS)
 def test_draft_passes_verify_in_the_wrapper_by_which_vllm_knows_it(built, block, kind, n_tensors):
     draft, served, stored = built(block, kind)

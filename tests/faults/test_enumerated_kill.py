@@ -219,6 +219,7 @@ def bench(request, tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("bench"), **KINDS[request.param])
 
 
+@pytest.mark.sampled(3)
 def test_process_killed_at_any_change_of_the_disk_leaves_all_or_nothing(bench):
     story = bench.story
     assert len(story.ops) > 80
@@ -227,10 +228,12 @@ def test_process_killed_at_any_change_of_the_disk_leaves_all_or_nothing(bench):
         assert bench.violations(nodes, journaled(nodes), is_complete=n == len(story.ops)) == []
 
 
+@pytest.mark.sampled(3)
 def test_power_cut_at_any_change_of_the_disk_leaves_all_or_nothing(bench):
     assert first_violation(bench, bench.story, CUTS) is None
 
 
+@pytest.mark.sampled(3)
 def test_power_cut_in_the_run_after_a_power_cut_leaves_all_or_nothing(bench):
     chance = random.Random(1)
     for n in chance.choices(range(len(bench.story.ops)), k=10 * N_SEEDS):
@@ -243,6 +246,7 @@ def test_power_cut_in_the_run_after_a_power_cut_leaves_all_or_nothing(bench):
             assert bench.violations(disk, safe | story.finished(m)) == []
 
 
+@pytest.mark.sampled(3)
 def test_power_cut_in_the_run_after_a_kill_leaves_all_or_nothing(bench):
     """The second run finds all that the first one wrote, on the medium or not, and must not take it for durable."""
     chance = random.Random(2)
@@ -265,6 +269,7 @@ def test_fsync_taken_out_is_found(bench, site):
     assert first_violation(bench, bench.story.without(site), CUTS, start) is not None
 
 
+@pytest.mark.sampled(3)
 def test_fsync_of_resuming_taken_out_is_found(bench):
     appended = [n for n, op in enumerate(bench.story.ops) if isinstance(op, Data) and op.raw.startswith(b'{"step":')]
     story = killed(bench, appended[-1] + 1)

@@ -78,6 +78,7 @@ def job(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("old", "exchange"), [(False, True), (True, True), (True, False)])
 def test_process_that_ends_at_any_effect_leaves_all_or_nothing_and_the_next_goes_on(
     *, job, tmp_path, monkeypatch, old, exchange
@@ -110,6 +111,7 @@ def test_process_that_ends_at_any_effect_leaves_all_or_nothing_and_the_next_goes
     assert deaths > 10
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_at_random_moments_of_the_demo(tmp_path):
     chance, wanted = random.Random(7), 60 if IS_LONG else 6
     figures = dict.fromkeys(("killed", "of these with steps to go on from", "too late"), 0)

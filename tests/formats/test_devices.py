@@ -220,6 +220,7 @@ HELD = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("q", "method"), HELD, ids=lambda of: of if of in METHODS else f"{of.format}-{formats.label(of)}-{of.dtype}"
 )

@@ -71,6 +71,7 @@ def decode(kernels, parts, shape, stored):
     return None if decoded is None else decoded.clone()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
@@ -92,6 +93,7 @@ def test_packed_integers_equal_the_library(compressed_tensors, kernels, weights,
     same(encode(kernels, weight, wanted, matrix), theirs)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_nvfp4_equals_compressed_tensors(compressed_tensors, kernels, weights, name):
     weight = weights[name]
@@ -183,6 +185,7 @@ def test_rows_are_independent_of_the_band_that_holds_them(kernels, weights):
     assert torch.equal(whole["weight_zero_point"][16:], part["weight_zero_point"])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("quantization", whole_weights.MICROSCALED, ids=lambda q: q.format)
 def test_microscaled_formats_equal_the_plain_path(kernels, weights, quantization):
     """Which the libraries' own bytes are held against in test_encoding."""

@@ -51,6 +51,7 @@ def told(path) -> str:
     return done.stdout
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", HEADERS)
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, case):
     (tmp_path / "config.json").write_text(json.dumps(tiny.config()))
@@ -59,6 +60,7 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, case):
     assert told(tmp_path).startswith("error: `model.safetensors` is not a valid safetensors file")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 @pytest.mark.parametrize("case", ["empty lists", "empty objects", "depth"])
 def test_a_document_that_would_fill_the_memory_is_refused(tmp_path, name, case):

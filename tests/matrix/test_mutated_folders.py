@@ -24,6 +24,7 @@ def gate_and_up_of_an_expert(tensors: Tensors) -> None:
         tensors[one], tensors[other] = tensors[other], tensors[one]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "key",
     [
@@ -49,6 +50,7 @@ def test_a_field_that_is_missing_from_the_config(made, tmp_path, key):
     assert key in failed(pair.verify(reconfigured(pair.draft, tmp_path / "draft", remove)))["config"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("key", "value"),
     [

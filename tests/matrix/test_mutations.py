@@ -99,6 +99,7 @@ def last_bit_of_a_dense_weight(tensors: Tensors) -> None:
     tensors[f"{P}eh_proj.weight"].view(torch.int16)[7, 7] ^= 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "check", "said"),
     [
@@ -204,6 +205,7 @@ def wrong_weight_shape(tensors: Tensors) -> None:
     tensors[expert(1, "gate_proj", "weight_shape")] = torch.tensor([128, 64])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "check", "said"),
     [
@@ -268,6 +270,7 @@ def codes_zeroed(tensors: Tensors) -> None:
     tensors[name] = torch.zeros_like(tensors[name])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "change", "finding"),
     [

@@ -80,6 +80,7 @@ def test_its_compiled_judge_says_what_its_judge_says(weight, kernels, found_by, 
     assert found_by.judge_rows(kernels, bands[1], theirs, form) is None
 
 
+@pytest.mark.sampled(5)
 @stored
 @each
 def test_its_compiled_encoder_makes_the_same_bytes(weight, kernels, found_by, q):
