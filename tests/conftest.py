@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from mtpforge.tensors import Quantization
 WIDTHS = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8}  # bytes of one element
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).parents[1] / "mtpforge" / "_demo"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Torch would take every core in every one of these processes, and in what they start: three times slower, seen.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
