@@ -100,6 +100,13 @@ def test_what_the_loader_refuses_is_refused_by_name(target, config_of, experts, 
     assert refused.value.what == f"SGLang cannot load {said}"
 
 
+def test_blocks_of_another_size_than_those_of_all_linears_are_refused(target, config_of):
+    wanted = scheme(experts=INT4, shared=BLOCKS, attention=BF16, packed=BF16)
+    with pytest.raises(MtpforgeError) as refused:
+        SGLANG.demands(target, config_of(wanted), family_of(target.config))
+    assert refused.value.what == "`mlp.shared_experts.gate_proj` is in FP8 blocks, the group of all linears is not"
+
+
 def test_fp8_with_one_scale_a_tensor_was_not_tried(target, config_of):
     with pytest.raises(MtpforgeError, match="SGLang cannot load"):
         SGLANG.demands(

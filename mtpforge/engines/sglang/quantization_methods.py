@@ -18,10 +18,14 @@ from mtpforge.engines.sglang.name_matching import ignored, skipped, targeted
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
+_BUILT_FOR_IT: Final = "build a draft whose block SGLang reads: `mtpforge build --target CKPT --engine sglang`"
 Decision: TypeAlias = tuple[Quantization, str]
 _CLASS: Final = "Linear"  # counts for the experts too
 _A_CLASS: Final = "ReplicatedLinear"  # stands for the classes of linears, whose names all end so
 _WEIGHT_ONLY: Final = "pack-quantized"
+# Merged matrices, and kv_b_proj, are cut by the one `weight_block_size` that CompressedTensorsConfig has: that of the
+# target "Linear" (layers/linear.py, models/deepseek_common/deepseek_weight_loader.py). Others go by their own group.
+_CUT_BY_CLASS: Final = ("gate_up_proj", "qkv_proj", "kv_b_proj")
 _PACKED_BITS: Final = (4, 8)  # WNA16_SUPPORTED_BITS, schemes/compressed_tensors_wNa16.py
 # All that W4AFp8Config has (w4afp8.py): integers for the experts, DeepSeek's FP8 for every other linear.
 W4AFP8: Final = Quantization("w4afp8", 4, strategy="group", group_size=128, scale_dtype="BF16")
@@ -97,9 +101,24 @@ def _stored(block: QuantConfig, asked: Asked, group: Group) -> Quantization:
         raise refused("the experts are packed, the block as a whole is not", "format", f"it must be {_WEIGHT_ONLY}")
     if stored_as == _WEIGHT_ONLY and group.weights and group.weights.bits not in _PACKED_BITS:
         raise refused("the integers are not of 4 or 8 bits", "config_groups", "it has kernels for no others")
+    if not asked.experts and asked.names[0].rpartition(".")[2] in _CUT_BY_CLASS:
+        _same_blocks_as_the_class(block, asked, group)
     # Activations beside packed weights store nothing.
     inputs = None if stored_as == _WEIGHT_ONLY else group.input_activations
     return quantization_of(replace(group, input_activations=inputs), stored_as)
+
+
+def _same_blocks_as_the_class(block: QuantConfig, asked: Asked, group: Group) -> None:
+    size = group.weights and group.weights.block
+    of_class = next((other.weights for other in block.groups if _CLASS in other.targets), None)
+    if size and size != (of_class and of_class.block):
+        raise refused(
+            f"`{asked.templates[0]}` is in FP8 blocks, the group of all linears is not",
+            "config_groups",
+            f'it takes the size of blocks from the group whose target is "{_CLASS}", which is that of the experts',
+            "a scheme with FP8 channels in their place: `mtpforge schemes fp8-block128` is one to begin with, and "
+            "docs/schemes.md says how to write one",
+        )
 
 
 def _fp8(block: QuantConfig, asked: Asked) -> Decision:
@@ -139,13 +158,13 @@ def _agreed(asked: Asked, key: str, names: tuple[str, ...], entries: list[str | 
     return BF16, f"{key} entry `{quoted(entries[0] or '')}`"
 
 
-def refused(what: str, key: str, why: str) -> MtpforgeError:
+def refused(what: str, key: str, why: str, fix: str = _BUILT_FOR_IT) -> MtpforgeError:
     """SGLang would not start with a draft of this block."""
     return MtpforgeError(
         what,
         where=Where("config.json", inside=f"quantization_config.{key}"),
         why=f"SGLang would not load the draft: {why}",
-        fix="build a draft whose block SGLang reads: `mtpforge build --target CKPT --engine sglang`",
+        fix=fix,
     )
 
 
