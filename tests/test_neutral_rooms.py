@@ -11,20 +11,13 @@ from mtpforge.engines import ENGINES
 
 ROOM = Path(mtpforge.__file__).parent
 NAMES = re.compile("|".join({*ENGINES, *(engine.name for engine in ENGINES.values())}))
-# Their subject is one engine's: its benchmark, its stored states, its format, a file that it alone reads.
+# Their subject is one engine's: its benchmark, its format, a file that it alone reads; `--engine` says which there are.
 OF_ONE_ENGINE = {
     "benching/vllm_bench.py",
     "cli/bench.py",
-    "cli/capture.py",
-    "cli/graft.py",
     "cli/options.py",
-    "cli/validate.py",
-    "drafting/capture.py",
     "formats/pack_quantized.py",
     "formats/w4afp8.py",
-    "judging/verdicts.py",
-    "nextn/extracted.py",
-    "nextn/target.py",
     "publishing/target_files.py",
 }
 

@@ -19,7 +19,7 @@ from mtpforge.units import file_size
     help="Compute what a target hands to its MTP layer for a text, and store it for `--inputs`.",
     examples=(
         "mtpforge capture --target ./GLM-5.2-AWQ-INT4 --text calibration.txt -o inputs.safetensors",
-        "mtpforge capture --target ./GLM-5.2-AWQ-INT4 --from-vllm /tmp/states -o inputs.safetensors",
+        "mtpforge capture --target ./GLM-5.2-AWQ-INT4 --states /tmp/states -o inputs.safetensors",
     ),
     quiet="Only the path of the file that was made.",
     then="mtpforge prune-plan --target TARGET --inputs FILE",
@@ -27,12 +27,12 @@ from mtpforge.units import file_size
 @options.target(required=True, help="Checkpoint that is served: a folder with all of its weights.")
 @options.text()
 @click.option(
-    "--from-vllm",
+    "--states",
     cls=Option,
     type=click.Path(path_type=Path),
     metavar="DIR",
     heading="Input",
-    help="Hidden states that a running vLLM stored, instead of a text: docs/calibration.md.",
+    help="Hidden states that a running engine stored, instead of a text: docs/calibration.md.",
 )
 @options.length(help=f"Tokens of a window of the text.  [default: {USUAL_LENGTH}, or what the target takes]")
 @options.tokens(default=USUAL_TOKENS)
@@ -47,7 +47,7 @@ def command(  # noqa: D103 -- the help text above
     *,
     target: str,
     text: Path | None,
-    from_vllm: Path | None,
+    states: Path | None,
     length: int | None,
     tokens: int,
     out: Path | None,
@@ -55,7 +55,7 @@ def command(  # noqa: D103 -- the help text above
 ) -> Ending:
     from mtpforge.drafting.capture import Capture, capture
 
-    asked = Capture(target, text, from_vllm, out, length, tokens, force, screen.offline)
+    asked = Capture(target, text, states, out, length, tokens, force, screen.offline)
     with screen.watching() as watching:
         found = capture(asked, watching)
     made = found.inputs

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "graft",
     cls=Command,
     help="Write the target once more with the layer inside, as links to its files. DRAFT is a draft, or a checkpoint"
-    " that has the layer: as it is stored where vLLM can be told so, else built first as `build` would.",
+    " that has the layer: as it is stored where the engine can be told so, else built first as `build` would.",
     examples=(
         "mtpforge graft out/draft --into org/GLM-5.2-AWQ-INT4 -o out/GLM-5.2-AWQ-INT4-MTP",
         "mtpforge graft zai-org/GLM-5.2 --into ./GLM-5.2-W4A16 -o out/GLM-5.2-W4A16-MTP --dry-run",

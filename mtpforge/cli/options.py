@@ -183,7 +183,7 @@ recycle = _option(
     default="post-norm",
     show_default=True,
     heading="Compute",
-    help="State that a step hands to the next: post-norm (vLLM 0.24 and later) or pre-norm (0.23).",
+    help="State that a step hands to the next: post-norm, as engines do, or pre-norm, once done: docs/fidelity.md.",
 )
 picture = _option(
     "--picture",

@@ -18,7 +18,7 @@ from mtpforge.errors import MtpforgeError
     help="All that this machine can check: verify, then the installed engine's loader. Exit 5 where there is none.",
     examples=(
         "mtpforge validate out/draft --target org/GLM-5.2-AWQ-INT4",
-        "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/vllm/bin/python",
+        "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/serving/bin/python",
     ),
     quiet="Only what failed.",
     then="mtpforge serve DRAFT --target CKPT",

@@ -278,7 +278,7 @@ def capture(
     target: Named,
     text: str | Path | None = None,
     *,
-    from_vllm: str | Path | None = None,
+    states: str | Path | None = None,
     out: str | Path | None = None,
     length: int | None = None,
     tokens: int = texts.USUAL_TOKENS,
@@ -287,11 +287,11 @@ def capture(
     on_remark: OnRemark | None = None,
     on_progress: OnProgress | None = None,
 ) -> Inputs:
-    """Calibration inputs: what a target hands to its MTP layer for a text, or for what a vLLM stored, as a file."""
+    """Calibration inputs: what a target hands to its MTP layer for a text, or of what an engine stored, as a file."""
     from mtpforge.drafting import capture as capturing
 
-    text, from_vllm, out = (None if place is None else Path(place) for place in (text, from_vllm, out))
-    asked = capturing.Capture(target, text, from_vllm, out, length, tokens, force, offline)
+    text, states, out = (None if place is None else Path(place) for place in (text, states, out))
+    asked = capturing.Capture(target, text, states, out, length, tokens, force, offline)
     return capturing.capture(asked, Watching.by(on_remark, on_progress)).inputs
 
 

@@ -30,11 +30,11 @@ _LONGEST: Final = "max_position_embeddings"
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What is asked for: a text or the states that a vLLM stored, how much of it, and where to."""
+    """What is asked for: a text or the states that a running engine stored, how much of it, and where to."""
 
     target: Named
     text: Path | None = None
-    from_vllm: Path | None = None
+    states: Path | None = None
     out: Path | None = None
     length: int | None = None
     tokens: int = texts.USUAL_TOKENS
@@ -44,7 +44,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """The file, and the first layer that was computed: 0, or the one before which a vLLM stored its states."""
+    """The file, and the first layer that was computed: 0, or the one whose states an engine stored."""
 
     inputs: Inputs
     first_layer: int
@@ -72,7 +72,7 @@ def capture(asked: Capture, watching: Watching) -> Captured:
     watching.on_remark(of_checkpoint("target", checkpoint))
     entering = _entering(model, asked)
     lengths = [len(window.token_ids) for window in entering]
-    first = model.entry if asked.from_vllm else 0
+    first = model.entry if asked.states else 0
     for remark in _remarks(model, lengths, first):
         watching.on_remark(remark)
     recording.refuse_small_disk(place, sum(lengths) * (2 * model.config.hidden_size + 16))
@@ -109,18 +109,16 @@ def _refuse_among(place: Path, folder: Path) -> None:
 
 def _refuse_both(asked: Capture) -> None:
     """Exactly one origin, and no option that would have no effect."""
-    if (asked.text is None) == (asked.from_vllm is None):
+    if (asked.text is None) == (asked.states is None):
         what = (
-            "name a text or the states of a vLLM"
+            "name a text, or states that an engine stored"
             if asked.text is None
-            else "`--text` and `--from-vllm` exclude each other"
+            else "`--text` and `--states` exclude each other"
         )
-        raise MtpforgeError(what, fix="`--text FILE`, or `--from-vllm DIR`", code=errors.USAGE)
-    if asked.from_vllm and asked.length:
-        why = "windows are the prompts that vLLM was sent"
-        raise MtpforgeError(
-            "`--length` has no effect with `--from-vllm`", why=why, fix="leave it out", code=errors.USAGE
-        )
+        raise MtpforgeError(what, fix="`--text FILE`, or `--states DIR`", code=errors.USAGE)
+    if asked.states and asked.length:
+        why = "windows are the prompts that the engine was sent"
+        raise MtpforgeError("`--length` has no effect with `--states`", why=why, fix="leave it out", code=errors.USAGE)
 
 
 def _refuse_long(length: int | None, most: int) -> None:
@@ -138,8 +136,8 @@ def _refuse_long(length: int | None, most: int) -> None:
 def _entering(model: Target, asked: Capture) -> list[Entering]:
     from mtpforge.nextn import capturing, extracted
 
-    if asked.from_vllm:
-        return extracted.windows_of(asked.from_vllm, model, asked.tokens)
+    if asked.states:
+        return extracted.windows_of(asked.states, model, asked.tokens)
     assert asked.text is not None  # noqa: S101 -- _refuse_both
     most, length = model.config.max_position_embeddings, asked.length
     _refuse_long(length, most)  # transformers has a default

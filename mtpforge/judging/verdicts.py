@@ -95,5 +95,5 @@ def of_acceptance(draft: str, sampled: Drawn) -> Iterator[Check]:
     yield Check(draft, verdict, detail, fix)  # type: ignore[arg-type]
     if len(sampled.positions) > 1 and sampled.conditional[1] < FALL and first.mean >= NONE:
         detail = f"{sampled.conditional[1]:.3f} of second tokens accepted after a first one"
-        fix = "measure what the engine does: `--recycle pre-norm` for vLLM 0.23, post-norm since"
+        fix = "measure what the engine does, `--recycle pre-norm` or post-norm: docs/fidelity.md says which does what"
         yield Check(draft, "warning", detail, fix)

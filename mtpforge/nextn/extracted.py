@@ -40,9 +40,9 @@ def windows_of(folder: Path, target: Target, most: int) -> list[Entering]:
     names = sorted(path.name for path in folder.glob("*.safetensors")) if folder.is_dir() else []
     if not names:
         raise MtpforgeError(
-            "there are no hidden states of vLLM",
+            "there are no stored hidden states",
             where=shown(folder),
-            why="its connector stores one *.safetensors file a request",
+            why="an engine stores one *.safetensors file a request",
             fix="docs/calibration.md has the server's command",
         )
     files, found = Files(Path(os.path.realpath(folder))), list[Entering]()
@@ -98,7 +98,7 @@ def _tensor(files: Files, ref: TensorRef) -> Tensor:
 
 def _odd(files: Files, name: str, why: str) -> MtpforgeError:
     return MtpforgeError(
-        "a file holds no hidden states of vLLM for this target",
+        "a file holds no hidden states of this target",
         where=shown(files.folder / name),
         why=why,
         fix="remove it, or start the server as docs/calibration.md says",

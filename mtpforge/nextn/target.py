@@ -199,7 +199,7 @@ def _refuse_stacks(prefix: str, held: set[str]) -> None:
             f"the experts of `{prefix}mlp` are stored in one tensor for all of them",
             where=f"`{shown(prefix + stacks[0])}`",
             why="capture computes with one expert after the other, and reads each by its own name",
-            fix="capture with a running vLLM: docs/calibration.md; or store each expert by itself, as releases do",
+            fix="capture with a running engine, `--states DIR`: docs/calibration.md; or store each expert by itself",
         )
 
 
@@ -233,7 +233,7 @@ def _compare(prefix: str, held: set[str], plain: set[str], matrices: set[str]) -
             f"`{shown(prefix + unknown[0])}` is taken by nothing{_more(unknown)}",
             where=f"the tensors of {prefix.rstrip('.')}",
             why="transformers' modules have no place for it, and the layer's result could depend on it",
-            fix="capture with a running vLLM: docs/calibration.md",
+            fix="capture with a running engine, `--states DIR`: docs/calibration.md",
         )
 
 

@@ -166,7 +166,7 @@ def test_absent_text_is_named(run, in_folder, typed):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--from-vllm", "states"), "`--text` and `--from-vllm` exclude each other"),
+        (("--states", "states"), "`--text` and `--states` exclude each other"),
         (("--length", "5000"), "a window of 5,000 tokens is longer than the target takes"),
     ],
 )
@@ -178,7 +178,7 @@ def test_words_that_contradict_are_refused(run, typed, more, says):
 
 def test_one_origin_is_needed(run, tinyglm):
     target = ("capture", "--target", str(tinyglm("awq-int4")))
-    assert (run(*target).code, run(*target, "--from-vllm", "d", "--length", "9").code) == (2, 2)
+    assert (run(*target).code, run(*target, "--states", "d", "--length", "9").code) == (2, 2)
 
 
 def test_hub_repository_is_refused_without_asking_the_hub(run, monkeypatch, typed):
@@ -203,7 +203,7 @@ def test_states_of_vllm_are_finished_here(run, in_folder, tinyglm):
     states = {"hidden_states": torch.ones(7, 1, 128).bfloat16(), "token_ids": torch.arange(7)}
     (in_folder / "states").mkdir()
     save_file(states, in_folder / "states" / "cmpl-0.safetensors")
-    typed = ("capture", "--target", str(tinyglm("bf16")), "--from-vllm", "states", "-o", "a")
+    typed = ("capture", "--target", str(tinyglm("bf16")), "--states", "states", "-o", "a")
     document = run(*typed, "--json").document
     assert (document["ok"], document["first_layer"], document["n_tokens"]) == (True, 1, 7)
 

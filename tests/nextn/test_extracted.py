@@ -88,5 +88,5 @@ def test_file_that_vllm_would_not_write_for_this_target_is_refused(tinyglm, tmp_
 
 def test_folder_without_states_is_refused(tinyglm, tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(MtpforgeError, match="there are no hidden states of vLLM"):
+        with pytest.raises(MtpforgeError, match="there are no stored hidden states"):
             extracted.windows_of(folder, opened(tinyglm("bf16")), 100)

@@ -116,8 +116,7 @@ def _same_blocks_as_the_class(block: QuantConfig, asked: Asked, group: Group) ->
             f"`{asked.templates[0]}` is in FP8 blocks, the group of all linears is not",
             "config_groups",
             f'it takes the size of blocks from the group whose target is "{_CLASS}", which is that of the experts',
-            "a scheme with FP8 channels in their place: `mtpforge schemes fp8-block128` is one to begin with, and "
-            "docs/schemes.md says how to write one",
+            "give them FP8 channels or BF16: docs/schemes.md says how to write a scheme, `--scheme FILE`",
         )
 
 
