@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mtpforge.nextn.embedding import Embedding
 
+_MOST: Final = 1 << 30  # bytes of logits and distributions at a time
 _SOME: Final = 256  # rows whose likeliest tokens are looked for at a time
 
 
@@ -84,29 +85,39 @@ def sampled(
     k, n_rows = beside.k, text.token_ids.shape[1] - 1
     made = [[step.states for step in _steps(draft, beside, text, None, on_progress)] for draft in drafts]
     rows = torch.arange(text.prompt - 1, n_rows - k)
-    positions: list[list[Tensor]] = [[] for _ in drafts]
-    variations: list[list[float]] = [[] for _ in drafts]
+    size = max(1, _MOST // (2 * 4 * beside.head.n_tokens * k * (1 + len(drafts))))  # logits and chances, float32
+    found: list[tuple[Tensor, Tensor]] = []
     for window, (ids, states) in enumerate(zip(text.token_ids, text.states, strict=True)):
-        given = [states[rows + 1 + step] for step in range(k)]
-        given += [states_of[window * n_rows + rows] for own in made for states_of in own]
-        logits = beside.head.logits(given, beside.workers)
-        chances = list(in_order(lambda each: (each / temperature).softmax(-1), logits, beside.workers))
-        seen = [ids[rows + 2 + step, None] for step in range(k)]
-        for number in range(len(drafts)):
-            own = chances[k * (1 + number) : k * (2 + number)]
-            positions[number].append(_reached(chances[:k], own, seen))
-            apart = (own[0] - chances[k]).abs().sum(-1, dtype=torch.float64) / 2
-            variations[number].append(float(apart.mean()))
-    together = zip(positions, variations, strict=True)
-    return [Accepted(torch.stack(p, 1), torch.tensor(v, dtype=torch.float64)) for p, v in together]
+        parts = []
+        for some in torch.split(rows, size):
+            given = [states[some + 1 + step] for step in range(k)]
+            given += [states_of[window * n_rows + some] for own in made for states_of in own]
+            logits = beside.head.logits(given, beside.workers)
+            chances = list(in_order(lambda each: (each / temperature).softmax(-1), logits, beside.workers))
+            parts.append(_beside(chances, [ids[some + 2 + step, None] for step in range(k)]))
+        reached, apart = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+        found.append((reached.mean(-1), apart.mean(-1)))
+    positions, variations = (torch.stack(each, -1) for each in zip(*found, strict=True))
+    return [Accepted(*each) for each in zip(positions, variations, strict=True)]
+
+
+def _beside(chances: Sequence[Tensor], seen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """By draft and row, float64: how step j is reached and accepted [drafts, k, rows], total variation [drafts, rows].
+
+    chances: k distributions [rows, vocabulary] of the target, then of each draft.
+    """
+    k = len(seen)
+    theirs, *own = (chances[first : first + k] for first in range(0, len(chances), k))
+    apart = [(each[0] - own[0][0]).abs().sum(-1, dtype=torch.float64) / 2 for each in own]
+    return torch.stack([_reached(theirs, each, seen) for each in own]), torch.stack(apart)
 
 
 def _reached(theirs: Sequence[Tensor], own: Sequence[Tensor], seen: Sequence[Tensor]) -> Tensor:
-    """Of one window [k]: distributions [rows, vocabulary] of target and draft, the target's tokens [rows, 1]."""
+    """[k, rows]: distributions [rows, vocabulary] of target and draft, the target's tokens [rows, 1]."""
     weight = torch.ones(len(seen[0]), dtype=torch.float64)
     found = []
     for p, q, tokens in zip(theirs, own, seen, strict=True):
-        found.append((weight * torch.minimum(p, q).sum(-1, dtype=torch.float64)).mean())
+        found.append(weight * torch.minimum(p, q).sum(-1, dtype=torch.float64))
         weight = weight * (q.gather(-1, tokens) / p.gather(-1, tokens)).squeeze(-1).clamp(max=1).double()
     return torch.stack(found)
 

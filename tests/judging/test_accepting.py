@@ -68,6 +68,22 @@ def test_every_window_is_the_twins(tinyglm, served):
     torch.testing.assert_close(found.length, wanted.double(), rtol=1e-4, atol=1e-4)
 
 
+def test_rows_are_measured_so_many_at_a_time_as_the_memory_allows(tinyglm, served, monkeypatch):
+    beside, by_chance, _ = served
+    blocks = [layers.block(open_checkpoint(str(tinyglm(name)))) for name in ("bf16", "nvfp4")]
+    text = acceptance.Text(by_chance.token_ids[:2], by_chance.states[:2], PROMPT)
+    given, logits = [], type(beside.head).logits
+    monkeypatch.setattr(type(beside.head), "logits", lambda *a: given.append(sum(map(len, a[1]))) or logits(*a))
+    together = acceptance.sampled(blocks, beside, text, 1.0)
+    calls = len(given)
+    monkeypatch.setattr(acceptance, "_MOST", 8 * beside.head.n_tokens * 5 * K * 3)  # five rows of target and drafts
+    apart = acceptance.sampled(blocks, beside, text, 1.0)
+    assert (calls, max(given[calls:])) == (2, 5 * K * 3)
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(other.positions, one.positions, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other.variation, one.variation, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def measured(tinyglm, made):
     return mtpforge.accept(
