@@ -1,4 +1,4 @@
-"""`mtpforge doctor`: versions of everything that matters."""
+"""`mtpforge doctor`: versions of everything that matters, and what this machine computes with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtpforge.drafting import machine
 @click.command(
     "doctor",
     cls=Command,
-    help="Versions of Python, of the libraries that mtpforge stands on, and of the engines installed beside it.",
+    help="Versions of Python, of the libraries that mtpforge stands on, of the engines beside it; GPUs, memory, disk.",
     examples=("mtpforge doctor", "mtpforge doctor --json"),
     quiet="Only what failed.",
     then="mtpforge demo",

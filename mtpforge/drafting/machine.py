@@ -1,4 +1,4 @@
-"""Versions of everything that matters, read from package metadata, nothing imported."""
+"""What this machine has: versions, read from package metadata, nothing imported; and what it computes with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Final
 
+from mtpforge.drafting import devices
 from mtpforge.engines import ENGINES
 from mtpforge.report import Check, Report
 
@@ -15,8 +16,8 @@ _LEAST: Final = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)")
 
 
 def doctor() -> Report:
-    """Python, the libraries that mtpforge stands on, the engines beside it: what is missing or too old has failed."""
-    return Report("doctor", tuple(_check(name, found) for name, found in versions().items()))
+    """GPUs, memory, disk; Python, the libraries, the engines beside it: what is missing or too old has failed."""
+    return Report("doctor", (*(_check(name, found) for name, found in versions().items()), *devices.checks()))
 
 
 def versions() -> dict[str, str]:
