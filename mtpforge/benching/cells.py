@@ -18,11 +18,8 @@ def cell(content: str, concurrency: int, found: Sequence[Measured]) -> Cell:
     total = counting.summed(units)
     replies = [reply for each in found for reply in each.drafting.replies]
     others = [reply for each in found for reply in (each.without.replies if each.without else ())]
-    pairs = [
-        Pair(own.tokens, own.seconds, other.tokens, other.seconds)
-        for each in found
-        for own, other in zip(each.drafting.replies, each.without.replies if each.without else (), strict=False)
-    ]
+    # Prompts of one slice run together: what slows one slows all. So a slice is the unit, as it is for the counters.
+    pairs = [Pair(*_sums(each.drafting.replies), *_sums(each.without.replies)) for each in found if each.without]
     return Cell(
         content=content,
         concurrency=concurrency,
@@ -37,6 +34,11 @@ def cell(content: str, concurrency: int, found: Sequence[Measured]) -> Cell:
         gain=estimates.gain(pairs) if pairs else None,
         decode_gain=_decoding(replies) / _decoding(others) if others else None,
     )
+
+
+def _sums(replies: Sequence[Reply]) -> tuple[float, float]:
+    """Tokens and seconds of replies together."""
+    return sum(each.tokens for each in replies), sum(each.seconds for each in replies)
 
 
 def _speed(replies: Sequence[Reply], concurrency: int) -> float:

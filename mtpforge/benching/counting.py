@@ -5,6 +5,7 @@ The page is read by prometheus_client's own parser. Counters of all labels are s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -71,6 +72,7 @@ def page(text: str, counters: Counters, root: str) -> Page:
     samples: dict[str, float] = {}
     births: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     by_position: dict[int, float] = {}
+    named = (counters.rounds, counters.accepted, counters.drafted, counters.generated, counters.by_position)
     try:
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
@@ -84,6 +86,13 @@ def page(text: str, counters: Counters, root: str) -> Page:
         raise MtpforgeError(
             f"the metrics of {root} cannot be read", why=shown(error), fix=f"`curl {root}/metrics`", code=errors.REMOTE
         ) from error
+    if odd := next((name for name in named if not math.isfinite(samples.get(name, 0.0))), ""):
+        raise MtpforgeError(
+            f"the metrics of {root} count no rounds or tokens",
+            why=f"`{odd}` is {samples[odd]}",
+            fix=f"its log may say why; `curl {root}/metrics`",
+            code=errors.REMOTE,
+        )
     return Page(samples, tuple(by_position[at] for at in sorted(by_position)), births)
 
 

@@ -1,7 +1,7 @@
 """Means with 95 % intervals: of ratios of sums, over independent units.
 
     length    accepted tokens by rounds, units are slices of different prompts (or single replies)
-    gain      speed with drafts by speed without, units are prompts, both sides of each paired
+    gain      speed with drafts by speed without, units are slices of prompts, both sides of each paired
 
 A ratio r = sum(a) / sum(b) has the residuals a - r b; their scatter is its error (Cochran, Sampling Techniques, 6.4).
 Student's t, since units may be few.
@@ -64,7 +64,7 @@ def length(accepted: Sequence[float], rounds: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One prompt on both servers: tokens and seconds of its reply, with drafts and without."""
+    """One slice on both servers: tokens and seconds of its replies, with drafts and without."""
 
     tokens: float
     seconds: float

@@ -99,7 +99,15 @@ def connected(url: str) -> Server:
     import requests
 
     session = requests.Session()
-    key = os.environ.get(_KEY, "")
+    key = os.environ.get(_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        # requests would print it with its refusal
+        raise MtpforgeError(
+            f"the key in {_KEY} is none",
+            why="it holds line breaks or letters that no header may have",
+            fix=f"`export {_KEY}=...` with the key alone",
+            code=errors.REMOTE,
+        )
 
     def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
         if key:

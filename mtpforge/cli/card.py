@@ -50,6 +50,14 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.publishing.card import doubts
 
     place = out or folder_of(draft) / _FILE
+    if place.suffix.lower() != ".md":
+        raise MtpforgeError(
+            f"{place} is no name of a card",
+            where="option `-o`",
+            why="a card is Markdown, and must not take the place of something else",
+            fix="a name that ends in .md: `-o card.md`",
+            code=errors.USAGE,
+        )
     if place.exists() and not force:
         raise MtpforgeError(
             f"{place} exists",

@@ -209,6 +209,14 @@ def test_server_that_is_started_anew_meanwhile_is_refused(run):
     assert "was started anew while it was measured" in ran.err
 
 
+@pytest.mark.parametrize("key", ["s3cret\nmore", "s3crèt"])
+def test_a_key_that_no_header_may_hold_is_refused_unseen(run, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    refused = run("bench", "http://127.0.0.1:9")
+    assert (refused.code, "the key in OPENAI_API_KEY is none" in refused.err) == (4, True)
+    assert "s3cr" not in refused.err + refused.out
+
+
 def test_key_is_sent_and_named_nowhere(run, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
     with serving(3, HEALTHY) as server:

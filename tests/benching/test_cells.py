@@ -37,6 +37,20 @@ SLICES = [
 ]
 
 
+def test_prompts_of_a_slice_are_one_unit_of_the_gain():
+    """What slows a slice slows all of its prompts: copies of them make no interval narrower."""
+
+    def both(number, n, seconds):
+        return Measured(
+            slices.Slice("code", 2, number, 0, n, n), taken(*[(10, seconds, 0.1)] * n), taken(*[(10, 2.0, 0.1)] * n)
+        )
+
+    few, many = ([both(0, n, 1.0), both(1, n, 1.2), both(2, n, 0.9)] for n in (1, 50))
+    one, other = (cells.cell("code", 2, found).gain for found in (few, many))
+    assert (other.low, other.high) == pytest.approx((one.low, one.high))
+    assert one.high / one.low > 1.5
+
+
 def test_cell_is_what_its_slices_come_to():
     found = cells.cell("code", 2, SLICES)
     assert (found.n_prompts, found.n_rounds) == (3, 15)

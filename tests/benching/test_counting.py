@@ -40,6 +40,16 @@ def test_page_of_sglang_tells_accepted_tokens_by_what_was_generated():
     assert counted("sglang") == counting.Counts(3, 2, 0, (), 7)
 
 
+@pytest.mark.parametrize("value", ["NaN", "+Inf"])
+def test_counter_that_is_no_number_is_refused_by_name(value):
+    name = VLLM.counters.rounds
+    spoiled = re.sub(rf"^({name}\{{.*\}}) \S+$", rf"\1 {value}", stored("vllm"), flags=re.MULTILINE)
+    assert spoiled != stored("vllm")
+    with pytest.raises(MtpforgeError, match="count no rounds or tokens") as refused:
+        counting.page(spoiled, VLLM.counters, "it")
+    assert f"`{name}` is " in refused.value.why
+
+
 @pytest.mark.parametrize("engine", PAGES)
 def test_page_names_its_engine(engine):
     assert counting.engine_of_page(stored(engine), "it") is ENGINES[engine]

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from upload_hub import TOKEN, UploadHub
 
 import mtpforge
+from mtpforge.cli import main
 from mtpforge.errors import MtpforgeError
 
 # huggingface_hub 2.4.0 hands objects to httpx2 in a way that this calls old.
@@ -92,6 +93,13 @@ def test_a_card_without_a_source_claims_no_licence(made):
     stated = ModelCard(mtpforge.card(made[0])).data.to_dict()
     assert "license" not in stated
     assert "base_model" not in stated
+
+
+def test_a_card_takes_no_other_file_s_place(draft, capfd):
+    before = (draft / "config.json").read_bytes()
+    code = main(["card", str(draft), "--target", str(TARGET), "-o", str(draft / "config.json"), "--force"])
+    assert (code, "is no name of a card" in capfd.readouterr().err) == (2, True)
+    assert (draft / "config.json").read_bytes() == before
 
 
 def test_a_draft_and_its_card_arrive_whole_in_a_private_repository(draft, made, hub):
