@@ -150,7 +150,8 @@ def _bench(
     )
     all_of_it = [each for some in found.values() for each in some]
     whole = cells.cell("", 0, all_of_it)
-    advice = tuple(_advised(total, asked) for total in totals if total.positions and total.decode_gain is not None)
+    some = (_advised(total, asked) for total in totals if total.positions and total.decode_gain is not None)
+    advice = tuple(each for each in some if each.depths)  # of depths that the server does not reach nothing is known
     curve = curve_of((side.load.model, side.load.root))
     k = len(whole.positions)
     checks = (

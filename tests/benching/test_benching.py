@@ -292,6 +292,12 @@ def test_command_lines_of_which_nothing_comes(run, words, what):
     assert (ran.code, ran.err.splitlines()[0]) == (2, f"error: {what}")
 
 
+def test_of_depths_beyond_the_servers_own_nothing_is_advised():
+    with serving(3, HEALTHY) as server, serving(0, None) as without:
+        found = mtpforge.bench(server.url, baseline=without.url, depths=[5], **FEW)
+    assert (found.advice, found.schedule) == ((), "")
+
+
 def test_depths_beyond_the_servers_own_are_told():
     with serving(3, HEALTHY) as server:
         found = mtpforge.bench(server.url, depths=[1, 5], **FEW)

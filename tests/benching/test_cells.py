@@ -117,6 +117,10 @@ def test_drafting_that_pays_nowhere_fails(gains, said, loses_from, summary):
     assert found.document() == {"bench": found, "report": found.report}
 
 
+def test_no_depth_at_all_is_no_schedule():
+    assert VLLM.counters.schedule([(1, 4, 0), (5, 16, 0)]) == ""
+
+
 @pytest.mark.engine
 def test_schedule_is_one_that_vllm_takes():
     python = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")

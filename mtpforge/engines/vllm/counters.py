@@ -29,9 +29,12 @@ def _made_up(answer: Mapping[str, object]) -> str | None:
 
 
 def _schedule(rows: Sequence[tuple[int, int, int]]) -> str:
-    """The keys of `--speculative-config` that set these depths."""
+    """The keys of `--speculative-config` that set these depths; "" for none at all: `gt=0` in config/speculative.py."""
+    most = max((k for *_, k in rows), default=0)
+    if not most:
+        return ""
     keys = {
-        "num_speculative_tokens": max((k for *_, k in rows), default=0),
+        "num_speculative_tokens": most,
         "num_speculative_tokens_per_batch_size": [list(row) for row in rows],
     }
     return json.dumps(keys)
