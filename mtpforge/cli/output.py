@@ -53,7 +53,8 @@ class Screen:
     """Where a command's output goes, by its general options.
 
     argv: what the user typed, without the program. command: name of the command, once known. kept: says what an
-    interrupted command leaves for the next run, as a sentence. page: where its result goes as a page, too.
+    interrupted command leaves for the next run, as a sentence. page: where its result goes as a page, too. result: keys
+    of the JSON document that stay whatever happens after them.
     """
 
     argv: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class Screen:
     debug: bool = False
     command: str = ""
     page: Path | None = None
+    result: Mapping[str, object] = field(default_factory=dict)
     kept: Callable[[], str] = lambda: "nothing was written"
     stop: Stop = field(default_factory=Stop)
     _warned: set[tuple[str, str]] = field(default_factory=set)
@@ -206,6 +208,7 @@ class Screen:
 
     def end(self, ending: Ending) -> int:
         """Write the page and print the JSON document where they are asked for, then the next step; the exit code."""
+        self.result = ending.document
         if self.page is not None:
             self._write_page(self.page, ending)
         if self.json:
@@ -216,10 +219,10 @@ class Screen:
         return ending.exit_code
 
     def fail(self, error: MtpforgeError, story: str) -> int:
-        """Print an error in its form, and its traceback under `--debug`; the exit code."""
+        """Print an error in its form, beside the result that it came after, its traceback under `--debug`; the code."""
         with suppress(MtpforgeError, streams.HungUpError):  # the error that is told comes first
             if self.json:
-                self._print(results.document(self.command, error.code, {"error": _form(error)}))
+                self._print(results.document(self.command, error.code, {**self.result, "error": _form(error)}))
             self._streams[0].flush()
         if self.debug:
             self._stderr.print(story, markup=False, highlight=False, soft_wrap=True, end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import shutil
 
 import pytest
@@ -40,6 +41,48 @@ def test_missing_engine_is_told_in_the_page(run, folder):
     ran = run(*line, "--report", "p.html")
     assert ran.code == 5
     assert "What was not checked" in (folder / "p.html").read_text()
+
+
+@pytest.fixture
+def page_that_cannot_be_written(monkeypatch, tmp_path_factory):
+    """What the disk says of the page once the result is there: full, or nothing that anybody foresaw."""
+    from mtpforge.durable import files
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("tracebacks")))
+
+    def fail_with(error):
+        def replace(path, data):
+            raise error
+
+        monkeypatch.setattr(files, "replace", replace)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "what"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 5, "the disk is full: the report could not be written"),
+        (ZeroDivisionError("surprise"), 70, "a bug in mtpforge: ZeroDivisionError: surprise"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_result_is_printed_also_where_its_page_cannot_be_written(
+    run, folder, page_that_cannot_be_written, error, code, what
+):
+    line = ("verify", "draft", "--target", "awq-int4")
+    whole = run(*line, "--json").document
+    page_that_cannot_be_written(error)
+    ran = run(*line, "--report", "p.html", "--json")
+    assert ran.code == code
+    told = ran.document.pop("error")
+    assert told["what"] == what
+    assert ran.document | {"error": None} == whole | {"ok": False, "exit_code": code, "error": None}
+    assert f"error: {what}\n" in ran.err
+    shown = run(*line, "--report", "p.html")
+    assert shown.code == code
+    assert run(*line).out == shown.out
+    assert not (folder / "p.html").exists()
 
 
 @pytest.mark.parametrize("command", ["build", "verify", "validate", "fidelity", "accept", "bench", "prune-plan"])
