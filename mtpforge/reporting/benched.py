@@ -64,6 +64,8 @@ def _speed(found: At) -> Section:
     }
     says = "Tokens a second of all requests together, all content, by how many are under way."
     title = "Speed by requests at a time"
+    if len({x for points in drawn.values() for x, _ in points}) < 2:  # noqa: PLR2004 -- one dot is no curve
+        return Section(title, [table])
     across, up = "requests at a time", "tokens a second"
     return Section(title, [pictured("speed", title, says, lambda: charts.curves(drawn, across, up), table)])
 

@@ -7,11 +7,13 @@ its own in their place, by `COLORS` and `INK`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
 
 from mtpforge.errors import shown
+from mtpforge.reporting.naming import legends, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
 
 COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK: Final = "#000000"
-_MARKERS: Final = "osD^vP"
+_MARKERS: Final = "osD^vPX*"
+_DASHES: Final[tuple[tuple[int, tuple[float, ...]], ...]] = (  # the evenly dashed line is what others published
+    (0, ()),
+    (0, (1, 1.5)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+)
 _WIDTH: Final = 4.2  # inches: a point is a pixel at the width that a telephone leaves
 _SMALL: Final = 9  # points
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_NAME: Final = 34  # characters of a name beside a line
 
 Estimate = tuple[float, float]  # a mean, and half of its interval
 
@@ -39,16 +46,20 @@ class Sized:
 
 
 def size_against_loss(drafts: Sequence[Sized], dense_bytes: float, title: str = "") -> Figure:
-    """Size of the layer to the right, total variation of the first step upwards, below it what was lost in fact."""
+    """Size of the layer to the right, total variation of the first step upwards, below it what was lost in fact.
+
+    Drafts without both numbers are left out.
+    """
+    drafts = [draft for draft in drafts if math.isfinite(draft.n_bytes) and math.isfinite(draft.far)]
     figure, axes = _figure(3.4)
     one, unit = next((each for each in _UNITS if dense_bytes >= each[0]), _UNITS[-1])
     sizes = [draft.n_bytes / one for draft in drafts]
     axes.plot(sizes, [draft.far for draft in drafts], "o", color=COLORS[0], label="most that any target can lose")
-    lost = [(s, d.lost) for s, d in zip(sizes, drafts, strict=True) if not math.isnan(d.lost)]
+    lost = [(s, d.lost) for s, d in zip(sizes, drafts, strict=True) if math.isfinite(d.lost)]
     if lost:
         axes.plot(*zip(*lost, strict=True), "x", color=COLORS[1], label="lost beside the captured target")
-    for draft, size in zip(drafts, sizes, strict=True):
-        axes.annotate(_short(draft.name), (size, draft.far), textcoords="offset points", xytext=(6, 4), fontsize=_SMALL)
+    for name, draft, size in zip(legends([draft.name for draft in drafts]), drafts, sizes, strict=True):
+        axes.annotate(name, (size, draft.far), textcoords="offset points", xytext=(6, 4), fontsize=_SMALL)
     axes.axvline(dense_bytes / one, color=INK, linewidth=0.8, linestyle="--", label="the dense layer")
     axes.set_xlabel(f"layer, {unit}")
     axes.set_ylabel("of the first token's acceptance")
@@ -62,17 +73,17 @@ def size_against_loss(drafts: Sequence[Sized], dense_bytes: float, title: str = 
 def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float], source: str) -> Figure:
     """How often each step is reached and accepted, a line a draft with 95 % intervals, beside a published curve."""
     figure, axes = _figure(3.6)
-    for (name, line), color, marker in zip(lines.items(), _turns(COLORS), _turns(_MARKERS), strict=False):
+    for name, line, look in zip(legends(list(lines)), lines.values(), _looks(), strict=False):
         at = range(1, len(line) + 1)
-        halves = [0.0 if math.isnan(half) else half for _, half in line]
-        means = [mean for mean, _ in line]
-        axes.plot(at, means, color=color, marker=marker, markersize=5, label=_short(name))
-        axes.errorbar(at, means, halves, color=color, fmt="none", capsize=3)
+        halves = [half if math.isfinite(half) else 0.0 for _, half in line]
+        means = [mean if math.isfinite(mean) else math.nan for mean, _ in line]
+        axes.plot(at, means, label=name, **look)
+        axes.errorbar(at, means, halves, color=look["color"], fmt="none", capsize=3)
     if published:
-        axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=_short(source))
+        axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=short(source))
     axes.set_xlabel("drafted token")
     axes.set_ylabel("reached and accepted, of all cycles")
-    axes.set_xticks(range(1, max(len(published), *map(len, lines.values())) + 1))
+    axes.set_xticks(range(1, max([len(published), *map(len, lines.values())]) + 1))
     axes.set_ylim(0, 1)
     _legend(figure, axes)
     return figure
@@ -80,20 +91,22 @@ def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float
 
 def spread(kinds: Mapping[str, Sequence[float]], label: str) -> Figure:
     """A row a kind, a dot a value; the name stands above its dots, so that long ones take no width."""
+    kinds = {kind: list(filter(math.isfinite, values)) for kind, values in kinds.items()}
     figure, axes = _figure(0.7 + 0.34 * len(kinds))
     for row, (kind, values) in enumerate(kinds.items()):
         axes.plot(values, [row + 0.1] * len(values), "o", markersize=4, color=COLORS[0], alpha=0.6)
-        axes.text(0.01, row - 0.28, _short(kind), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
-    return _rows(figure, axes, max(map(max, kinds.values())), len(kinds), label)
+        axes.text(0.01, row - 0.28, short(kind), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
+    return _rows(figure, axes, [value for values in kinds.values() for value in values], len(kinds), label)
 
 
 def bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
-    """A bar a name, the name above it."""
+    """A bar a name, the name above it; of a value that is no number it is said there."""
     figure, axes = _figure(0.7 + 0.4 * len(rows))
     for row, (name, value) in enumerate(rows):
-        axes.barh(row, value, height=0.3, color=COLORS[0])
-        axes.text(0.01, row - 0.33, _short(name), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
-    return _rows(figure, axes, max(value for _, value in rows), len(rows), label)
+        axes.barh(row, value if math.isfinite(value) else 0.0, height=0.3, color=COLORS[0])
+        about = short(name) if math.isfinite(value) else f"{short(name)}: no number"
+        axes.text(0.01, row - 0.33, about, transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
+    return _rows(figure, axes, [value for _, value in rows], len(rows), label)
 
 
 def experts(
@@ -120,8 +133,8 @@ def experts(
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
     """A line a name through its points (across, up), the lower axis by doublings."""
     figure, axes = _figure(3.6)
-    for (name, points), color, marker in zip(lines.items(), _turns(COLORS), _turns(_MARKERS), strict=False):
-        axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=5, label=_short(name))
+    for name, points, look in zip(legends(list(lines)), lines.values(), _looks(), strict=False):
+        axes.plot(*zip(*points, strict=True), label=name, **look)
     ticks = sorted({x for points in lines.values() for x, _ in points})
     if ticks and ticks[0] > 0:
         axes.set_xscale("log", base=2)
@@ -164,7 +177,8 @@ def _panels(height: float, n: int) -> tuple[Figure, list[Axes]]:
     return figure, drawn
 
 
-def _rows(figure: Figure, axes: Axes, most: float, n: int, label: str) -> Figure:
+def _rows(figure: Figure, axes: Axes, values: Iterable[float], n: int, label: str) -> Figure:
+    most = max(filter(math.isfinite, values), default=0.0) or 1.0
     axes.set_ylim(n - 0.5, -0.7)
     axes.set_yticks([])
     axes.set_xlim(0, most * 1.04)
@@ -177,7 +191,7 @@ def _rows(figure: Figure, axes: Axes, most: float, n: int, label: str) -> Figure
 def _legend(figure: Figure, axes: Axes) -> None:
     """Below the axes: the drafts in their order, then what they stand beside."""
     handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda n: getattr(handles[n], "get_linestyle", str)() == "--")
+    order = sorted(range(len(labels)), key=lambda n: getattr(handles[n], "get_color", str)() == INK)
     chosen = [handles[n] for n in order], [labels[n] for n in order]
     figure.legend(*chosen, loc="outside lower left", fontsize=_SMALL, frameon=False)
 
@@ -189,11 +203,8 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return min(finite) - room / 2, max(finite) + room
 
 
-def _turns(of: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from of
-
-
-def _short(name: str) -> str:
-    name = shown(name)
-    return name if len(name) <= _NAME else f"…{name[-_NAME + 1 :]}"
+def _looks() -> Iterator[dict[str, Any]]:
+    """How lines are told apart: 32 of them without their colours, of which there are fewer."""
+    for number, (dashes, marker) in enumerate(product(_DASHES, _MARKERS)):
+        yield {"color": COLORS[number % len(COLORS)], "marker": marker, "linestyle": dashes, "markersize": 5}
+    yield from _looks()

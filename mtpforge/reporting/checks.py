@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
@@ -72,7 +73,7 @@ def built(document: At) -> Page:
     verdict = answer(document)
     word = "built and verified" if verdict.tone != "failed" else "built, and not what it should be"
     return Page(
-        f"Draft {_subject(document)}",
+        _about("Build", document),
         Verdict(word, verdict.tone),
         report["summary"].text,
         (
@@ -168,8 +169,11 @@ def traps(found: At) -> list[Section]:
 
 
 def module_errors(report: At) -> list[Section]:
-    """How far decoded weights lie from the source's, by kind; nothing where none was compared."""
-    errors_of = [(name, at) for name, at in report["facts"]["relative_error"].items() if at.number > 0]
+    """How far decoded weights lie from the source's, by kind; nothing where none was compared.
+
+    What is no number, or endless, is worse than any number.
+    """
+    errors_of = [(name, at) for name, at in report["facts"]["relative_error"].items() if not at.number <= 0 and at]
     if not errors_of:
         return []
     kinds: dict[str, list[tuple[str, At]]] = {}
@@ -177,7 +181,7 @@ def module_errors(report: At) -> list[Section]:
         kinds.setdefault(_NUMBERED.sub(".*.", name), []).append((name, at))
     worst: list[Sequence[Cell]] = []
     for named in kinds.values():
-        name, at = max(named, key=lambda each: each[1].number)
+        name, at = max(named, key=lambda each: each[1].number if math.isfinite(each[1].number) else math.inf)
         worst.append((Named(name), measured(at)))
     dots = {kind: [at.number for _, at in named] for kind, named in kinds.items()}
     says = (
@@ -186,6 +190,8 @@ def module_errors(report: At) -> list[Section]:
     )
     table = Table("The worst weight of each kind", ("weight", "relative error"), worst)
     title = "How far weights lie from the source's"
+    if not any(math.isfinite(value) for values in dots.values() for value in values):
+        return [Section("Weights beside the source", [table])]
     picture = pictured("weights", title, says, lambda: charts.spread(dots, "relative error"), table)
     return [Section("Weights beside the source", [picture])]
 

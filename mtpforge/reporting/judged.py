@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.reporting import charts, checks
 from mtpforge.reporting.blocks import Block, Cell, Facts, Named, Page, Section, Table, Verdict, Words
 from mtpforge.reporting.charts import Sized
 from mtpforge.reporting.drawing import pictured
+from mtpforge.reporting.naming import apart
 from mtpforge.reporting.values import At, counted, difference, measured, sized
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _FEW: Final = 20  # single modules of a table; all of them are in the document
 _SYNTHETIC: Final = "Inputs are synthetic: they show that nothing is broken, and rank nothing."
 _UNSEEN: Final = "Activations are not quantized here, as engines of W4A4 and FP8 do it."
+_BOUND: Final = (
+    "No target can lose more of the first token's acceptance on these inputs than the total variation."
+    " Several drafts, by `--compare`, are drawn too, by size and loss."
+)
 _STEPS: Final = ("step", "rows", "total variation", "KL", "same token", "states off", "routing", "accepted", "dense")
 _SWAPS: Final = ("module", "rows", "weights off", "states off", "total variation")
 _RANKS: Final = ("draft", "size", "experts", "total variation", "KL", "accepted", "lost", "answer")
@@ -29,9 +34,10 @@ def compared(document: At) -> Page:
     drafts = list(found["drafts"])
     best = [each.text for each in document["ranked"]]
     drafts.sort(key=lambda draft: best.index(draft["draft"].text) if draft["draft"].text in best else len(best))
-    sections = [_ranked(found, drafts), *checks.checks(document["report"])]
-    for number, draft in enumerate(drafts):
-        sections += _draft(draft, number)
+    names = _named(drafts)
+    sections = [*_ranked(found, drafts), *checks.checks(document["report"])]
+    for number, (name, draft) in enumerate(zip(names, drafts, strict=True)):
+        sections += _draft(name, draft, number)
     pairs: list[tuple[str, Cell]] = [
         ("dense layer", Named(found["reference"].text)),
         ("its size", sized(found["reference_bytes"])),
@@ -42,11 +48,12 @@ def compared(document: At) -> Page:
     ]
     pairs += [(label, Named(found[key].text)) for label, key in _INPUTS if found[key]]
     many = len(drafts) > 1
-    lead = (f"Nearest to the dense layer: `{_last(drafts[0])}`." if many else "") if drafts else ""
     return Page(
-        "Fidelity of drafts" if many else f"Fidelity of {_last(drafts[0])}" if drafts else "Fidelity",
+        _title("Fidelity", names),
         checks.answer(document),
-        lead or "Predictions of the draft beside the dense layer's, on the same inputs.",
+        f"Nearest to the dense layer: `{names[0]}`."
+        if many
+        else "Predictions of the draft beside the dense layer's, on the same inputs.",
         (*sections, Section("Facts", [Facts(pairs)])),
         (_UNSEEN, *([_SYNTHETIC] if found["is_synthetic"] else [])),
     )
@@ -55,7 +62,8 @@ def compared(document: At) -> Page:
 _INPUTS: Final = (("captured from", "captured_from"), ("inputs, sha256", "inputs"))
 
 
-def _ranked(found: At, drafts: Sequence[At]) -> Section:
+def _ranked(found: At, drafts: Sequence[At]) -> list[Section]:
+    """A row a draft, and a picture where there are several to compare. None where there is no draft."""
     rows: list[Sequence[Cell]] = []
     for draft in drafts:
         step = draft["steps"][0]
@@ -65,35 +73,46 @@ def _ranked(found: At, drafts: Sequence[At]) -> Section:
         word = Verdict("clearly broken", "failed") if broken else Verdict("not broken", "passed")
         size = (sized(draft["n_bytes"]), counted(draft["n_experts"]))
         rows.append((Named(draft["draft"].text), *size, *numbers, word))
+    if not rows:
+        return []
+    if len(rows) == 1:
+        table = Table("What the first step comes to", _RANKS, rows)
+        return [Section("Size and loss", [table, Words(_BOUND)])]
     table = Table("Drafts, nearest to the dense layer first", _RANKS, rows)
-    if not any(draft["steps"] for draft in drafts):
-        return Section("Size against loss", [table])
+    if len(_points(found)) < 2:  # noqa: PLR2004 -- one dot compares nothing
+        return [Section("Size against loss", [table])]
     says = (
         "Each draft by the size of its layer and the total variation of its first step: no target can lose more of the"
         " first token's acceptance on these inputs. Crosses show what was lost beside the captured target, where one is"
         " known; the dashed line is the dense layer's size."
     )
     picture = pictured("sizes", "Size against loss", says, lambda: size_against_loss(found), table)
-    return Section("Size against loss", [picture, table])
+    return [Section("Size against loss", [picture, table])]
 
 
 def size_against_loss(found: At) -> Figure:
     """The drafts of a Fidelity by the size of their layers; those that could not be computed are left out."""
+    title = "synthetic inputs" if found["is_synthetic"] else f"{found['n_tokens'].number:,.0f} captured tokens"
+    return charts.size_against_loss(_points(found), found["reference_bytes"].number, title)
+
+
+def _points(found: At) -> list[Sized]:
+    """The drafts whose size and first step are numbers."""
+    drafts = list(found["drafts"])
     points = [
         Sized(
-            _last(draft),
+            name,
             draft["n_bytes"].number,
             step["total_variation"].number,
             step["acceptance_reference"].number - step["acceptance"].number,
         )
-        for draft in found["drafts"]
+        for name, draft in zip(_named(drafts), drafts, strict=True)
         for step in list(draft["steps"])[:1]
     ]
-    title = "synthetic inputs" if found["is_synthetic"] else f"{found['n_tokens'].number:,.0f} captured tokens"
-    return charts.size_against_loss(points, found["reference_bytes"].number, title)
+    return [point for point in points if math.isfinite(point.n_bytes) and math.isfinite(point.far)]
 
 
-def _draft(draft: At, number: int) -> list[Section]:
+def _draft(name: str, draft: At, number: int) -> list[Section]:
     """One draft: its steps, and what its modules cost."""
     if not draft["steps"]:
         return []
@@ -107,20 +126,21 @@ def _draft(draft: At, number: int) -> list[Section]:
         )
         for step in draft["steps"]
     ]
-    blocks: list[Block] = [Table(f"Steps of {_last(draft)}", _STEPS, rows)]
+    blocks: list[Block] = [Table(f"Steps of {name}", _STEPS, rows)]
     kinds = [swap for swap in draft["swaps"] if not swap["module"]]
     single = [swap for swap in draft["swaps"] if swap["module"] and swap["state_error"]][:_FEW]
-    if cost := [(s["kind"].text, s["total_variation"].number) for s in kinds if s["total_variation"]]:
+    cost = [(s["kind"].text, s["total_variation"].number) for s in kinds if s["total_variation"]]
+    if any(math.isfinite(value) for _, value in cost):
         says = (
             "All modules of a kind of the draft's put into the dense layer together: total variation of the first step"
             " with and without them. The longest bar is what costs most."
         )
         table = Table("Cost of kinds", _SWAPS, [_swap(swap, "kind") for swap in kinds])
-        title = f"What each kind of module costs {_last(draft)}"
+        title = f"What each kind of module costs {name}"
         blocks.append(pictured(f"kinds{number}", title, says, lambda: charts.bars(cost, "total variation"), table))
     if single:
         blocks.append(Table("Single modules that cost most", _SWAPS, [_swap(swap, "module") for swap in single]))
-    return [Section(f"Draft {_last(draft)}", blocks)]
+    return [Section(f"Steps and modules of {name}", blocks)]
 
 
 def _swap(swap: At, name: str) -> Sequence[Cell]:
@@ -131,8 +151,8 @@ def _swap(swap: At, name: str) -> Sequence[Cell]:
 def accepted(document: At) -> Page:
     """Of accept: acceptance by position beside the published curve, then tokens a cycle."""
     found = document["acceptance"]
-    drafts = list(found["drafts"])
-    sections = [_positions(document, found), *(_drawn(found, how) for how in ("sampled", "greedy"))]
+    names = _named(list(found["drafts"]))
+    sections = [*_positions(document, found, names), *(_drawn(found, how) for how in ("sampled", "greedy") if names)]
     pairs: list[tuple[str, Cell]] = [
         ("target", Named(found["target"].text)),
         ("windows", counted(found["n_windows"])),
@@ -142,7 +162,7 @@ def accepted(document: At) -> Page:
         ("state handed on", found["recycled"].text),
     ]
     return Page(
-        f"Acceptance of {_last(drafts[0])}" if len(drafts) == 1 else "Acceptance of drafts",
+        _title("Acceptance", names),
         checks.answer(document),
         "Tokens of a draft that the target accepts, on what it says itself.",
         (*sections, *checks.checks(document["report"]), Section("Facts", [Facts(pairs)])),
@@ -150,11 +170,13 @@ def accepted(document: At) -> Page:
     )
 
 
-def _positions(document: At, found: At) -> Section:
+def _positions(document: At, found: At, names: Sequence[str]) -> list[Section]:
     lines = {
-        _last(draft): [(each["mean"].number, each["half_width"].number) for each in draft["sampled"]["positions"]]
-        for draft in found["drafts"]
+        name: [(each["mean"].number, each["half_width"].number) for each in draft["sampled"]["positions"]]
+        for name, draft in zip(names, found["drafts"], strict=True)
     }
+    if not lines:
+        return []
     curve = document["page"]["published"]
     steps = max([len(list(curve["gains"])), *map(len, lines.values())])
     columns = ("drafted token", *lines, *([curve["name"].text] if curve else []))
@@ -176,7 +198,7 @@ def _positions(document: At, found: At) -> Section:
     table = Table(title, columns, rows)
     picture = pictured("positions", title, says, lambda: charts.positions(lines, gains, name), table)
     source = [Words(f"Dashed: {curve['source'].text}.")] if curve else []
-    return Section("Acceptance by position", [picture, *source])
+    return [Section("Acceptance by position", [picture, *source])]
 
 
 def _drawn(found: At, how: str) -> Section:
@@ -193,6 +215,10 @@ def _drawn(found: At, how: str) -> Section:
     return Section(about, [Table(f"{about}: reached and accepted, and tokens a cycle", columns, rows)])
 
 
-def _last(draft: At) -> str:
-    named = draft["draft"].text
-    return PurePath(named).name or named
+def _named(drafts: Sequence[At]) -> list[str]:
+    """The drafts by names that fit a heading."""
+    return apart([draft["draft"].text for draft in drafts])
+
+
+def _title(what: str, names: Sequence[str]) -> str:
+    return f"{what} of {names[0]}" if len(names) == 1 else f"{what} of drafts" if names else what
