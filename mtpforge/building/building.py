@@ -21,6 +21,7 @@ from mtpforge.building.sample_digests import Samples
 from mtpforge.building.workers import Workers
 from mtpforge.checking import CheckResult, ReferenceCheck, Selection, choose
 from mtpforge.checking.selection import Mode
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.folder import open_folder
 from mtpforge.errors import MtpforgeError, shown
@@ -195,7 +196,7 @@ def _rest(
     folder.flush()
     digests = {name: digest for step in folder.finished.values() for name, digest in step.items()}
     if len(layouts) > 1:
-        folder.write_file(layout.INDEX, layout.index(layouts, job.specs))
+        folder.write_file(metadata.INDEX, layout.index(layouts, job.specs))
     folder.write_file("config.json", (json.dumps(job.plan.config, indent=2) + "\n").encode())
     for name, data in notice.documents(job.plan, job.checkpoints["source"].documents()).items():
         folder.write_file(name, data)

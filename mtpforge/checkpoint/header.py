@@ -31,7 +31,7 @@ MAX_BITS: Final = 2**63  # beyond it, sizes overflow in every reader written in 
 _MAX_DIGITS: Final = 19  # of 2^63; int() of a longer text takes time with its square
 # An object, two lists and about seven commas a tensor; some are left for names and metadata.
 _MOST_SIGNS: Final = {b"{": 2 * MAX_TENSORS, b"[": 3 * MAX_TENSORS, b",": 10 * MAX_TENSORS}
-_METADATA: Final = "__metadata__"
+METADATA: Final = "__metadata__"
 
 
 # How files begin that are taken for safetensors: torch.save writes a zip archive, before torch 1.6 bare pickle.
@@ -73,7 +73,7 @@ def parse(raw: bytes, file: str, file_bytes: int) -> dict[str, TensorRef]:
     """
     data_start = LENGTH_BYTES + len(raw)
     entries = _load(raw, file)
-    _check_metadata(entries.pop(_METADATA, None), file)
+    _check_metadata(entries.pop(METADATA, None), file)
     if len(entries) > MAX_TENSORS:
         raise _invalid(file, f"it lists {len(entries):,} tensors, at most {MAX_TENSORS:,} are allowed")
     refs = [_ref(name, entry, file, data_start, file_bytes) for name, entry in entries.items()]
@@ -131,7 +131,7 @@ def _check_metadata(metadata: object, file: str) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _invalid(file, f"`{_METADATA}` must map strings to strings")
+        raise _invalid(file, f"`{METADATA}` must map strings to strings")
 
 
 def odd_name(name: str) -> str:

@@ -49,6 +49,13 @@ def index(raw: bytes, file: str = INDEX) -> dict[str, str]:
     return files
 
 
+def total_size(raw: bytes, file: str = INDEX) -> int | None:
+    """Bytes of all tensors, as an index counts them; None where it does not say."""
+    held = json_fields.load(raw, file).values.get("metadata")
+    count = held.get("total_size") if isinstance(held, Mapping) else None
+    return int(count) if isinstance(count, int | float) and not isinstance(count, bool) else None
+
+
 def is_below(path: str) -> bool:
     """Whether a path, taken from a folder, stays below it as written: relative, no `..`, nothing unprintable."""
     parts = PurePosixPath(path).parts

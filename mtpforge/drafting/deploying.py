@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from mtpforge import errors
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import behind, hardware
 from mtpforge.engines.command import Command
@@ -19,7 +19,6 @@ from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.units import file_size
 
-_INDEX: Final = "model.safetensors.index.json"
 _EXPERTS: Final = "mlp.experts.*.gate_proj"
 
 
@@ -87,7 +86,6 @@ def _remarks(machine: Machine, target: Checkpoint, ranks: int) -> Iterator[Trap]
 def _stored_bytes(target: Checkpoint) -> int:
     """Bytes of all tensors, as the target's index counts them; 0 where there is no index, or one without a count."""
     try:
-        index = json.loads(target.small_file(_INDEX) or b"{}")
-        return int(index["metadata"]["total_size"])
-    except (KeyError, TypeError, ValueError, MtpforgeError):
+        return metadata.total_size(target.small_file(metadata.INDEX) or b"{}") or 0
+    except MtpforgeError:
         return 0

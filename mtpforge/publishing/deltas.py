@@ -157,14 +157,14 @@ def _specs(folder: Folder, file: str) -> dict[str, Spec]:
     """Name as it is spelled -> Spec, in the order of the header."""
     raw = folder.raw_header(file)
     parsed = header.parse(raw, file, (Path(folder.location) / file).stat().st_size)
-    return {name: parsed[plain(name)].spec for name in json.loads(raw) if name != "__metadata__"}
+    return {name: parsed[plain(name)].spec for name in json.loads(raw) if name != header.METADATA}
 
 
 def _layout(folder: Folder, file: str) -> ShardLayout:
     """A weight file as it lies."""
     raw, size = folder.raw_header(file), (Path(folder.location) / file).stat().st_size
     parsed = header.parse(raw, file, size)
-    starts = {name: parsed[plain(name)].start for name in json.loads(raw) if name != "__metadata__"}
+    starts = {name: parsed[plain(name)].start for name in json.loads(raw) if name != header.METADATA}
     return ShardLayout(file, len(raw).to_bytes(header.LENGTH_BYTES, "little") + raw, starts, size)
 
 

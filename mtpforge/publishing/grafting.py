@@ -32,7 +32,7 @@ from mtpforge.sourcing import refuse_other_model, stored_layer
 from mtpforge.tensors import Spec, TensorRef
 from mtpforge.writing.claim import hidden_folder
 from mtpforge.writing.folder import DELTA, GRAFT, OVERLAY
-from mtpforge.writing.layout import INDEX, ShardLayout, place
+from mtpforge.writing.layout import ShardLayout, index_of, place
 
 Link: TypeAlias = Literal["hard", "sym", "copy"]
 LINKS: Final = ("hard", "sym", "copy")
@@ -253,7 +253,7 @@ def laid_out(
         else:
             dropped.append(file)
     changed = {*dropped, *(layout.file for _, layout in kept)}
-    own = {metadata.CONFIG, INDEX, *_MARKS, *addition.documents}
+    own = {metadata.CONFIG, metadata.INDEX, *_MARKS, *addition.documents}
     own |= {metadata.SIDE_FILE} if addition.side is not None or addition.side_goes else set()
     linked = {name: path for name, path in files.places.items() if name not in own | changed}
     if shards is None:
@@ -299,5 +299,4 @@ def _index(
     weight_map = {name: file for name, file in named.items() if (file, name) in sizes}
     total = sum(sizes[file, name] for name, file in weight_map.items()) + sum(s.n_bytes for s in tensors.values())
     weight_map |= {name: shard.file for shard in shards for name in shard.starts}
-    body = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return index_of(weight_map, total)

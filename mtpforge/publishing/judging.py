@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from mtpforge.publishing.grafting import Graft
 from mtpforge.report import Check, OnProgress, Report
 from mtpforge.sourcing import mismatches, stored_layer
 from mtpforge.verifying import verify
-from mtpforge.writing.layout import INDEX
 
 _SHOWN = 3
 
@@ -68,8 +66,8 @@ def _rest(graft: Graft, held: Folder, prefix: str) -> Check:
 
 def _index(held: Folder) -> Check:
     """The index names every tensor of every file, once, and counts their bytes."""
-    raw = held.small_file(INDEX)
-    stated = json.loads(raw or b"{}").get("metadata", {}).get("total_size")
+    raw = held.small_file(metadata.INDEX)
+    stated = metadata.total_size(raw or b"{}")
     total = sum(ref.spec.n_bytes for ref in held.locate(sorted(metadata.index(raw or b"{}"))).values())
     if stated != total:
         return Check("index", "failed", f"total_size is {stated}, the tensors have {total} bytes")

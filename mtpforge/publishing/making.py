@@ -26,7 +26,7 @@ from mtpforge.publishing.grafting import Addition, Graft
 from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
 from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, refuse_existing
-from mtpforge.writing.layout import INDEX, ShardLayout
+from mtpforge.writing.layout import ShardLayout
 
 Judge: TypeAlias = Callable[[Path], Report]
 
@@ -117,7 +117,7 @@ def record(addition: Addition, digests: Mapping[str, str]) -> dict[str, object]:
 def _small_files(graft: Graft) -> dict[str, bytes]:
     """Everything small that is the graft's own."""
     home, addition = graft.files.folder, graft.addition
-    found = {INDEX: graft.index, metadata.CONFIG: patches.document(addition.config.applied(home.config))}
+    found = {metadata.INDEX: graft.index, metadata.CONFIG: patches.document(addition.config.applied(home.config))}
     side = home.small_file(metadata.SIDE_FILE)
     if addition.side is not None and side is not None:
         found[metadata.SIDE_FILE] = patches.document(addition.side.applied(json.loads(side)))

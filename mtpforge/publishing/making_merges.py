@@ -15,7 +15,7 @@ from mtpforge.publishing.merging import Merge
 from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
 from mtpforge.writing.folder import MERGE, DraftFolder, refuse_existing
-from mtpforge.writing.layout import INDEX, ShardLayout
+from mtpforge.writing.layout import ShardLayout
 
 
 def refuse(merge: Merge) -> None:
@@ -61,7 +61,7 @@ def make(merge: Merge, on_progress: OnProgress | None = None) -> Made:
         if not is_copied:
             assembling.link(folder, merge.linked, hard=merge.asked.link == "hard")
         folder.write_file(metadata.CONFIG, patches.document(merge.patch.applied(base.config)))
-        folder.write_file(INDEX, merge.index)
+        folder.write_file(metadata.INDEX, merge.index)
         folder.write_file(MERGE, assembling.document(document))
         return document, judge(merge, folder.path)
 

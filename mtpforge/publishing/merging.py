@@ -7,7 +7,6 @@ it is stored as, and every module is held against it, tensor by tensor, before a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, w
 from mtpforge.sourcing import refuse_other_model
 from mtpforge.tensors import Quantization, Spec, TensorRef
 from mtpforge.writing.folder import DELTA, GRAFT, MERGE, OVERLAY
-from mtpforge.writing.layout import INDEX, ShardLayout
+from mtpforge.writing.layout import ShardLayout, index_of
 
 _EXPERT: Final = re.compile(r"[.]experts[.]\d+[.]")
 _FLOATS: Final = ("F32", "BF16", "F16")
@@ -234,7 +233,7 @@ def _files(
 ) -> tuple[dict[str, Path], tuple[tuple[int, Shard, ShardLayout], ...], dict[str, Shard]]:
     """Whole files to link, shards to write, and file -> shard of all that will hold tensors."""
     linked = {n: p for n, p in sides[0].files.places.items() if not n.endswith(metadata.SUFFIX)}
-    for name in (metadata.CONFIG, metadata.SIDE_FILE, INDEX, GRAFT, DELTA, OVERLAY, MERGE):
+    for name in (metadata.CONFIG, metadata.SIDE_FILE, metadata.INDEX, GRAFT, DELTA, OVERLAY, MERGE):
         linked.pop(name, None)
     rewritten: list[tuple[int, Shard, ShardLayout]] = []
     places: dict[str, Shard] = {}
@@ -265,5 +264,4 @@ def _free(name: str, used: Collection[str]) -> str:
 def _index(places: Mapping[str, Shard]) -> bytes:
     weight_map = {tensor.name: file for file, shard in places.items() for tensor in shard.tensors}
     total = sum(shard.data_bytes for shard in places.values())
-    body = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return (json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return index_of(weight_map, total)

@@ -19,9 +19,9 @@ from mtpforge.checkpoint.folder import Folder, open_folder
 from mtpforge.checkpoint.hub.snapshots import snapshot
 from mtpforge.checkpoint.tensor_names import WITHIN, plain
 from mtpforge.errors import MtpforgeError, shown
-from mtpforge.writing.layout import INDEX, ShardLayout
+from mtpforge.tensors import Spec
+from mtpforge.writing.layout import ShardLayout, in_order
 
-_METADATA: Final = "__metadata__"
 _CONSOLIDATED: Final = "consolidated"
 _HIDDEN: Final = "."
 
@@ -85,14 +85,14 @@ class TargetFiles:
             raw = self.folder.raw_header(file)
             header.parse(raw, file, self.places[file].stat().st_size)  # refuses what lies
         entries: dict[str, dict[str, object]] = json.loads(raw)
-        remarks = entries.pop(_METADATA, None)
+        remarks = entries.pop(header.METADATA, None)
         data = header.LENGTH_BYTES + len(raw)
         tensors = (_tensor(name, entry, data) for name, entry in entries.items())
         return Shard(file, tuple(sorted(tensors, key=lambda t: (t.start, t.stop))), remarks)
 
     def index(self) -> dict[str, object] | None:
         """The index, None where there is none; its names as they are spelled."""
-        raw = self.folder.small_file(INDEX)
+        raw = self.folder.small_file(metadata.INDEX)
         if raw is None:
             return None
         with errors_of(self.folder):
@@ -135,14 +135,5 @@ def _tensor(name: str, entry: Mapping[str, object], data: int) -> Tensor:
 def without(shard: Shard, gone: Collection[str]) -> tuple[Shard, ShardLayout]:
     """The tensors of a shard that stay, where they lie now, and the file that holds them alone. gone: plain names."""
     kept = tuple(tensor for tensor in shard.tensors if plain(tensor.name) not in gone)
-    entries: dict[str, object] = {} if shard.remarks is None else {_METADATA: shard.remarks}
-    offsets, end = {}, 0
-    for tensor in kept:
-        stop = end + tensor.stop - tensor.start
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [end, stop]}
-        offsets[tensor.name], end = end, stop
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    starts = {name: len(head) + offset for name, offset in offsets.items()}
-    return Shard(shard.file, kept, shard.remarks), ShardLayout(shard.file, head, starts, len(head) + end)
+    rows = [(t.name, Spec(t.dtype, t.shape), t.stop - t.start) for t in kept]
+    return Shard(shard.file, kept, shard.remarks), in_order(shard.file, rows, shard.remarks)

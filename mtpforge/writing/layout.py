@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from mtpforge.checkpoint import header
 from mtpforge.tensors import DTYPES, Spec
 
-INDEX: Final = "model.safetensors.index.json"
 _RANK: Final = {name: rank for rank, name in enumerate(DTYPES)}
 
 
@@ -56,24 +56,33 @@ def place(
 def index(layouts: tuple[ShardLayout, ...], specs: Mapping[str, Spec]) -> bytes:
     """model.safetensors.index.json of several weight files, as transformers writes it."""
     weight_map = {name: layout.file for layout in layouts for name in layout.starts}
-    total = sum(specs[name].n_bytes for name in weight_map)
-    body = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return index_of(weight_map, sum(specs[name].n_bytes for name in weight_map))
+
+
+def index_of(weight_map: Mapping[str, str], total_bytes: int) -> bytes:
+    """The same of any files: tensor -> file, and the bytes of all tensors alone."""
+    body = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _shard(file: str, specs: Mapping[str, Spec]) -> ShardLayout:
     # the library compares names as UTF-8 bytes; code points, by which Python compares, have the same order
     ordered = sorted(specs.items(), key=lambda item: (-_RANK[item[1].dtype], item[0]))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    return in_order(file, [(name, spec, spec.n_bytes) for name, spec in ordered], {"format": "pt"})
+
+
+def in_order(file: str, tensors: Iterable[tuple[str, Spec, int]], remarks: Mapping[str, object] | None) -> ShardLayout:
+    """A weight file of these tensors, name, dtype and shape, bytes, in this order. remarks: `__metadata__`, if any."""
+    entries: dict[str, object] = {} if remarks is None else {header.METADATA: remarks}
     offsets: dict[str, int] = {}
     end = 0
-    for name, spec in ordered:
+    for name, spec, n_bytes in tensors:
         offsets[name] = end
-        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.n_bytes]}
-        end += spec.n_bytes
+        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + n_bytes]}
+        end += n_bytes
     # as serde_json writes it: no blanks, text beyond ASCII as it is
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    starts = {name: len(header) + offset for name, offset in offsets.items()}
-    return ShardLayout(file, header, starts, len(header) + end)
+    head = len(text).to_bytes(header.LENGTH_BYTES, "little") + text
+    starts = {name: len(head) + offset for name, offset in offsets.items()}
+    return ShardLayout(file, head, starts, len(head) + end)
