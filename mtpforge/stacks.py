@@ -56,11 +56,14 @@ def unstacked(
     parts for different numbers of experts, or where an expert is stored beside it once more.
     """
     members = _members(family, config)
-    pattern = re.compile(rf"({'|'.join(map(re.escape, members))})(?:[._]([^.]+))?")
+    pattern = re.compile(rf"({'|'.join(map(re.escape, members))})(?:_([^.]+))?")
     stacks: dict[str, dict[str, TensorRef]] = {}
     left: dict[str, TensorRef] = {}
     for name, ref in refs.items():
-        if found := pattern.fullmatch(name):
+        module, suffix = formats.split(name)
+        if module in members:
+            stacks.setdefault(module, {})[suffix] = ref
+        elif found := pattern.fullmatch(name):
             stacks.setdefault(found[1], {})[found[2] or ""] = ref
         else:
             left[name] = ref

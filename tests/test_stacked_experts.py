@@ -12,6 +12,7 @@ from drafts import failed
 from safetensors.torch import load_file, save_file
 from slow_twins import layouts, packers
 
+from mtpforge import formats as stored_as
 from mtpforge import stacks as stacked_experts
 from mtpforge.building import build
 from mtpforge.checking.parts import Part
@@ -270,6 +271,17 @@ def test_a_stack_without_end_is_refused(tinyglm, experts, suffixes):
     refs = {name + suffix: TensorRef(name + suffix, spec, "model.safetensors", 0, experts) for suffix in suffixes}
     with pytest.raises(MtpforgeError, match="holds more experts than any model has"):
         unstacked(family_of(config), config, {}, refs)
+
+
+def test_a_suffix_may_have_dots_of_its_own(tinyglm, monkeypatch):
+    monkeypatch.setattr(stored_as, "_DOTTED", ("weight.absmax",))
+    config = json.loads((tinyglm("bf16") / "config.json").read_text())
+    specs = {"weight": Spec("U8", (2, 8, 16)), "weight.absmax": Spec("F32", (2, 8, 1)), "no.absmax": Spec("F32", (2,))}
+    names = {suffix: f"mlp.experts.down_proj.{suffix}" for suffix in specs}
+    refs = {names[s]: TensorRef(names[s], spec, "model.safetensors", 0, spec.n_bytes) for s, spec in specs.items()}
+    found = unstacked(family_of(config), config, {}, refs)
+    own = {f"mlp.experts.{n}.down_proj.{suffix}" for n in range(2) for suffix in ("weight", "weight.absmax")}
+    assert found.keys() == own | {"mlp.experts.down_proj.no.absmax"}
 
 
 @pytest.mark.parametrize("name", ["MXFP4 of OpenAI", "INT4 of AWQ", "BF16 of transformers"])

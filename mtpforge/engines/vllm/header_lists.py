@@ -74,7 +74,8 @@ def _listed(
 ) -> tuple[str, ...]:
     """Modules that are quantized, or those that are not, by name. Of the tensors `ours` these are floats, `floats`.
 
-    A target of GLM-5.2's size has 170,000 names, and every head that it could have asks again.
+    Names are cut at the last dot, whatever suffixes formats have: vLLM does. A target of GLM-5.2's size has 170,000
+    names, and every head that it could have asks again.
     """
     quantized: dict[str, bool] = {}
     for name in names:
