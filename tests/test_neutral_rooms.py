@@ -18,7 +18,6 @@ OF_ONE_ENGINE = {
     "cli/options.py",
     "formats/pack_quantized.py",
     "formats/w4afp8.py",
-    "publishing/target_files.py",
 }
 
 

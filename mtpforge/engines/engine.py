@@ -98,6 +98,7 @@ class Engine:
     untold: the same engine, for trying schemes: its refusals propose none; None where the engine's never do.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
     counters: what a running server tells of its drafting; None for what is no server.
+    hiding_files: patterns of weight files beside which the engine reads no others -> why.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Engine:
     draft_options: tuple[str, ...] = ()
     untold: Engine | None = None
     counters: Counters | None = None
+    hiding_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def refuse_unknown(engine: Engine, serving: Serving) -> None:

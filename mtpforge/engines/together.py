@@ -81,6 +81,7 @@ def together(first: Engine, second: Engine) -> Engine:
         kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
         draft_options=(),
         counters=None,
+        hiding_files={**first.hiding_files, **second.hiding_files},
     )
     return _proposing(untold)
 

@@ -46,7 +46,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     if engine not in ENGINES:
         raise _damaged(where, f"no engine is called {shown(engine)}")
     target, family = opened(asked, engine_of(engine), watching or Watching.by(None, None))
-    files = target_files(target)
+    files = target_files(target, engine_of(engine))
     made_for = document.within("target") or document.refuse("target", "an object")
     if files.content != made_for.text("content"):
         raise _other_target(target.label, files, made_for)

@@ -141,7 +141,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     held = open_checkpoint(asked.layer, offline=asked.offline)
     watching.on_remark(remarks.of_checkpoint("layer", held))
     refuse_other_model(family, held, target)
-    files = target_files(target)
+    files = target_files(target, engine)
     found = _taken(asked, held, target, family, engine)
     if isinstance(found, Taken):
         layer, told, scheme, n_experts = Layer(held, found.refs), found.told, found.scheme, found.n_experts

@@ -26,7 +26,7 @@ def judge(merge: Merge, folder: Path) -> Report:
     strays = held.strays("")
     twice = "; ".join(f"`{shown(stray.name)}` lies in {', '.join(stray.files)}" for stray in strays[:3])
     files = Check("files", "failed" if strays else "passed", twice or f"{len(held.names):,} tensors, each in one place")
-    alone = side_of(held, target_files(held))
+    alone = side_of(held, target_files(held, ENGINES[DEFAULT]))
     if lost := sorted(merge.origins.keys() ^ alone.modules.keys()):
         why = f"{len(lost)} are not there, or were not to be: `{shown(lost[0])}`"
         return Report("merge", (files, Check("modules", "failed", why)))

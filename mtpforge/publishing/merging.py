@@ -122,7 +122,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Merge:
 def _side(named: Named, asked: Asked, role: str, watching: Watching) -> Side:
     checkpoint = open_checkpoint(named, offline=asked.offline)
     watching.on_remark(remarks.of_checkpoint(role, checkpoint))
-    return side_of(checkpoint, target_files(checkpoint))
+    return side_of(checkpoint, target_files(checkpoint, ENGINES[DEFAULT]))
 
 
 def side_of(checkpoint: Checkpoint, files: TargetFiles) -> Side:

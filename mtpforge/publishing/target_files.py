@@ -6,6 +6,7 @@ to be out of its file. The other tensors of such a file keep their names, their 
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.folder import Folder, open_folder
 from mtpforge.checkpoint.hub.snapshots import snapshot
 from mtpforge.checkpoint.tensor_names import WITHIN, plain
+from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import Spec
 from mtpforge.writing.layout import ShardLayout, in_order
 
-_CONSOLIDATED: Final = "consolidated"
 _HIDDEN: Final = "."
 
 
@@ -101,17 +102,18 @@ class TargetFiles:
         return found
 
 
-def target_files(target: Checkpoint) -> TargetFiles:
+def target_files(target: Checkpoint, engine: Engine) -> TargetFiles:
     """The files of a target. MtpforgeError where it is not whole on this machine, or in files that hide others."""
     home = snapshot(target, otherwise="name a folder that holds it") if target.revision else Path(target.location)
     folder = open_folder(home, label=target.label)
-    if consolidated := [file for file in folder.weight_files if file.startswith(_CONSOLIDATED)]:
-        raise MtpforgeError(
-            f"`{shown(consolidated[0])}` would hide the layer",
-            where=shown(home),
-            why="where a folder holds consolidated*.safetensors, vLLM reads these alone (0.33.0, default_loader.py)",
-            fix="name a target without them",
-        )
+    for pattern, why in engine.hiding_files.items():
+        if hiding := fnmatch.filter(folder.weight_files, pattern):
+            raise MtpforgeError(
+                f"`{shown(hiding[0])}` would hide the layer",
+                where=shown(home),
+                why=why,
+                fix="name a target without them",
+            )
     if not folder.weight_files:
         raise MtpforgeError(
             f"`{shown(target.label)}` holds no weights to link to",

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import arange
 
 from mtpforge.checkpoint import open_checkpoint
+from mtpforge.engines import ENGINES
 from mtpforge.publishing import grafting, making
 from mtpforge.publishing.grafting import Addition, Asked, Layer
 from mtpforge.publishing.patches import Patch
@@ -57,7 +58,7 @@ class Bench(Published):
         source.mkdir()
         shutil.copy(config, source)
         save_file({f"{LAYER}{i}.weight": numbers(i, 90) for i in range(3)}, source / "model.safetensors")
-        self.source, self.files = open_checkpoint(source), target_files(open_checkpoint(target))
+        self.source, self.files = open_checkpoint(source), target_files(open_checkpoint(target), ENGINES["vllm"])
         self.asked = Asked(layer=source, target=target, out="", link=link)
         super().__init__(home, (target, source))
 
