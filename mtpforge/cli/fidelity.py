@@ -91,6 +91,7 @@ def command(  # noqa: D103 -- the help text above
         from mtpforge.reporting.judged import size_against_loss
         from mtpforge.reporting.values import At
 
+        screen.result = found.document()
         drawing.save(picture, lambda: size_against_loss(At(plain(found))))
         screen.line(f"wrote   {picture}")
     for each in found.ranked:

@@ -7,9 +7,11 @@ OneOf      a value out of a table that is loaded when a value is given, with a s
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
@@ -89,11 +91,33 @@ class Command(click.Command):
                 )
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run it; `-q` and `-v` together are an error."""
+        """Run it; `-q` and `-v` together are an error, and so is a page in a folder that it reads or makes."""
         if ctx.obj is not None and ctx.obj.quiet and ctx.obj.verbose:
             raise MtpforgeError("`-q` and `-v` exclude each other", fix="leave one of them out", code=errors.USAGE)
+        self._keep_out(ctx)
         found: object = super().invoke(ctx)
         return found
+
+    def _keep_out(self, ctx: click.Context) -> None:
+        page, picture = ctx.obj.page if isinstance(ctx.obj, Screen) else None, ctx.params.get("picture")
+        if page is None and picture is None:
+            return
+        from mtpforge.reporting import drawing, writing
+
+        folders = list(self._folders(ctx))
+        if page is not None:
+            writing.refuse_inside(page, folders)
+        if picture is not None:
+            drawing.refuse_inside(picture, folders)
+
+    def _folders(self, ctx: click.Context) -> Iterator[Path]:
+        """What the values of this line name: checkpoints that are folders, and folders to be made."""
+        for param in self.params:
+            given = ctx.params.get(str(param.name)) or ()
+            for value in given if isinstance(given, tuple) else (given,):
+                is_read = getattr(param.type, "is_read", False) and os.path.isdir(value)  # noqa: PTH112
+                if is_read or getattr(param.type, "is_made", False):
+                    yield Path(value)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Usage, one sentence, examples, options by heading, next."""

@@ -25,6 +25,10 @@ def decide(screen: Screen, request: Request) -> Job | Needless:
     with screen.watching() as watching:
         job = deciding.decide(request, watching)
     if isinstance(job, deciding.Job):
+        if screen.page is not None:  # the place was chosen just now
+            from mtpforge.reporting.writing import refuse_inside
+
+            refuse_inside(screen.page, (job.out,))
         show_plan(screen, job.plan, job.out, request)
     return job
 

@@ -29,11 +29,17 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?")
 class CheckpointName(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
     """A folder, or `org/name[@revision]`. Completes from folders, never from the network."""
 
-    name = "CKPT"
+    name, is_read = "CKPT", True
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         """Folders."""
         return [CompletionItem(incomplete, type="dir")]
+
+
+class NewFolder(click.Path):
+    """A folder that the command makes."""
+
+    is_made = True
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # not generic in older releases of click
@@ -100,6 +106,7 @@ class Compared(click.ParamType):  # type: ignore[type-arg]  # not generic in old
 
     def __init__(self, name: str, choices: Callable[[], Iterable[str]] | None = None) -> None:
         self.name, self._known = name, OneOf(name, choices) if choices else None
+        self.is_read = choices is None
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
         """The name."""
@@ -220,7 +227,7 @@ scheme = _option(
 )
 overlay = _option(
     "--overlay",
-    type=click.Path(path_type=Path),
+    type=NewFolder(path_type=Path),
     metavar="DIR",
     heading="Output",
     help="Where a scheme has to be told to the engine: write the target once more, as links with another config.json.",
@@ -280,7 +287,7 @@ keep_experts = _option(
 out = _option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=NewFolder(path_type=Path),
     metavar="PATH",
     heading="Output",
     help="Folder to write.",

@@ -88,6 +88,7 @@ def command(  # noqa: D103 -- the help text above
         from mtpforge.reporting import charts
         from mtpforge.reporting.chosen import titles
 
+        screen.result = found.document()
         drawing.save(picture, lambda: charts.experts(found.scores, found.choices, titles(tuple(found.scores))))
         screen.line(f"wrote   {picture}")
     screen.answer(json.dumps(found.chosen.kept))

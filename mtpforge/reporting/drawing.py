@@ -6,15 +6,17 @@ matplotlib's settings are its defaults here, whatever a user's own file says.
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.reporting import placing
 from mtpforge.reporting.blocks import Picture, Table
 from mtpforge.reporting.charts import COLORS, INK
 
@@ -52,7 +54,10 @@ def refuse_no_library(option: str) -> None:
 
 
 def refuse(path: Path) -> None:
-    """MtpforgeError where no picture could be drawn there: no library, or a suffix that it does not write."""
+    """MtpforgeError where no picture could be drawn there.
+
+    No library, a suffix that it does not write, a folder that is missing, a checkpoint's or cannot be written.
+    """
     if path.suffix.lower() not in _SUFFIXES:
         raise MtpforgeError(
             f"`{shown(path)}` is no name of a picture",
@@ -62,6 +67,21 @@ def refuse(path: Path) -> None:
             code=errors.USAGE,
         )
     refuse_no_library("--picture")
+    if not os.path.isdir(path.parent):  # noqa: PTH112 -- a name that is too long is no folder either
+        raise MtpforgeError(
+            "the picture cannot be written there",
+            where=shown(path),
+            why=f"there is no folder `{shown(path.parent)}`",
+            fix="make it, or choose another place with `--picture`",
+            code=errors.MACHINE,
+        )
+    placing.refuse_checkpoint(path, "picture")
+    placing.refuse_unwritable(path, "picture")
+
+
+def refuse_inside(path: Path, folders: Iterable[Path]) -> None:
+    """MtpforgeError where a picture would lie in one of the folders."""
+    placing.refuse_inside(path, "picture", folders)
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from mtpforge import errors
 from mtpforge.durable import files
-from mtpforge.durable.refusing import Words, refusals
+from mtpforge.durable.refusing import refusals
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.reporting import placing
 from mtpforge.reporting.drawing import refuse_no_library
 
 _SUFFIXES: Final = (".html", ".htm")
 _MARK: Final = b'<meta name="generator" content="mtpforge">'
+_WHAT: Final = "report"
 _HEAD: Final = 1024  # bytes in which the mark stands
-_WORDS: Final = Words(
-    full="the disk is full: the report could not be written",
-    make_room="free some, or choose another place with `--report`",
-    refused="the report cannot be written there",
-    choose="choose another place with `--report`",
-)
 
 
 def refuse(path: Path) -> None:
-    """MtpforgeError where no page could be written. What is there is looked at, no more."""
+    """MtpforgeError where no page could be written or may lie: not in a checkpoint. What is there stays as it is."""
     if path.suffix.lower() not in _SUFFIXES:
         raise MtpforgeError(
             f"`{shown(path)}` is no name of a report",
@@ -35,21 +31,22 @@ def refuse(path: Path) -> None:
             code=errors.USAGE,
         )
     refuse_no_library("--report")
-    with refusals(path, _WORDS):
+    with refusals(path, placing.words(_WHAT)):
         if os.path.lexists(path):
             _refuse_other(path)
-        home = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        if not home.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
-        if not os.access(home, os.W_OK | os.X_OK):
-            number = errno.EROFS if os.statvfs(home).f_flag & os.ST_RDONLY else errno.EACCES
-            raise OSError(number, os.strerror(number), str(home))
+    placing.refuse_checkpoint(path, _WHAT)
+    placing.refuse_unwritable(path, _WHAT)
+
+
+def refuse_inside(path: Path, folders: Iterable[Path]) -> None:
+    """MtpforgeError where a page would lie in one of the folders, which exist or are to be made."""
+    placing.refuse_inside(path, _WHAT, folders)
 
 
 def write(path: Path, page: str) -> None:
     """The page, whole, or what was there before. MtpforgeError as `refuse`, and where the system does not let it."""
     refuse(path)
-    with refusals(path, _WORDS):
+    with refusals(path, placing.words(_WHAT)):
         files.replace(path.absolute(), page.encode())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import shutil
 
 import pytest
@@ -94,6 +95,54 @@ def test_place_is_refused_before_anything_else(run, in_folder, command):
     ran = run(command, *words, "--report", "mine.html")
     assert (ran.code, ran.out) == (5, "")
     assert ran.err.startswith("error: the report would take the place of something else\nwhere: mine.html\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "place"),
+    [
+        ("verify", ("draft", "--target", "awq-int4"), "draft/p"),
+        ("validate", ("draft", "--target", "awq-int4"), "awq-int4/p"),
+        ("fidelity", ("draft", "--reference", "ggufs"), "ggufs/p"),
+        ("fidelity", ("draft", "--reference", "nvfp4", "--compare", "ggufs"), "ggufs/new/p"),
+        ("accept", ("ggufs", "--target", "awq-int4", "--text", "nowhere"), "ggufs/p"),
+        ("prune-plan", ("--target", "awq-int4", "--source", "ggufs"), "ggufs/p"),
+        ("build", ("--target", "awq-int4", "-o", "out/new"), "out/new/p"),
+        ("build", ("--target", "awq-int4", "--source", "nvfp4"), "out/awq-int4-MTP-awq-int4/p"),
+        ("build", ("--target", "awq-int4", "--overlay", "over"), "over/p"),
+    ],
+)
+def test_page_stays_out_of_folders_that_the_command_reads_or_makes(run, folder, command, line, place):
+    (folder / "ggufs").mkdir()  # nothing in it says that it is a model's
+    if "--source" in line and command == "build":
+        place = f"{json.loads(run(command, *line, '--dry-run', '--json').out)['draft']}/p"
+    before = sorted(folder.rglob("*"))
+    ran = run(command, *line, "--report", f"{place}.html")
+    assert ran.code == 5
+    assert ran.err.startswith(f"error: the report would lie in the folder of a checkpoint\nwhere: {place}.html\n")
+    if command in ("fidelity", "prune-plan") and place == "ggufs/p":
+        ran = run(command, *line, "--picture", f"{place}.svg")
+        assert ran.err.startswith(f"error: the picture would lie in the folder of a checkpoint\nwhere: {place}.svg\n")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_name_of_a_repository_is_no_folder(run, in_folder):
+    ran = run("verify", "org/draft", "--target", "org/model", "--offline", "--report", "org/model/p.html")
+    assert "would lie in" not in ran.err
+
+
+def test_result_is_printed_also_where_its_picture_cannot_be_drawn(run, folder, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def savefig(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    line = ("prune-plan", "--target", "awq-int4", "--source", "nvfp4", "--experts", "12")
+    whole = run(*line, "--json").document
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    ran = run(*line, "--picture", "p.svg", "--json")
+    assert ran.code == 5
+    assert ran.document["error"]["what"] == "`p.svg` cannot be written"
+    assert ran.document["scores"] == whole["scores"]
 
 
 def test_missing_library_is_named_with_what_installs_it(run, in_folder, monkeypatch):
