@@ -6,7 +6,7 @@ an Inf empties it. A zero scale erases what it covers. Both load, and only the d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeAlias
@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.planning.steps import Move
 from mtpforge.tensors import TensorRef
 from mtpforge.weights import Band
@@ -68,6 +68,23 @@ def refuse_values(move: Move, band: Band, values: Tensor) -> Tensor:
         place = _place(~torch.isfinite(values), (0, band.first))
         raise _error(ref, f"{place} of the decoded weight is not a finite number")
     return found
+
+
+def refuse_cut_off(move: Move, parts: Mapping[str, Tensor]) -> None:
+    """Refuse encoded parts whose scales came out as the largest number of F16, 65504: they cut their weights off.
+
+    Encoders clamp a scale to its dtype, as the formats' libraries do, who tell nobody. No other dtype of scales is too
+    small for a finite float32 weight. A group needs that much from a weight of 491,280 on in 4 bits: no layer that was
+    trained has one.
+    """
+    for suffix, part in parts.items():
+        if is_scale(suffix) and part.dtype is torch.float16 and float(part.amax()) >= torch.finfo(part.dtype).max:
+            raise MtpforgeError(
+                f"a weight of `{shown(move.module)}` is too large for scales in F16",
+                where=next(iter(move.reads.values())).place,
+                why="its group needs a scale above 65,504, the largest number of F16, and would be cut off below that",
+                fix="choose another `--source`, or a `--scheme` whose scales are BF16 where the target can state it",
+            )
 
 
 def largest(values: Tensor) -> Tensor:

@@ -135,6 +135,7 @@ class Executor:
         for band, made in self._encoded(move, matrix):
             with bad_numbers.named(move):
                 parts = made or self._plain(move, band, matrix, factor)
+            bad_numbers.refuse_cut_off(move, parts)
             for suffix, rows in parts.items():
                 named[suffix].add(rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,29 @@ def test_weight_that_is_no_number_is_refused_by_name(tmp_path, bad, place, wante
     assert error.what == "the source holds a number that no weight may hold"
     assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.weight"
     assert f"value {place}" in error.why
+    assert error.code == 3
+
+
+AWQ = Quantization("awq", 4, strategy="group", group_size=64, symmetric=False, scale_dtype="F16")
+GPTQ = Quantization("gptq", 4, "gptq", "group", 64, scale_dtype="F16")
+
+
+@pytest.mark.parametrize("wanted", [AWQ, GPTQ, replace(INT4, scale_dtype="F16")], ids=str)
+@pytest.mark.parametrize("large", [450_000.0, 500_000.0])
+def test_weight_that_a_scale_in_f16_cuts_off_is_refused_by_name(tmp_path, wanted, large):
+    """Half a range of 15 steps of 65,504: the libraries clamp the scale and say nothing."""
+    values = weight(*SHAPE).float()
+    values[300, 7], values[300, 8] = large, -large
+    source = checkpoint(tmp_path / "source", {"m.weight": values})
+    form = replace(DENSE, scale_dtype="F32")
+    steps = [Step(moves=(move(source, "m", SHAPE, form, wanted, action="encode"),))]
+    if large < 65_504 * 7.5:
+        build(plan(source, steps), {"source": source}, tmp_path / "draft", check="off")
+        return
+    error = refused(source, steps, tmp_path / "draft")
+    assert error.what == "a weight of `m` is too large for scales in F16"
+    assert error.where == f"{tmp_path / 'source'}/model.safetensors, tensor m.weight"
+    assert "scale above 65,504" in error.why
     assert error.code == 3
 
 
