@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -67,6 +67,7 @@ class Server:
         self.breaks_off = False
         self.adds = lambda body, given: None  # an event before the last one
         self.on_request = lambda n: None
+        self.raw: dict[str, Callable[[], Iterable[bytes]]] = {}  # of a path, what is sent instead, headers and all
 
     def rounds(self, body: dict) -> Iterator[int]:
         """Tokens of each event: the prompt's own step gives one, a round what is accepted and one."""
@@ -111,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self._sent_raw():
+            return
         text = pages.get(self.path)
         self._answer(404 if text is None else 200, text or "Not Found")
 
@@ -123,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.server.says.asked.append({"path": self.path, **body})
         self.server.says.on_request(len(self.server.says.asked))
+        if self._sent_raw():
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -162,6 +167,14 @@ class Handler(BaseHTTPRequestHandler):
     def _chunk(self, data):
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
+
+    def _sent_raw(self):
+        parts = self.server.says.raw.get(self.path)
+        for part in parts() if parts else ():
+            self.wfile.write(part)
+            self.wfile.flush()
+        self.close_connection = self.close_connection or parts is not None
+        return parts is not None
 
     def _refused(self):
         wrong = self.server.says.key and self.headers.get("Authorization") != f"Bearer {self.server.says.key}"

@@ -71,20 +71,20 @@ def address(url: str) -> str:
         raise MtpforgeError(
             f"{where} is no address of a server",
             fix="`http://HOST:PORT`, as `mtpforge bench http://127.0.0.1:8000`",
-            code=errors.REMOTE,
+            code=errors.USAGE,
         )
     if parts.username or parts.password:
         raise MtpforgeError(
             "the address holds a password",
             why="every process of this machine could read it",
             fix="`export OPENAI_API_KEY=...` gives the server its key",
-            code=errors.REMOTE,
+            code=errors.USAGE,
         )
     if parts.query or parts.fragment:
         raise MtpforgeError(
             f"{where} is more than the address of a server",
             fix="leave out what stands behind `?` or `#`",
-            code=errors.REMOTE,
+            code=errors.USAGE,
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
@@ -94,7 +94,7 @@ def refuse(asked: Asked) -> None:
     if asked.baseline is not None and address(asked.baseline) == address(asked.url):
         raise _wrong(
             "`--baseline` is the same server",
-            "name one that serves the same target without a draft: the same command without its speculative config",
+            "name one that serves the same target without a draft: the same command without its draft",
         )
     if asked.text is not None and asked.dataset != "corpus":
         raise _wrong("`--text` and `--dataset` exclude each other", "leave one of them out")

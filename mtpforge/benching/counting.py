@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
 from mtpforge.engines import ENGINES
+from mtpforge.engines.counters import MOST_STEPS
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
@@ -72,7 +74,14 @@ def page(text: str, counters: Counters, root: str) -> Page:
     samples: dict[str, float] = {}
     births: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     by_position: dict[int, float] = {}
-    named = (counters.rounds, counters.accepted, counters.drafted, counters.generated, counters.by_position)
+    named = (
+        counters.rounds,
+        counters.accepted,
+        counters.drafted,
+        counters.generated,
+        counters.finished,
+        counters.by_position,
+    )
     try:
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
@@ -82,7 +91,14 @@ def page(text: str, counters: Counters, root: str) -> Page:
                 if name == counters.by_position:
                     at = int(labels["position"])
                     by_position[at] = by_position.get(at, 0.0) + value
-    except (ValueError, KeyError, IndexError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # of a parser that trusts
         raise MtpforgeError(
             f"the metrics of {root} cannot be read", why=shown(error), fix=f"`curl {root}/metrics`", code=errors.REMOTE
         ) from error
@@ -93,13 +109,28 @@ def page(text: str, counters: Counters, root: str) -> Page:
             fix=f"its log may say why; `curl {root}/metrics`",
             code=errors.REMOTE,
         )
-    return Page(samples, tuple(by_position[at] for at in sorted(by_position)), births)
+    positions = tuple(by_position[at] for at in sorted(by_position))
+    if sorted(by_position) != list(range(len(positions))) or len(positions) > MOST_STEPS:
+        raise MtpforgeError(
+            f"the metrics of {root} count positions that are none",
+            why=f"`{counters.by_position}` has {shown(', '.join(map(str, sorted(by_position))))}",
+            fix=f"`curl {root}/metrics`",
+            code=errors.REMOTE,
+        )
+    return Page(samples, positions, births)
+
+
+def _rising(counters: Counters) -> tuple[str, ...]:
+    """Counters of the engine without labels that matter; those that it has."""
+    names = (counters.rounds, counters.accepted, counters.drafted, counters.generated, counters.finished)
+    return tuple(name for name in names if name)
 
 
 def between(before: Page, after: Page, counters: Counters, root: str) -> Counts:
     """What was counted. MtpforgeError where the server was started anew in between."""
-    names = (counters.rounds, counters.accepted, counters.drafted, counters.generated, counters.finished)
-    fallen = next((name for name in names if name and after.value(name) < before.value(name)), "")
+    fallen = next((name for name in _rising(counters) if after.value(name) < before.value(name)), "")
+    if any(late < early for late, early in zip_longest(after.positions, before.positions, fillvalue=0.0)):
+        fallen = fallen or counters.by_position
     reborn = any(after.births.get(key, moment) != moment for key, moment in before.births.items())
     if fallen or reborn:
         raise MtpforgeError(
@@ -114,8 +145,7 @@ def between(before: Page, after: Page, counters: Counters, root: str) -> Counts:
 
     rounds, generated = grew(counters.rounds), grew(counters.generated)
     accepted = grew(counters.accepted) if counters.accepted else max(0.0, generated - grew(counters.finished) - rounds)
-    earlier = (*before.positions, *(0.0 for _ in after.positions))  # none yet counts as none
-    positions = tuple(late - early for late, early in zip(after.positions, earlier, strict=False))
+    positions = tuple(late - early for late, early in zip_longest(after.positions, before.positions, fillvalue=0.0))
     return Counts(rounds, accepted if rounds else 0.0, grew(counters.drafted), positions, generated)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mtpforge.benching.depths import Advice
 from mtpforge.benching.estimates import Interval
@@ -37,8 +38,7 @@ class Cell:
     @property
     def conditional(self) -> tuple[float, ...]:
         """How often each drafted token is accepted once the one before it was."""
-        before = (1.0, *self.positions)
-        return tuple(own / first if first else 0.0 for own, first in zip(self.positions, before, strict=False))
+        return tuple(own / first if first else 0.0 for first, own in pairwise((1.0, *self.positions)))
 
     def __str__(self) -> str:
         """For people, in one line."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
+from mtpforge.benching import answers, apart
 from mtpforge.benching.asked import address
 from mtpforge.engines import ENGINES
 from mtpforge.errors import MtpforgeError, shown
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import requests
 
 _CONNECT: Final = 10.0  # seconds
-_SILENCE: Final = 600.0  # seconds without a byte: the first request of a server may compile for minutes
+SILENCE: Final = 600.0  # seconds without a byte: the first request of a server may compile for minutes
 _LOOK: Final = 30.0  # seconds that models and metrics may take
 _OK, _BAD, _UNAUTHORIZED, _FORBIDDEN, _MISSING, _REDIRECT = 200, 400, 401, 403, 404, 300
 _KEY: Final = "OPENAI_API_KEY"
@@ -36,14 +38,13 @@ class Server:
         """Leave it."""
         self.session.close()
 
-    def get(self, path: str) -> requests.Response | None:
-        """What it answers to a GET, None where it has no such page. MtpforgeError where it does not answer."""
-        answer = self._asked("GET", path, None, _LOOK)
-        return None if answer.status_code == _MISSING else self._good(answer, path)
+    def get(self, path: str) -> bytes | None:
+        """What it answers to a GET, None where it has no such page. MtpforgeError where it does not answer in time."""
+        return apart.within(_LOOK, partial(self._got, path), partial(self._late, path))
 
     def stream(self, path: str, body: Mapping[str, object]) -> requests.Response:
         """The begun answer to a POST, its lines still to come."""
-        answer = self._asked("POST", path, body, _SILENCE)
+        answer = self._asked("POST", path, body, SILENCE)
         if answer.status_code == _MISSING:
             answer.close()
             raise self.refusal(f"has no `{path}`", "the other endpoint may be there: `--endpoint completions`, or chat")
@@ -53,34 +54,41 @@ class Server:
         """A sentence about this server."""
         return MtpforgeError(f"{self.root} {what}", why=why, fix=fix, code=errors.REMOTE)
 
-    def _asked(self, method: str, path: str, body: Mapping[str, object] | None, seconds: float) -> requests.Response:
-        import requests
+    def _got(self, path: str) -> bytes | None:
+        answer = self._asked("GET", path, None, _LOOK)
+        with answer:
+            if answer.status_code == _MISSING:
+                return None
+            try:
+                return answers.body(self._good(answer, path))
+            except answers.broken() as error:
+                raise self.unreachable(f"broke `{path}` off", error) from error
 
+    def _late(self, path: str) -> MtpforgeError:
+        return self.refusal(f"did not answer `{path}` within {_LOOK:.0f} seconds", f"`curl {self.root}{path}`")
+
+    def _asked(self, method: str, path: str, body: Mapping[str, object] | None, seconds: float) -> requests.Response:
         try:
             return self.session.request(
                 *(method, self.root + path),
                 json=body,
-                stream=body is not None,
+                stream=True,
                 timeout=(_CONNECT, seconds),
                 allow_redirects=False,
             )
-        except (requests.RequestException, ValueError) as error:
+        except answers.broken() as error:
             raise self.unreachable("does not answer", error) from error
 
     def unreachable(self, what: str, error: Exception) -> MtpforgeError:
         """A connection that failed, at its beginning or on the way."""
-        return self.refusal(
-            what,
-            f"is the server up? `curl {self.root}/v1/models`",
-            why=shown(_innermost(error)),
-        )
+        return self.refusal(what, f"is the server up? `curl {self.root}/v1/models`", why=answers.reason(error))
 
     def _good(self, answer: requests.Response, path: str) -> requests.Response:
         """The answer, if it is one."""
         code = answer.status_code
         if code == _OK:
             return answer
-        told = shown(answer.text.strip()) if code != _UNAUTHORIZED else ""
+        told = answers.told(answer) if code != _UNAUTHORIZED else ""
         answer.close()
         if code in (_UNAUTHORIZED, _FORBIDDEN):
             given = "the one in OPENAI_API_KEY is refused" if os.environ.get(_KEY) else f"`{_KEY}` is not set"
@@ -114,6 +122,7 @@ def connected(url: str) -> Server:
             request.headers["Authorization"] = f"Bearer {key}"
         return request
 
+    session.headers["Accept-Encoding"] = "identity"  # nothing that is small here and large once it is unpacked
     session.auth = signed  # also keeps requests from asking ~/.netrc
     session.mount("http://", _adapter())
     session.mount("https://", _adapter())
@@ -128,8 +137,7 @@ def _adapter() -> requests.adapters.HTTPAdapter:
 
 def model_of(server: Server, asked: str) -> tuple[str, str]:
     """The model to ask for, and the checkpoint that it names as its root. MtpforgeError where one has to be chosen."""
-    answer = server.get("/v1/models")
-    rows = _rows(answer)
+    rows = _rows(server)
     if rows is None:
         raise server.refusal(
             "is no OpenAI-compatible server: it has no list at `/v1/models`",
@@ -151,13 +159,10 @@ def model_of(server: Server, asked: str) -> tuple[str, str]:
     return next(iter(served.items()))
 
 
-def _rows(answer: requests.Response | None) -> list[object] | None:
+def _rows(server: Server) -> list[object] | None:
     """Of the list of models."""
-    try:
-        found = None if answer is None else answer.json()
-    except ValueError:
-        return None
-    rows = found.get("data") if isinstance(found, dict) else None
+    found = answers.document(server.get("/v1/models") or b"") or {}
+    rows = found.get("data")
     return rows if isinstance(rows, list) else None
 
 
@@ -167,20 +172,12 @@ def metrics(server: Server) -> str:
     if answer is None:
         enable = "; ".join(each.counters.enable for each in ENGINES.values() if each.counters)
         raise server.refusal("has no metrics, so nobody counts what is accepted", enable, why="`/metrics` is not there")
-    return str(answer.text)
+    return answer.decode("utf-8", "replace")
 
 
 def told(server: Server, path: str) -> Mapping[str, object] | None:
     """How it says that it was started; None where it does not say."""
     try:
-        answer = server.get(path)
-        found = None if answer is None else answer.json()
-    except (MtpforgeError, ValueError):
+        return answers.document(server.get(path) or b"")
+    except MtpforgeError:
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _innermost(error: BaseException) -> str:
-    """The reason at the bottom of a chain of wrappers."""
-    text = str(error)
-    return text.rsplit("] ", 1)[-1].strip("')\"") if "] " in text else text

@@ -8,7 +8,9 @@ get the same one, so that replies pair up by their place. vLLM 0.33.0, benchmark
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
+from mtpforge.benching import answers
 from mtpforge.benching.slices import Slice, Source
-from mtpforge.benching.streaming import PATHS, Reply
+from mtpforge.benching.streaming import PATHS, Reply, longest
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _BACKENDS: Final = {"chat": "openai-chat", "completions": "openai"}
 _WARMING: Final = 10_007  # a seed that no measured slice has
+_STARTS: Final = 600.0  # seconds in which it has to be imported, to load a tokenizer and to read the dataset
+_READ: Final = 4096  # bytes of what it said that are looked at
 _TOLD: Final = 300  # characters of what vLLM said last
 # names of the options, and where the dataset lies in its path
 _OPTIONS: Final = {"speed_bench": ("speed-bench", "qualitative.jsonl"), "spec_bench": ("spec-bench", "")}
@@ -93,28 +98,56 @@ def _send(
 ) -> list[Reply]:
     with tempfile.TemporaryDirectory(prefix="mtpforge-bench-") as folder:
         out = Path(folder) / "result.json"
-        argv = words(program, name, path, server, load, some, out)
-        ran = subprocess.run(argv, capture_output=True, text=True, check=False, errors="replace")
-        if ran.returncode or not out.exists():
-            last = (ran.stderr or ran.stdout).strip().rsplit("\n", 1)[-1]
-            raise MtpforgeError(
-                "`vllm bench serve` failed",
-                why=shown(last[-_TOLD:]),
-                fix="the texts that come with mtpforge need no vLLM: leave `--dataset` out",
-                code=errors.MACHINE,
-            )
-        found = replies(json.loads(out.read_text(encoding="utf-8")))
+        turns = -(-(some.last - some.first) // some.concurrency)
+        _run(
+            words(program, name, path, server, load, some, out), Path(folder), _STARTS + turns * longest(load.generate)
+        )
+        try:
+            text = out.read_bytes()
+        except OSError as error:
+            raise _failed("it wrote no result") from error
+        found = replies(answers.document(text) or {})
     for _ in found:
         on_reply()
     return found
 
 
+def _run(argv: list[str], folder: Path, seconds: float) -> None:
+    """Run it to its end. It has a session of its own: whatever it started ends with it, also where we are stopped."""
+    said = folder / "said"
+    with said.open("wb") as file:
+        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+    try:
+        code = child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise _failed(f"it did not end within {seconds:,.0f} seconds") from None
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    if code:
+        raise _failed(_last_line(said))
+
+
+def _last_line(said: Path) -> str:
+    with said.open("rb") as file:
+        file.seek(max(0, said.stat().st_size - _READ))
+        words = file.read().decode("utf-8", "replace")
+    return shown(words.strip().rsplit("\n", 1)[-1][-_TOLD:])
+
+
+def _failed(why: str) -> MtpforgeError:
+    fix = "the texts that come with mtpforge need no vLLM: leave `--dataset` out"
+    return MtpforgeError("`vllm bench serve` failed", why=why, fix=fix, code=errors.MACHINE)
+
+
 def replies(result: Mapping[str, object]) -> list[Reply]:
     """Of the document that `--save-detailed` writes. MtpforgeError for a request that failed."""
     columns = [result.get(key) for key in ("output_lens", "ttfts", "itls", "errors")]
-    if not all(isinstance(column, list) for column in columns):
+    is_one = all(isinstance(column, list) for column in columns)
+    if not is_one or len({len(column) for column in columns if isinstance(column, list)}) > 1:
         raise MtpforgeError("`vllm bench serve` wrote no single requests", fix="vLLM 0.33 does", code=errors.MACHINE)
-    rows = list(zip(*columns, strict=False))
+    rows = list(zip(*columns, strict=True))
     failed = str(next((error for *_, error in rows if error), "")).strip()
     if failed or not rows:
         raise MtpforgeError(
@@ -123,4 +156,14 @@ def replies(result: Mapping[str, object]) -> list[Reply]:
             fix="the server's log says why",
             code=errors.REMOTE,
         )
-    return [Reply(int(tokens), first + sum(gaps), first) for tokens, first, gaps, _ in rows]
+    try:
+        found = [Reply(int(tokens), first + sum(gaps), first) for tokens, first, gaps, _ in rows]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _failed(f"times or lengths that are no numbers: {shown(error)}") from error
+    if empty := sum(not (reply.tokens > 0 and reply.seconds >= reply.first > 0) for reply in found):
+        raise MtpforgeError(
+            f"{empty} of {len(found)} requests of `vllm bench serve` brought no token",
+            fix="the server's log says why",
+            code=errors.REMOTE,
+        )
+    return found

@@ -35,7 +35,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # not generic in olde
         if not all(re.fullmatch(r"[1-9]\d{0,5}", word, re.ASCII) for word in words):
             option = param.opts[-1] if param else self.name
             raise MtpforgeError(
-                f"`{shown(value)}` is no list of numbers",
+                f"`{shown(value)}` is no list of whole numbers from 1 to 999,999",
                 where=f"option `{option}`",
                 fix=f"numbers with commas between: `{option} 1,4,16`",
                 code=errors.USAGE,

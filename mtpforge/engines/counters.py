@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+MOST_STEPS: Final = 256  # draft steps: far beyond what anybody serves, and short of what a table could hold
+_MOST_TOKENS: Final = 1 << 31
+
+
+def is_count(value: object) -> bool:
+    """Whether JSON holds a number of things here."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class Counters:
     info: path that tells how it was started. made_up(answer): what of it makes acceptance up, "" for nothing, None
         where it does not say. unseen: what makes acceptance up where nothing says so.
     body: keys of a request that make the server add how it was drafted. histogram(event): of an event of a streamed
-        reply how many rounds accepted 0, 1, 2, ... tokens; () where it does not say.
+        reply how many rounds accepted 0, 1, 2, ... tokens; () where it does not say, ValueError for anything else.
     schedule(rows): rows of first and last batch size and depth, as the option that sets them; None where there is none.
     near_zero, falling: what is known to spoil a draft in this engine, the likeliest first.
     """

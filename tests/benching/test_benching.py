@@ -260,9 +260,10 @@ def test_name_that_leads_nowhere(run, monkeypatch):
     ],
 )
 def test_addresses_that_are_none(run, url, what):
-    ran = run("bench", url)
-    assert (ran.code, what in ran.err) == (4, True)
-    assert "secret" not in ran.err
+    for words in ([url], ["http://127.0.0.1:1", "--baseline", url]):
+        ran = run("bench", *words)
+        assert (ran.code, what in ran.err) == (2, True)
+        assert "secret" not in ran.err
 
 
 def test_address_may_end_in_v1():
@@ -273,7 +274,10 @@ def test_address_may_end_in_v1():
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["--concurrency", "1,x"], "`1,x` is no list of numbers"),
+        *(
+            (["--concurrency", text], f"`{text}` is no list of whole numbers from 1 to 999,999")
+            for text in ("1,x", "0,1")
+        ),
         (["--concurrency", "9999"], "9999 requests at a time cannot be sent"),
         (["--content", "poetry"], "no content `poetry` in corpus"),
         (["--dataset", "other"], "no dataset `other`"),

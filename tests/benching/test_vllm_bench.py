@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,68 @@ def test_failed_request_of_vllm_is_refused():
     with pytest.raises(MtpforgeError, match="a request of `vllm bench serve` failed") as refused:
         vllm_bench.replies(result)
     assert refused.value.why == "OSError: gone"
+
+
+GOOD = {"output_lens": [3, 4], "ttfts": [0.1, 0.1], "itls": [[0.1], [0.2]], "errors": ["", ""]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"ttfts": [0.1]}, "wrote no single requests"),
+        ({"itls": 3}, "wrote no single requests"),
+        ({"ttfts": [None, 0.1]}, "`vllm bench serve` failed"),
+        ({"itls": [["x"], []]}, "`vllm bench serve` failed"),
+        ({"output_lens": [0, 4]}, "1 of 2 requests of `vllm bench serve` brought no token"),
+        ({"ttfts": [0.0, 0.1], "itls": [[], []]}, "1 of 2 requests"),
+    ],
+)
+def test_document_of_vllm_that_is_none_is_refused(changed, what):
+    assert len(vllm_bench.replies(GOOD)) == 2
+    with pytest.raises(MtpforgeError, match=what):
+        vllm_bench.replies(GOOD | changed)
+
+
+def wait_for(file: Path, child: subprocess.Popen | None = None) -> str:
+    end = time.monotonic() + 60
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert child is None or child.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return file.read_text()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+STALLS = "#!/bin/sh\nsleep 600 & echo $! > {pids}.new; mv {pids}.new {pids}; wait\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_ends_it_with_whatever_it_started(questions, stand_in, tmp_path, number, code):
+    stand_in.write_text(STALLS.format(pids=tmp_path / "pids"))
+    with serving(1, by_chance(0.8)) as server:
+        words = [sys.executable, "-m", "mtpforge", "bench", server.url, "--dataset", f"spec_bench={questions}"]
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pid = int(wait_for(tmp_path / "pids", child))
+        assert is_running(pid)
+        child.send_signal(number)
+        assert child.wait(20) == code
+    assert not is_running(pid)
+
+
+def test_stalled_it_is_given_up(questions, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_bench, "_STARTS", 0.3)
+    monkeypatch.setattr(vllm_bench, "longest", lambda _: 0.2)
+    stand_in.write_text(STALLS.format(pids=tmp_path / "pids"))
+    with serving(1, by_chance(0.8)) as server, pytest.raises(MtpforgeError) as refused:
+        mtpforge.bench(server.url, dataset=f"spec_bench={questions}", concurrency=[1], prompts=2)
+    assert (refused.value.why, refused.value.code) == ("it did not end within 0 seconds", 5)
+    assert not is_running(int(wait_for(tmp_path / "pids")))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mtpforge.engines.counters import Cause, Counters
+from mtpforge.engines.counters import MOST_STEPS, Cause, Counters, is_count
+from mtpforge.errors import shown
 
 _SIMULATED: Final = "SGLANG_SIMULATE_ACC_LEN"
 
@@ -23,13 +24,17 @@ def _made_up(answer: Mapping[str, object]) -> str | None:
 
 
 def _histogram(event: Mapping[str, object]) -> tuple[int, ...]:
-    """Of an event's `sglext`; the tokens of the first choice."""
+    """Of an event's `sglext`; the tokens of the first choice. ValueError for what cannot be counts."""
     extension = event.get("sglext")
     details = extension.get("spec_tokens_details") if isinstance(extension, Mapping) else None
     if isinstance(details, list):
         details = details[0] if details else None
     found = details.get("spec_correct_drafts_histogram") if isinstance(details, Mapping) else None
-    return tuple(int(n) for n in found) if isinstance(found, list) else ()
+    if found is None:
+        return ()
+    if not (isinstance(found, list) and len(found) <= MOST_STEPS + 1 and all(map(is_count, found))):
+        raise ValueError(f"`spec_correct_drafts_histogram` is `{shown(found)}`")
+    return tuple(found)
 
 
 COUNTERS: Final = Counters(
