@@ -82,7 +82,7 @@ def command(  # noqa: D103 -- the help text above
     with screen.watching() as watching:
         found = fidelity(asked, watching)
     for each in found.drafts:
-        _show(screen, found, each)
+        show(screen, found, each)
     if len(found.drafts) > 1:
         screen.line()
         screen.table(_RANKS, [_rank(each) for each in found.ranked])
@@ -103,7 +103,7 @@ def command(  # noqa: D103 -- the help text above
     return Ending({**found.document(), "picture": picture}, report.exit_code)
 
 
-def _show(screen: Screen, found: Fidelity, draft: DraftFidelity) -> None:
+def show(screen: Screen, found: Fidelity, draft: DraftFidelity) -> None:
     """Steps, kinds, the modules that cost most, and what they come to."""
     from mtpforge.report import Report
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from mtpforge import errors
@@ -11,14 +15,18 @@ from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument
 from mtpforge.errors import MtpforgeError
 
+if TYPE_CHECKING:
+    from mtpforge.checkpoint.checkpoint import Checkpoint
+
 
 @click.command(
     "validate",
     cls=Command,
-    help="All that this machine can check: verify, then the installed engine's loader. Exit 5 where there is none.",
+    help="All that this machine can check: verify, the installed engine's loader, and with --inputs fidelity."
+    " Exit 5 where there is no engine.",
     examples=(
-        "mtpforge validate out/draft --target org/GLM-5.2-AWQ-INT4",
         "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/serving/bin/python",
+        "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --inputs in.safetensors --reference zai-org/GLM-5.2",
     ),
     quiet="Only what failed.",
     then="mtpforge serve DRAFT --target CKPT",
@@ -26,6 +34,8 @@ from mtpforge.errors import MtpforgeError
 @draft_argument
 @options.target(required=True)
 @options.source(help="Compare the values with this checkpoint's layer.")
+@options.inputs(help="Captured inputs (`mtpforge capture`): run fidelity on them too, engine or none.")
+@options.reference(help="Checkpoint whose layer is fidelity's measure, the dense one; default: the source.")
 @options.report()
 @options.engine()
 @options.engine_python()
@@ -38,6 +48,8 @@ def command(  # noqa: D103 -- the help text above
     draft: str,
     target: str,
     source: str | None,
+    inputs: Path | None,
+    reference: str | None,
     engine: str,
     engine_python: str | None,
     tp: int,
@@ -47,8 +59,10 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.drafting.validating import loaded, verified
     from mtpforge.engines.engine import Serving
     from mtpforge.engines.installed import refuse_no_program
+    from mtpforge.judging.within_validate import refuse_half
 
     refuse_no_program(engine_python)
+    refuse_half(inputs, reference, source)
     served, serving = open_served(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
     screen.kept = lambda: "the draft is as it was"
@@ -61,8 +75,35 @@ def command(  # noqa: D103 -- the help text above
     except MtpforgeError as error:
         if error.code != errors.MACHINE:
             raise
-        return screen.partly(error, Ending(document, report.exit_code or error.code))
-    screen.report(answer)
-    if report.ok and answer.ok:
+        asked = screen.partly(error, Ending({}, error.code))
+    else:
+        screen.report(answer)
+        asked = Ending({"engine": answer}, answer.exit_code)
+    endings = [Ending(document, report.exit_code), asked]
+    if inputs is not None:
+        endings.append(_fidelity(screen, draft, reference or source or "", served, inputs))
+    codes = [ending.exit_code for ending in endings]
+    if not any(codes):
         screen.next("mtpforge", "serve", draft, "--target", target, *options.kept("engine", "tp", "ep"))
-    return Ending({**document, "engine": answer}, report.exit_code or answer.exit_code)
+    whole = {key: value for ending in reversed(endings) for key, value in ending.document.items()}  # the first error
+    return Ending(whole, errors.ANSWER_NO if errors.ANSWER_NO in codes else next(filter(None, codes), errors.DONE))
+
+
+def _fidelity(screen: Screen, draft: str, reference: str, served: Checkpoint, inputs: Path) -> Ending:
+    """Both layers on the inputs, shown as `fidelity` shows it."""
+    from mtpforge.cli.fidelity import show
+    from mtpforge.judging.within_validate import predictions
+
+    screen.line()
+    with screen.watching() as watching:
+        made = predictions(
+            *(draft, reference, served, inputs, watching),
+            workers=os.cpu_count() or 1,
+            offline=screen.offline,
+        )
+    ending = Ending(made.document(), made.exit_code)
+    if made.error is not None:
+        return screen.partly(made.error, ending)
+    for each in made.found.drafts if made.found else ():
+        show(screen, made.found, each)
+    return ending

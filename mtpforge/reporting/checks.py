@@ -1,4 +1,4 @@
-"""What the pages of build, verify and validate say, and of every other report of checks."""
+"""What the pages of build and verify say, and of every other report of checks."""
 
 from __future__ import annotations
 
@@ -40,25 +40,11 @@ def verified(document: At) -> Page:
     """Of verify."""
     report = document["report"]
     return Page(
-        _about("Verification", document),
+        about("Verification", document),
         answer(document),
         report["summary"].text,
         (*checks(report), *module_errors(report), *traps(report["traps"]), *facts(report)),
         ("Files are read as a stranger would read them; no engine was asked. `mtpforge validate` asks one.",),
-    )
-
-
-def validated(document: At) -> Page:
-    """Of validate: what verify found, then what the engine's loader said."""
-    report, engine = document["report"], document["engine"]
-    sections = [*checks(report), *checks(engine, "What the engine's loader said")]
-    limits = ["Nothing was drafted: whether tokens are accepted is what `fidelity`, `accept` and `bench` ask."]
-    return Page(
-        _about("Validation", document),
-        answer(document),
-        report["summary"].text,
-        (*sections, *module_errors(report), *traps(report["traps"]), *traps(engine["traps"]), *facts(report)),
-        limits,
     )
 
 
@@ -73,7 +59,7 @@ def built(document: At) -> Page:
     verdict = answer(document)
     word = "built and verified" if verdict.tone != "failed" else "built, and not what it should be"
     return Page(
-        _about("Build", document),
+        about("Build", document),
         Verdict(word, verdict.tone),
         report["summary"].text,
         (
@@ -144,8 +130,8 @@ def checks(report: At, heading: str = "What was checked") -> list[Section]:
 
 def unchecked(document: At) -> list[tuple[str, str]]:
     """Checks that were not made, and why; also what ended the command before it could make them."""
-    found = [(c["name"].text, _with_fix(c)) for key in ("report", "engine") for c in document[key]["checks"]
-             if c["verdict"].value == "not checked"]  # fmt: skip
+    listed = [check for key in ("report", "engine", "predictions") for check in document[key]["checks"]]
+    found = [(c["name"].text, _with_fix(c)) for c in listed if c["verdict"].value == "not checked"]
     error = document["error"]
     if error:
         hint = f"; {error['hint'].text}" if error["hint"] else ""
@@ -229,7 +215,7 @@ def _subject(document: At) -> str:
     return PurePath(named).name or named
 
 
-def _about(what: str, document: At) -> str:
+def about(what: str, document: At) -> str:
     """A report that Python was given does not say of which draft it is."""
     subject = _subject(document)
     return f"{what} of {subject}" if subject else what

@@ -12,7 +12,7 @@ from mtpforge.reporting.values import At
 CONTENTS: Final[Mapping[str, Callable[[At], Page]]] = {
     "build": checks.built,
     "verify": checks.verified,
-    "validate": checks.validated,
+    "validate": judged.validated,
     "fidelity": judged.compared,
     "accept": judged.accepted,
     "bench": benched.benched,

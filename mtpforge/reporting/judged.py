@@ -1,4 +1,4 @@
-"""What the pages of fidelity and accept say."""
+"""What the pages of fidelity and accept say, and of validate, which may hold the first."""
 
 from __future__ import annotations
 
@@ -146,6 +146,28 @@ def _draft(name: str, draft: At, number: int) -> list[Section]:
 def _swap(swap: At, name: str) -> Sequence[Cell]:
     numbers = (measured(swap[key]) for key in ("weight_error", "state_error", "total_variation"))
     return (Named(swap[name].text), counted(swap["n_rows"]), *numbers)
+
+
+def validated(document: At) -> Page:
+    """Of validate: what verify found, what the engine's loader said, what fidelity found where inputs were given."""
+    report, engine, found = document["report"], document["engine"], document["fidelity"]
+    sections = [
+        *checks.checks(report),
+        *checks.checks(engine, "What the engine's loader said"),
+        *checks.checks(document["predictions"], "Predictions beside the dense layer's"),
+    ]
+    for number, draft in enumerate(found["drafts"]):
+        sections += _draft(draft, number)
+    asked = "`accept` and `bench`" if found else "`fidelity`, `accept` and `bench`"
+    served = f"Nothing was served: whether tokens are accepted is what {asked} ask."
+    known = (*checks.traps(report["traps"]), *checks.traps(engine["traps"]), *checks.facts(report))
+    return Page(
+        checks.about("Validation", document),
+        checks.answer(document),
+        report["summary"].text,
+        (*sections, *checks.module_errors(report), *known),
+        (*([_UNSEEN] if found else []), served),
+    )
 
 
 def accepted(document: At) -> Page:

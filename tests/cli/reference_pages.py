@@ -66,7 +66,9 @@ ENDINGS = {
         "draft": "as typed",
         "report": "Report of verify",
         "engine": "Report of the engine's own loader",
-        "error": "why no engine was asked, with exit code 5",
+        "fidelity": "Fidelity, with `--inputs`; null where it could not be asked",
+        "predictions": "Report of fidelity, with `--inputs`",
+        "error": "why no engine was asked, with exit code 5, or fidelity could not be",
     },
     "fidelity": {
         "fidelity": "Fidelity",

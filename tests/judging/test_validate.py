@@ -1,0 +1,120 @@
+"""`validate --inputs`: fidelity beside what verify and the engine say, whether there is an engine or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from drafts import changed
+from reporting.pages import Read, wrong_numbers
+
+import mtpforge
+from mtpforge.engines.vllm import installed
+from mtpforge.report import Check, Report, plain
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """An engine that says yes or no to whatever it is asked."""
+
+    def answer(verdict="passed"):
+        checks = (Check("engine loads the draft", verdict, "vLLM 0: as told"),)
+        monkeypatch.setattr(installed, "check", lambda *_, **__: Report("validate", checks))
+
+    return answer
+
+
+@pytest.fixture
+def asked(made, tinyglm, inputs):
+    """The command line on a draft, its dense layer and inputs."""
+    sides = ("--target", str(tinyglm("awq-int4")), "--reference", str(tinyglm("bf16")), "--inputs", str(inputs))
+    return lambda draft=None: ("validate", str(draft or made("int4-g32-asym")), *sides)
+
+
+def exchanged(tensors):
+    """Gate and up of an expert: every file and shape stays right."""
+    gate, up = (f"model.layers.3.mlp.experts.5.{part}_proj." for part in ("gate", "up"))
+    for name in [name for name in tensors if name.startswith(gate)]:
+        other = name.replace(gate, up)
+        tensors[name], tensors[other] = tensors[other].clone(), tensors[name].clone()
+
+
+def test_early_end_of_the_engine_leaves_fidelity_its_numbers(run, asked, made, tinyglm, inputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    ran = run(*asked(), "--engine-python", shutil.which("true"), "--json", "--report", str(tmp_path / "p.html"))
+    assert (ran.code, ran.document["exit_code"]) == (5, 5)
+    assert ran.document["error"]["what"].startswith("the engine's loader ended")
+    alone = mtpforge.fidelity(made("int4-g32-asym"), tinyglm("bf16"), target=tinyglm("awq-int4"), inputs=inputs)
+    expected = json.loads(json.dumps(plain(alone)))
+    assert {**ran.document["fidelity"], "drafts": None} == {**expected, "drafts": None}
+    assert ran.document["fidelity"]["drafts"][0]["steps"] == expected["drafts"][0]["steps"]
+    assert [check["verdict"] for check in ran.document["predictions"]["checks"]] == ["passed"] * 3
+    page = (tmp_path / "p.html").read_text()
+    assert wrong_numbers(page) == []
+    assert Read(page).document["fidelity"]["drafts"][0]["steps"] == expected["drafts"][0]["steps"]
+    assert "the engine&#39;s loader ended" in page or "the engine's loader ended" in page
+    assert "Predictions beside the dense layer" in page
+
+
+def test_all_three_are_shown_and_the_next_step_follows_from_all(run, asked, answered):
+    answered()
+    ran = run(*asked())
+    assert (ran.code, ran.err.splitlines()[-1].split()[:3]) == (0, ["Next:", "mtpforge", "serve"])
+    assert "vLLM 0: as told" in ran.out
+    assert "no target loses more of a step's acceptance on these inputs than" in ran.out
+
+
+def test_broken_module_is_a_no_whatever_the_engine_says(run, asked, answered, made, tmp_path, monkeypatch):
+    broken = changed(made("int4-g32-asym"), tmp_path / "broken", exchanged)
+    answered()
+    ran = run(*asked(broken), "--json")
+    assert ran.code == 1
+    assert "failed" not in [check["verdict"] for check in ran.document["report"]["checks"]]
+    assert "Next:" not in ran.err
+    monkeypatch.undo()
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    ran = run(*asked(broken), "--engine-python", shutil.which("true"), "-q")
+    assert ran.code == 1  # a no comes before a missing engine
+    assert "mlp.experts.5.gate_proj" in ran.err
+
+
+def test_source_is_the_measure_where_none_is_named(run, made, tinyglm, inputs, answered):
+    answered()
+    sides = ("--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("bf16")), "--inputs", str(inputs))
+    ran = run("validate", str(made("int4-g32-asym")), *sides, "--json")
+    assert ran.code == 0
+    assert ran.document["fidelity"]["reference"].endswith("bf16")
+
+
+def test_what_ends_fidelity_early_leaves_what_the_others_found(run, made, tinyglm, inputs, answered, tmp_path):
+    answered()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(inputs.read_bytes()[:-8])
+    sides = ("--target", str(tinyglm("awq-int4")), "--reference", str(tinyglm("bf16")), "--inputs", str(cut))
+    ran = run("validate", str(made("int4-g32-asym")), *sides, "--json")
+    assert (ran.code, ran.document["exit_code"]) == (3, 3)
+    assert ran.document["engine"]["checks"][0]["verdict"] == "passed"
+    assert ran.document["fidelity"] is None
+    (check,) = ran.document["predictions"]["checks"]
+    assert (check["name"], check["verdict"]) == ("predictions", "not checked")
+    assert check["detail"].startswith(ran.document["error"]["what"])
+    assert ran.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what", "hint"),
+    [
+        (("--reference", "x"), 2, "there are no inputs to compare the draft with `--reference` on", "mtpforge capture"),
+        (("--inputs", "x"), 2, "there is no dense layer to compare the draft with on these inputs", "--reference CKPT"),
+        (("--inputs", "x", "--source", "y"), 3, "there is no inputs file `x`", "mtpforge capture"),
+    ],
+)
+def test_half_of_what_it_needs_is_refused_before_anything_is_opened(
+    run, tmp_path, monkeypatch, words, code, what, hint
+):
+    monkeypatch.chdir(tmp_path)
+    ran = run("validate", "no-draft", "--target", "no-target", *words)
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith(f"error: {what}\n")
+    assert hint in ran.err
