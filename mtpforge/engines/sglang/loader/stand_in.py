@@ -110,7 +110,8 @@ class _Shell:
     def __getattr__(self, key: str) -> _Shell:
         if key.startswith("__") and key.endswith("__"):
             raise AttributeError(key)
-        return _Shell(f"{self._name}.{key}")
+        found = self.__dict__[key] = _Shell(f"{self._name}.{key}")  # one object each time: kinds of integers are compared
+        return found
 
     def __mro_entries__(self, _bases: object) -> tuple[type, ...]:
         return (object,)
@@ -138,7 +139,8 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def look_up(key: str) -> object:
             if key.startswith("__") and key.endswith("__"):
                 raise AttributeError(key)
-            return _Shell(f"{spec.name}.{key}")
+            found = module.__dict__[key] = _Shell(f"{spec.name}.{key}")
+            return found
 
         module = types.ModuleType(spec.name)
         module.__dict__.update(
