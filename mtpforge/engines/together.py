@@ -36,7 +36,7 @@ def together(first: Engine, second: Engine) -> Engine:
         ours, theirs = (e.draft_config(target, source_config, family, scheme, n_experts) for e in both)
         # The block is the second's, and its absence too: the first takes the scheme from the target.
         kept = {key: value for key, value in ours.items() if key != "quantization_config"}
-        return dict(sorted({**theirs, **kept}.items()))
+        return _merged(theirs, kept)
 
     def agreed(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
         wanted = first.demands(target, draft_config, family)
@@ -84,6 +84,16 @@ def together(first: Engine, second: Engine) -> Engine:
         hiding_files={**first.hiding_files, **second.hiding_files},
     )
     return _proposing(untold)
+
+
+def _merged(theirs: Mapping[str, object], ours: Mapping[str, object]) -> dict[str, object]:
+    """Both sets of keys, of a text model within another too; of a key that both state ours."""
+    made = dict(theirs)
+    for key, value in ours.items():
+        other = theirs.get(key)
+        nested = isinstance(value, Mapping) and isinstance(other, Mapping) and key == "text_config"
+        made[key] = _merged(other, value) if nested else value
+    return dict(sorted(made.items()))
 
 
 def _proposing(untold: Engine) -> Engine:

@@ -31,6 +31,7 @@ MODULES = (
     "sglang.srt.models.glm4_moe_nextn",
     "sglang.srt.models.glm4_moe_lite_nextn",
     "sglang.srt.models.deepseek_nextn",
+    "sglang.srt.models.glm5_next_nextn",
     "sglang.srt.speculative.spec_utils",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,9 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, Serving
 from mtpforge.engines.sglang import SGLANG
+from mtpforge.engines.sglang.draft_classes import draft_class
 from mtpforge.errors import MtpforgeError
-from mtpforge.families import family_of
+from mtpforge.families import families, family_of
 from mtpforge.scheme import Rule, Scheme, load
 from mtpforge.tensors import BF16, Quantization, Spec
 
@@ -255,6 +257,15 @@ def test_a_rank_holds_its_part_of_what_is_split_and_all_of_the_rest():
     specs = {f"model.layers.78.{name}": Spec("F32", shape) for name, shape in shapes.items()}
     taken = [SGLANG.memory(family_of({"model_type": "glm_moe_dsa"}), {}, specs, Serving(n)) for n in (1, 4)]
     assert taken == [64 * 128 * 4 + 4 + 256, 64 * 128 + 4 + 256]
+
+
+def test_every_family_that_has_drafts_has_a_class():
+    assert all(SGLANG.runs(family) for family in families())
+
+
+def test_a_family_without_a_class_is_refused():
+    with pytest.raises(MtpforgeError, match="nothing is known of SGLang's draft class for other"):
+        draft_class(replace(family_of({"model_type": "glm_moe_dsa"}), name="other", model_types=("other",)))
 
 
 def test_it_is_not_the_default():

@@ -32,8 +32,8 @@ def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, famil
 
 def scheme_of(config: Mapping[str, object], family: Family) -> Scheme:
     """What SGLang builds for a draft's config, with the quantization block in force."""
-    block = config.get("quantization_config")
-    stated, known = parse(block if isinstance(block, Mapping) else {}), draft_class(family)
+    block, known = config.get("quantization_config"), draft_class(family)
+    stated = known.named(parse(block if isinstance(block, Mapping) else {}), family.layer(config), DECODER)
     decided = {}
     for asked in questions(family, config, DECODER):
         quantization, reason = decide(stated, asked)
@@ -51,8 +51,9 @@ def scheme_of(config: Mapping[str, object], family: Family) -> Scheme:
 
 def _wanted(target: Checkpoint, family: Family) -> dict[str, Decision]:
     """Template -> the target's scheme for its own MTP layer, dense with the reason where that would not load."""
-    block, known = parse(target.quantization), draft_class(family)
-    prefix = family.prefix(family.layer(target.config))
+    known, layer = draft_class(family), family.layer(target.config)
+    prefix = family.prefix(layer)
+    block = known.named(parse(target.quantization), layer, prefix)
     wanted: dict[str, Decision] = {}
     for asked in questions(family, target.config, prefix):
         try:

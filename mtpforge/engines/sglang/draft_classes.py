@@ -3,25 +3,31 @@
 model_types         the families that SGLang runs with this class
 expert_count_twins  config keys that would win over the expert count; a draft carries none
 head_counts         config keys of what is dealt out over ranks
+wrapper             model_type around the language model's config, "" for a config that is of nothing else
+renamed             how a block's entries may begin that SGLang takes for this layer's, `{n}` the layer
+whole_layer         an entry of the ignore list that leaves all of it dense, "" where none does
+asked_whole         matrices of [fused] that the lists are asked about by their own names, not by their parts'
 [dense]             module -> why SGLang never asks whether it is quantized
 [decoded_on_load]   module that is built dense -> formats that are decoded while loading
 [fused]             matrix that SGLang runs -> last names of its parts on disk
 [[loads]]           modules (fnmatch), formats that they load in, and why not in others; the first that fits counts
 [split]             last part of a module's name -> the axis that is cut over ranks
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
-[fields]            of the draft's config.json: required, counts that may be 0, what SGLang takes for an absent one
+[fields]            of the draft's config.json: required, counts that may be 0, optional (none where they are absent),
+                    rope (whether any row is turned by its position), and what SGLang takes for an absent one
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Final, Literal
 
+from mtpforge.checkpoint.quantization import QuantConfig
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.tensors import Quantization
@@ -53,6 +59,10 @@ class DraftClass:
     model_types: tuple[str, ...]
     expert_count_twins: tuple[str, ...]
     head_counts: tuple[str, ...]
+    wrapper: str
+    renamed: tuple[str, ...]
+    whole_layer: str
+    asked_whole: tuple[str, ...]
     dense: Mapping[str, str]
     decoded_on_load: Mapping[str, frozenset[str]]
     fused: Mapping[str, list[str]]
@@ -61,7 +71,22 @@ class DraftClass:
     repeated: Mapping[str, str]
     required: tuple[str, ...]
     counts_from_zero: tuple[str, ...]
+    optional: tuple[str, ...]
+    turns: bool
     defaults: Mapping[str, object]
+
+    def named(self, block: QuantConfig, layer: int, prefix: str) -> QuantConfig:
+        """The block with every entry for this layer as one for `prefix`; without a method where it leaves all dense."""
+        if self.whole_layer and self.whole_layer.format(n=layer) in _listed(block):
+            return QuantConfig(raw=block.raw)
+        begins = sorted((begin.format(n=layer) for begin in self.renamed), key=len, reverse=True)
+
+        def renamed(entries: Iterable[str]) -> tuple[str, ...]:
+            found = ((entry, next((begin for begin in begins if begin in entry), "")) for entry in entries)
+            return tuple(e.replace(begin, prefix.rstrip("."), 1) if begin else e for e, begin in found)
+
+        groups = tuple(replace(group, targets=renamed(group.targets)) for group in block.groups)
+        return replace(block, ignore=renamed(block.ignore), groups=groups)
 
     def refusal(self, template: str, quantization: Quantization) -> str:
         """Why a module does not load so, "" where it does."""
@@ -69,6 +94,12 @@ class DraftClass:
         if row.takes(quantization):
             return ""
         return _UNTRIED if row.symmetric and quantization.symmetric else row.why
+
+
+def _listed(block: QuantConfig) -> Collection[str]:
+    """The list `ignore`, whatever the method makes of it."""
+    stated = block.raw.get("ignore")
+    return [entry for entry in stated if isinstance(entry, str)] if isinstance(stated, list) else ()
 
 
 @cache
@@ -116,6 +147,10 @@ def _read(text: str) -> DraftClass:
         model_types=tuple(table["model_types"]),
         expert_count_twins=tuple(table["expert_count_twins"]),
         head_counts=tuple(table["head_counts"]),
+        wrapper=table.get("wrapper", ""),
+        renamed=tuple(table.get("renamed", ())),
+        whole_layer=table.get("whole_layer", ""),
+        asked_whole=tuple(table.get("asked_whole", ())),
         dense=table["dense"],
         decoded_on_load={module: frozenset(formats) for module, formats in table["decoded_on_load"].items()},
         fused=table["fused"],
@@ -124,5 +159,7 @@ def _read(text: str) -> DraftClass:
         repeated=table.get("repeated", {}),
         required=tuple(table["fields"]["required"]),
         counts_from_zero=tuple(table["fields"]["counts_from_zero"]),
+        optional=tuple(table["fields"].get("optional", ())),
+        turns=table["fields"].get("rope", True),
         defaults=table["fields"]["defaults"],
     )

@@ -27,7 +27,7 @@ def draft_config(
     """
     refuse_misstated(target, source_config, family)
     text, other, known = family.text(target.config), family.text(source_config), draft_class(family)
-    left_out = NOT_OF_A_DRAFT.union(known.expert_count_twins)
+    left_out = NOT_OF_A_DRAFT.union(known.expert_count_twins, family.expert_keys)
     config = {key: value for key, value in text.items() if key not in left_out}
     if config.get(_LENGTH) is None and other.get(_LENGTH) is not None:
         config[_LENGTH] = other[_LENGTH]
@@ -41,10 +41,19 @@ def draft_config(
         "num_nextn_predict_layers": 1,
         "dtype": "bfloat16",
     }
-    if block := quantization_block.block(config, family, scheme):
+    block = quantization_block.block(config, family, scheme)
+    config = _wrapped(config, known.wrapper) if known.wrapper else config
+    if block:
         config["quantization_config"] = block
     copied: dict[str, object] = json.loads(json.dumps(dict(sorted(config.items()))))
     return copied
+
+
+def _wrapped(text: Mapping[str, object], model_type: str) -> dict[str, object]:
+    """The language model's config in one of the type that its engine knows; what it sees with is left out."""
+    around = {key: text[key] for key in ("architectures", "dtype")}
+    held = {key: value for key, value in sorted(text.items()) if key != "architectures"}
+    return {**around, "model_type": model_type, "text_config": held}
 
 
 def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], family: Family) -> None:
@@ -55,7 +64,11 @@ def refuse_misstated(target: Checkpoint, source_config: Mapping[str, object], fa
     """
     known = draft_class(family)
     wanted = Fields(
-        known.required, known.defaults, (*family.expert_keys, *known.expert_count_twins), known.counts_from_zero, {}
+        known.required,
+        known.defaults,
+        (*family.expert_keys, *known.expert_count_twins),
+        known.counts_from_zero,
+        {} if known.turns else None,
     )
     with errors_of(target):
         refuse("SGLang", family.text(target.config), family.text(source_config), wanted)

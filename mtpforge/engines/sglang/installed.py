@@ -97,4 +97,4 @@ def _compared(target: Path) -> dict[str, object]:
         known = draft_class(family_of(json.loads((target / "config.json").read_text())))
     except (MtpforgeError, OSError, ValueError):
         return {}
-    return dict.fromkeys(known.required) | dict(known.defaults)
+    return dict.fromkeys((*known.required, *known.optional)) | dict(known.defaults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
 from mtpforge.families import Family
 
 DECODER = "model.decoder."  # of a draft, whatever the tensors are called: DeepseekModelNextN (0.5.23)
@@ -39,8 +39,13 @@ def questions(family: Family, config: Mapping[str, object], prefix: str) -> tupl
                 module.template
             )
     linears = (
-        Asked((prefix + name,), tuple(prefix + t for t in templates), tuple(templates))
+        Asked((prefix + name,), _shards(name, templates, known, prefix), tuple(templates))
         for name, templates in sets.items()
     )
     first = tuple(prefix + template.replace("*", "0") for template in stack)
     return (*linears, Asked(first, first, tuple(stack), experts=True))
+
+
+def _shards(name: str, templates: list[str], known: DraftClass, prefix: str) -> tuple[str, ...]:
+    is_whole = name.rpartition(".")[2] in known.asked_whole
+    return (prefix + name,) if is_whole else tuple(prefix + template for template in templates)

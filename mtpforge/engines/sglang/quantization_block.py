@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mtpforge.checkpoint import stating
-from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
 from mtpforge.engines.sglang.quantization_methods import BESIDE_W4AFP8, W4AFP8
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
@@ -27,7 +27,7 @@ class _Layer:
     number: int
     modules: tuple[Module, ...]
     stored: Mapping[str, Quantization]
-    fused: Mapping[str, list[str]]
+    known: DraftClass
 
     @property
     def dense(self) -> list[Module]:
@@ -38,10 +38,22 @@ class _Layer:
         ends: dict[str, list[str]] = {}
         for module in modules:
             stem, _, last = module.template.rpartition(".")
-            fused = [name for name, parts in self.fused.items() if module.fused and last in parts]
-            ends.setdefault(stem, []).extend([*fused, last])
+            ends.setdefault(stem, []).extend([*self._fused(module), last])
         local = "|".join(f"{_escaped(stem)}[.](?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items())
         return f"re:model[.](?:decoder|layers[.]{self.number})[.](?:{local})$"
+
+    def names(self, modules: Iterable[Module]) -> list[str]:
+        """Names within the layer, the experts' stack once; of matrices that are asked about whole, theirs too."""
+        found: dict[str, None] = {}
+        for module in modules:
+            stem = module.template.rpartition(".")[0]
+            found |= dict.fromkeys(f"{stem}.{name}" for name in self._fused(module) if name in self.known.asked_whole)
+            found[module.template if module.expert is None else _EXPERTS] = None
+        return list(found)
+
+    def _fused(self, module: Module) -> list[str]:
+        last = module.template.rpartition(".")[2]
+        return [name for name, parts in self.known.fused.items() if module.fused and last in parts]
 
 
 def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[str, object]:
@@ -50,7 +62,7 @@ def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[
     modules = tuple(m for m in family.modules(config, 1) if m.template not in known.dense)
     stored = {m.template: scheme.of(m.template).quantization for m in modules}
     kinds = {q for q in stored.values() if not q.is_dense}
-    layer = _Layer(family.layer(config), modules, stored, known.fused)
+    layer = _Layer(family.layer(config), modules, stored, known)
     if not kinds:
         return {}
     if stating.is_compressed(kinds):
@@ -92,12 +104,11 @@ def _compressed_tensors(layer: _Layer) -> dict[str, object]:
 
 
 def _fp8(layer: _Layer, q: Quantization) -> dict[str, object]:
-    names = (m.template if m.expert is None else _EXPERTS for m in layer.dense)
     return {
         "quant_method": "fp8",
         "fmt": "e4m3",
         "activation_scheme": q.input_scale,
-        "modules_to_not_convert": ["lm_head", *dict.fromkeys(names)],
+        "modules_to_not_convert": ["lm_head", *layer.names(layer.dense)],
         "weight_block_size": list(q.block or ()),
     }
 

@@ -47,8 +47,8 @@ def decide(block: QuantConfig, asked: Asked) -> Decision:
     return method(block, asked)
 
 
-def _unquantized(_block: QuantConfig, _asked: Asked) -> Decision:
-    return BF16, "no quantization_config"
+def _unquantized(block: QuantConfig, _asked: Asked) -> Decision:
+    return BF16, "block, which quantizes none of the layer" if block.raw else "no quantization_config"
 
 
 def _compressed_tensors(block: QuantConfig, asked: Asked) -> Decision:

@@ -74,12 +74,12 @@ def _identity(whole: Mapping[str, object], draft: Mapping[str, object], family: 
 
 def _differing(target: Mapping[str, object], draft: Mapping[str, object], family: Family) -> Iterator[Trap]:
     known = draft_class(family)
-    for field in (*known.required, *known.defaults):
+    for field in (*known.required, *known.optional, *known.defaults):
         default = known.defaults.get(field)
         ours, theirs = (config.get(field, default) for config in (draft, target))
-        if ours != theirs or ours is None:
+        if ours != theirs or (ours is None and field not in known.optional):
             yield _wrong(field, draft.get(field), theirs, silent=ours is not None)
-    if rope_seen(draft, {}) != rope_seen(target, {}):
+    if known.turns and rope_seen(draft, {}) != rope_seen(target, {}):
         yield _wrong("rope_parameters", rope_seen(draft, {}), rope_seen(target, {}), silent=True)
 
 

@@ -110,7 +110,9 @@ class _Shell:
     def __getattr__(self, key: str) -> _Shell:
         if key.startswith("__") and key.endswith("__"):
             raise AttributeError(key)
-        found = self.__dict__[key] = _Shell(f"{self._name}.{key}")  # one object each time: kinds of integers are compared
+        found = self.__dict__[key] = _Shell(
+            f"{self._name}.{key}"
+        )  # one object each time: kinds of integers are compared
         return found
 
     def __mro_entries__(self, _bases: object) -> tuple[type, ...]:
