@@ -62,6 +62,12 @@ def in_force(target: Checkpoint, family: Family) -> Mapping[str, object]:
     return {**told, key: needed or [*listed[:1]]}
 
 
+def written_out(target: Checkpoint, family: Family) -> Mapping[str, object]:
+    """The target's raw block, which says by itself what it says with the list that vLLM makes."""
+    key, _ = _LISTS.get(parse(target.quantization).method, ("", False))
+    return in_force(target, family) if key and not target.quantization.get(key) else target.quantization
+
+
 def _begins(name: str, known: list[str]) -> bool:
     """Whether any of the names, which are sorted, begins with a name."""
     place = bisect_left(known, name)

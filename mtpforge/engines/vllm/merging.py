@@ -13,9 +13,12 @@ from typing import Final, TypeAlias
 from mtpforge.checkpoint import stating
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
-from mtpforge.checkpoint.quantization import parse
+from mtpforge.checkpoint.quantization import QuantConfig, parse
+from mtpforge.engines.vllm import auto_awq, auto_gptq
+from mtpforge.engines.vllm.header_lists import in_force, written_out
 from mtpforge.engines.vllm.layer_ranges import as_expressions
 from mtpforge.engines.vllm.matrices import Asked, main_questions, questions
+from mtpforge.engines.vllm.quantization_methods import METHODS as KNOWN_HERE
 from mtpforge.engines.vllm.quantization_methods import decide
 from mtpforge.engines.vllm.target_names import as_asked
 from mtpforge.errors import MtpforgeError, shown
@@ -43,7 +46,7 @@ def _answers(sides: Sequence[Checkpoint], family: Family, origin: Callable[[str]
     for a matrix that vLLM runs as one and that two sides would share.
     """
     config = sides[0].config
-    blocks = [parse(as_asked(side.quantization, family, side.config)) for side in sides]
+    blocks = [_in_force(side, family) for side in sides]
     found: dict[Asked, Quantization] = {}
     for asked in (*main_questions(family, config), *questions(family, config)):
         of = {origin(name) for name in asked.parts} - {None}
@@ -60,10 +63,24 @@ def _answers(sides: Sequence[Checkpoint], family: Family, origin: Callable[[str]
     return found
 
 
+def _in_force(side: Checkpoint, family: Family) -> QuantConfig:
+    """A side's block with the list that vLLM makes of its headers; MtpforgeError for a method without rules."""
+    block = parse(in_force(side, family))
+    if block.method not in KNOWN_HERE:
+        raise MtpforgeError(
+            f"how vLLM builds modules of method `{shown(block.method)}` is not known here",
+            where=side.label,
+            why=f"known: {', '.join(sorted(filter(None, KNOWN_HERE)))}; of others no block is proved to state it",
+            fix="merge checkpoints of these methods, or unquantized ones",
+        )
+    return block
+
+
 def _stated(base: Checkpoint, family: Family, wanted: Answers) -> Block:
     """The raw block that gives these answers, {} where all are dense; the base's own where that gives them already."""
-    if _contradiction(base, base.quantization, family, wanted) == "":
-        return base.quantization
+    own = written_out(base, family)  # headers of the merge are others, and so would the list of them be
+    if _contradiction(base, own, family, wanted) == "":
+        return own
     kinds = {q for q in wanted.values() if not q.is_dense}
     why = "no method has words for all of it"
     for can, state in _METHODS if kinds else ((lambda _: True, lambda *_: {}),):
@@ -170,9 +187,36 @@ def _fp8(base: Block, wanted: Answers) -> Block:
     } | ({} if q.block is None else {"weight_block_size": list(q.block)})
 
 
+def _awq(base: Block, wanted: Answers) -> Block:
+    """One quantization for all, and a list of what is left dense, never an empty one: vLLM would make its own."""
+    (q,) = _sets(wanted)
+    stated = base if parse(base).method == "awq" else {"quant_method": "awq", "version": "gemm"}
+    sized = {"bits": q.bits, "group_size": q.group_size, "zero_point": not q.symmetric}
+    return {**stated, **sized, auto_awq.LIST: _dense(wanted)}
+
+
+def _gptq(base: Block, wanted: Answers) -> Block:
+    """Rules for what is left dense before those of the base; the list, which says less, goes."""
+    first = next(iter(_sets(wanted)))
+    plain = {"quant_method": "gptq", **stating.integers(first), "desc_act": False, "checkpoint_format": first.format}
+    stated = base if parse(base).method == "gptq" else plain
+    held = stated.get("dynamic")
+    dense: dict[str, object] = {f"-:{re.escape(name)}$": {} for name in _dense(wanted)}
+    rest = {key: value for key, value in stated.items() if key != auto_gptq.LIST}
+    return {**rest, "dynamic": {**dense, **(held if isinstance(held, Mapping) else {})}}
+
+
+def _dense(wanted: Answers) -> list[str]:
+    """Names of what is left dense, as vLLM asks and by part."""
+    asked = [a for a, q in wanted.items() if q.is_dense]
+    return list(dict.fromkeys(name for a in asked for name in (a.name, *(() if a.experts else a.parts))))
+
+
 _Can: TypeAlias = Callable[[set[Quantization]], bool]
 _METHODS: Final[tuple[tuple[_Can, Callable[[Block, Answers], Block]], ...]] = (
     (stating.is_compressed, _compressed_tensors),
     (stating.is_modelopt, _modelopt),
     (stating.is_fp8, _fp8),
+    (stating.is_awq, _awq),
+    (stating.is_gptq, _gptq),
 )
