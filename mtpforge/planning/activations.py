@@ -28,7 +28,8 @@ _SUFFIXES = frozenset(f.input_scale.suffix for f in FORMATS.values() if f.input_
 class ScaleSource:
     """A layer that may hold activation scales: of which checkpoint, under which prefix, and how the plan names it.
 
-    held: full name -> tensor of a layer that is known already, which may be one expert's share of a stack.
+    held: full name -> tensor of a layer that is known already, which may be one expert's share of a stack. shared: what
+    was found for all experts of some templates at once; every one of them asks for the same hundreds of scales.
     """
 
     checkpoint: Checkpoint
@@ -37,15 +38,17 @@ class ScaleSource:
     own_layer: bool
     description: str
     held: Mapping[str, TensorRef] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], dict[str, TensorRef]] = field(default_factory=dict, compare=False)
 
     def __contains__(self, name: str) -> bool:
         return name in self.held or name in self.checkpoint.names
 
     def locate(self, names: Iterable[str]) -> dict[str, TensorRef]:
-        """Where tensors lie."""
+        """Where tensors lie, in refs that name the origin."""
         asked = list(names)
         known = {name: self.held[name] for name in asked if name in self.held}
-        return known | self.checkpoint.locate(name for name in asked if name not in known)
+        found = known | self.checkpoint.locate(name for name in asked if name not in known)
+        return {name: replace(ref, origin=self.origin) for name, ref in found.items()}
 
 
 def sources(
@@ -100,7 +103,7 @@ def move(
         if refs:
             read = _convention(place, next(iter(refs)), convention)
             return InputScaleMove(
-                reads=tuple(replace(ref, origin=place.origin) for ref in refs.values()),
+                reads=tuple(refs.values()),
                 read_divisor=read.divisor,
                 read_reciprocal=read.reciprocal,
                 write=write,
@@ -118,6 +121,15 @@ def move(
 
 def _scales(place: ScaleSource, modules: tuple[Module, ...], kept: Mapping[int, int]) -> dict[str, TensorRef]:
     """Every stored scale that feeds these modules in this layer, by name; none unless all are there."""
+    if place.own_layer or any(module.expert is None for module in modules):
+        return _located(place, modules, kept)
+    of = tuple(module.template for module in modules)
+    if of not in place.shared:
+        place.shared[of] = _located(place, modules, kept)
+    return place.shared[of]
+
+
+def _located(place: ScaleSource, modules: tuple[Module, ...], kept: Mapping[int, int]) -> dict[str, TensorRef]:
     names: list[str] = []
     for module in modules:
         found = _names(place, module, kept)
