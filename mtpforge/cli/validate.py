@@ -104,6 +104,6 @@ def _fidelity(screen: Screen, draft: str, reference: str, served: Checkpoint, in
     ending = Ending(made.document(), made.exit_code)
     if made.error is not None:
         return screen.partly(made.error, ending)
-    for each in made.found.drafts if made.found else ():
-        show(screen, made.found, each)
+    if made.found is not None:
+        show(screen, made.found, made.found.drafts[0])
     return ending

@@ -156,8 +156,9 @@ def validated(document: At) -> Page:
         *checks.checks(engine, "What the engine's loader said"),
         *checks.checks(document["predictions"], "Predictions beside the dense layer's"),
     ]
-    for number, draft in enumerate(found["drafts"]):
-        sections += _draft(draft, number)
+    drafts = list(found["drafts"])
+    for number, (name, draft) in enumerate(zip(_named(drafts), drafts, strict=True)):
+        sections += _draft(name, draft, number)
     asked = "`accept` and `bench`" if found else "`fidelity`, `accept` and `bench`"
     served = f"Nothing was served: whether tokens are accepted is what {asked} ask."
     known = (*checks.traps(report["traps"]), *checks.traps(engine["traps"]), *checks.facts(report))
