@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from mtpforge.reporting.values import Number
 
@@ -26,6 +26,8 @@ class Named:
     name: str
 
 
+_SENTENCE: Final = 30  # characters
+
 Cell = str | Number | Verdict | Named
 
 
@@ -38,12 +40,22 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     kind: Literal["table"] = "table"
 
+    def is_numeric(self, column: int) -> bool:
+        """Whether it holds numbers, which stand to the right; what a row is about stands to the left."""
+        return column > 0 and any(isinstance(row[column], Number) for row in self.rows)
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it holds sentences: these stand one below the other where a screen is narrow."""
+        return any(isinstance(cell, str) and len(cell) > _SENTENCE for row in self.rows for cell in row[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A drawing, the same in words, and the numbers that it shows.
 
     name: what the ids in it begin with. view: its viewBox. inside: what stands between `<svg>` and `</svg>`, made here.
+    is_open: whether the numbers are shown at once.
     """
 
     name: str
@@ -52,6 +64,7 @@ class Picture:
     view: str
     inside: str
     table: Table
+    is_open: bool = False
     kind: Literal["picture"] = "picture"
 
 

@@ -29,7 +29,10 @@ _DASHES: Final[tuple[tuple[int, tuple[float, ...]], ...]] = (  # the evenly dash
     (0, (6, 1.5, 1, 1.5, 1, 1.5)),
 )
 _WIDTH: Final = 4.2  # inches: a point is a pixel at the width that a telephone leaves
-_SMALL: Final = 9  # points
+_SMALL: Final = 10  # points
+_LINE: Final = 0.2  # inches of the legend
+_APART: Final = 0.06  # of a step, between two lines
+_SPREAD: Final = 0.3  # of a step, between the first and the last
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 Estimate = tuple[float, float]  # a mean, and half of its interval
@@ -51,20 +54,22 @@ def size_against_loss(drafts: Sequence[Sized], dense_bytes: float, title: str = 
     Drafts without both numbers are left out.
     """
     drafts = [draft for draft in drafts if math.isfinite(draft.n_bytes) and math.isfinite(draft.far)]
-    figure, axes = _figure(3.4)
+    figure, axes = _figure(3.0, len(drafts) + 2)
     one, unit = next((each for each in _UNITS if dense_bytes >= each[0]), _UNITS[-1])
     sizes = [draft.n_bytes / one for draft in drafts]
-    axes.plot(sizes, [draft.far for draft in drafts], "o", color=COLORS[0], label="most that any target can lose")
+    names = legends([draft.name for draft in drafts])
+    for name, draft, size, look in zip(names, drafts, sizes, _looks(), strict=False):
+        axes.plot([size], [draft.far], label=name, **{**look, "linestyle": "none", "markersize": 7})
+        if math.isfinite(draft.lost):
+            axes.plot([size] * 2, [draft.far, draft.lost], color=look["color"], linewidth=0.8)
     lost = [(s, d.lost) for s, d in zip(sizes, drafts, strict=True) if math.isfinite(d.lost)]
     if lost:
-        axes.plot(*zip(*lost, strict=True), "x", color=COLORS[1], label="lost beside the captured target")
-    for name, draft, size in zip(legends([draft.name for draft in drafts]), drafts, sizes, strict=True):
-        axes.annotate(name, (size, draft.far), textcoords="offset points", xytext=(6, 4), fontsize=_SMALL)
+        axes.plot(*zip(*lost, strict=True), "x", color=INK, label="lost beside the captured target")
     axes.axvline(dense_bytes / one, color=INK, linewidth=0.8, linestyle="--", label="the dense layer")
     axes.set_xlabel(f"layer, {unit}")
     axes.set_ylabel("of the first token's acceptance")
     axes.set_title(title, fontsize=_SMALL, loc="left")
-    axes.margins(x=0.3, y=0.15)
+    axes.margins(x=0.1, y=0.15)
     axes.locator_params(nbins=5)
     _legend(figure, axes)
     return figure
@@ -72,17 +77,19 @@ def size_against_loss(drafts: Sequence[Sized], dense_bytes: float, title: str = 
 
 def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float], source: str) -> Figure:
     """How often each step is reached and accepted, a line a draft with 95 % intervals, beside a published curve."""
-    figure, axes = _figure(3.6)
-    for name, line, look in zip(legends(list(lines)), lines.values(), _looks(), strict=False):
-        at = range(1, len(line) + 1)
+    figure, axes = _figure(3.0, len(lines) + bool(published))
+    apart = min(_APART, _SPREAD / max(len(lines) - 1, 1))  # else they would hide each other's intervals
+    first = -apart * (len(lines) - 1) / 2
+    for n, (name, line, look) in enumerate(zip(legends(list(lines)), lines.values(), _looks(), strict=False)):
+        at = [step + first + n * apart for step in range(1, len(line) + 1)]
         halves = [half if math.isfinite(half) else 0.0 for _, half in line]
         means = [mean if math.isfinite(mean) else math.nan for mean, _ in line]
         axes.plot(at, means, label=name, **look)
-        axes.errorbar(at, means, halves, color=look["color"], fmt="none", capsize=3)
+        axes.errorbar(at, means, halves, color=look["color"], fmt="none", capsize=3, elinewidth=1)
     if published:
         axes.plot(range(1, len(published) + 1), published, color=INK, linestyle="--", linewidth=1, label=short(source))
     axes.set_xlabel("drafted token")
-    axes.set_ylabel("reached and accepted, of all cycles")
+    axes.set_ylabel("accepted, of all cycles")
     axes.set_xticks(range(1, max([len(published), *map(len, lines.values())]) + 1))
     axes.set_ylim(0, 1)
     _legend(figure, axes)
@@ -91,11 +98,12 @@ def positions(lines: Mapping[str, Sequence[Estimate]], published: Sequence[float
 
 def spread(kinds: Mapping[str, Sequence[float]], label: str) -> Figure:
     """A row a kind, a dot a value; the name stands above its dots, so that long ones take no width."""
-    kinds = {kind: list(filter(math.isfinite, values)) for kind, values in kinds.items()}
     figure, axes = _figure(0.7 + 0.34 * len(kinds))
-    for row, (kind, values) in enumerate(kinds.items()):
+    for row, (kind, all_values) in enumerate(kinds.items()):
+        values = list(filter(math.isfinite, all_values))
         axes.plot(values, [row + 0.1] * len(values), "o", markersize=4, color=COLORS[0], alpha=0.6)
-        axes.text(0.01, row - 0.28, short(kind), transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
+        about = short(kind) if len(values) == len(all_values) else f"{short(kind)}: no number"
+        axes.text(0.01, row - 0.28, about, transform=axes.get_yaxis_transform(), fontsize=_SMALL, va="center")
     return _rows(figure, axes, [value for values in kinds.values() for value in values], len(kinds), label)
 
 
@@ -132,7 +140,7 @@ def experts(
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
     """A line a name through its points (across, up), the lower axis by doublings."""
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.0, len(lines))
     for name, points, look in zip(legends(list(lines)), lines.values(), _looks(), strict=False):
         axes.plot(*zip(*points, strict=True), label=name, **look)
     ticks = sorted({x for points in lines.values() for x, _ in points})
@@ -160,9 +168,9 @@ def cut(values: Sequence[float], kept: frozenset[int]) -> float | None:
     return None
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    """A figure and its axes."""
-    figure, (axes,) = _panels(height, 1)
+def _figure(height: float, n_lines: int = 0) -> tuple[Figure, Axes]:
+    """A figure and its axes, with room below for a legend of so many lines."""
+    figure, (axes,) = _panels(height + _LINE * n_lines, 1)
     return figure, axes
 
 
@@ -206,5 +214,6 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 def _looks() -> Iterator[dict[str, Any]]:
     """How lines are told apart: 32 of them without their colours, of which there are fewer."""
     for number, (dashes, marker) in enumerate(product(_DASHES, _MARKERS)):
-        yield {"color": COLORS[number % len(COLORS)], "marker": marker, "linestyle": dashes, "markersize": 5}
+        color = COLORS[number % len(COLORS)]
+        yield {"color": color, "marker": marker, "markersize": 5, "linestyle": dashes, "linewidth": 1}
     yield from _looks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.reporting import charts, checks
@@ -83,11 +84,11 @@ def _ranked(found: At, drafts: Sequence[At]) -> list[Section]:
         return [Section("Size against loss", [table])]
     says = (
         "Each draft by the size of its layer and the total variation of its first step: no target can lose more of the"
-        " first token's acceptance on these inputs. Crosses show what was lost beside the captured target, where one is"
-        " known; the dashed line is the dense layer's size."
+        " first token's acceptance on these inputs. Crosses below show what was lost beside the captured target, where"
+        " one is known; the dashed line is the dense layer's size."
     )
     picture = pictured("sizes", "Size against loss", says, lambda: size_against_loss(found), table)
-    return [Section("Size against loss", [picture, table])]
+    return [Section("Size against loss", [replace(picture, is_open=True)])]
 
 
 def size_against_loss(found: At) -> Figure:
@@ -140,7 +141,7 @@ def _draft(name: str, draft: At, number: int) -> list[Section]:
         blocks.append(pictured(f"kinds{number}", title, says, lambda: charts.bars(cost, "total variation"), table))
     if single:
         blocks.append(Table("Single modules that cost most", _SWAPS, [_swap(swap, "module") for swap in single]))
-    return [Section(f"Steps and modules of {name}", blocks)]
+    return [Section(f"In detail: {name}", blocks)]
 
 
 def _swap(swap: At, name: str) -> Sequence[Cell]:
@@ -201,22 +202,20 @@ def _positions(document: At, found: At, names: Sequence[str]) -> list[Section]:
     if not lines:
         return []
     curve = document["page"]["published"]
-    steps = max([len(list(curve["gains"])), *map(len, lines.values())])
-    columns = ("drafted token", *lines, *([curve["name"].text] if curve else []))
+    steps = max(map(len, lines.values()))
+    columns = ("draft", *(f"token {step + 1}" for step in range(steps)))
     rows: list[Sequence[Cell]] = [
-        (
-            str(step + 1),
-            *(measured(draft["sampled"]["positions"][step]["mean"]) for draft in found["drafts"]),
-            *([measured(curve["gains"][step], 2)] if curve else []),
-        )
-        for step in range(steps)
+        (Named(name), *(measured(draft["sampled"]["positions"][step]["mean"]) for step in range(steps)))
+        for name, draft in zip(names, found["drafts"], strict=True)
     ]
+    if curve:
+        rows.append((curve["name"].text, *(measured(curve["gains"][step], 2) for step in range(steps))))
     title = "How often each drafted token is reached and accepted"
     says = (
         "By sampling, of all cycles, with 95 % intervals over windows; a line a draft. The dashed line is what others"
         " published: its model, prompts and length are its own."
     )
-    gains = [each.number for each in curve["gains"]]
+    gains = [each.number for each in curve["gains"]][:steps]
     name = curve["name"].text
     table = Table(title, columns, rows)
     picture = pictured("positions", title, says, lambda: charts.positions(lines, gains, name), table)

@@ -67,8 +67,9 @@ class Tab:
         return answer["result"].get("value")
 
     def press(self, key: str):
+        code, text = {"Tab": (9, ""), "Enter": (13, "\r")}[key]
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=9)
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
 
     def picture(self, path: Path, *, whole: bool = True):
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from mtpforge.reporting.page import render
 
 STORED = Path(__file__).parents[1] / "data" / "reports"
-NAMES = ("verify", "fidelity", "accept", "bench", "prune-plan")
+NAMES = ("build", "build-plan", "validate", "verify", "fidelity", "accept", "bench", "prune-plan")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 SIZES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 

@@ -19,11 +19,6 @@ def headings(text: str) -> list[str]:
     return [words for _, words in Read(text).all("h1", "h2")]
 
 
-def columns(text: str, caption: str) -> list[str]:
-    (table,) = [words for _, words in Read(text).all("table") if words.startswith(caption)]
-    return [words for attrs, words in Read(text).all("th") if attrs.get("scope") == "col" and words in table]
-
-
 @pytest.mark.parametrize(
     ("names", "told"),
     [
@@ -45,13 +40,14 @@ def test_long_names_of_lines_are_told_apart():
     assert max(map(len, told)) <= 34
 
 
-def test_drafts_of_one_name_have_a_column_each():
+def test_drafts_of_one_name_have_a_line_and_a_row_each():
     document = stored("accept")
     for draft, name in zip(document["acceptance"]["drafts"], ("one/int4", "two/int4"), strict=True):
         draft["draft"] = name
     text = render(document)
-    told = columns(text, "How often each drafted token")
-    assert told[1:3] == ["one/int4", "two/int4"]
+    (table,) = [words for _, words in Read(text).all("table") if words.startswith("How often each drafted token")]
+    (drawn,) = [words for _, words in Read(text).all("svg") if words.startswith("How often each drafted token")]
+    assert all(name in table and name in drawn for name in ("one/int4", "two/int4"))
     assert wrong_numbers(text) == []
     for position in range(2):
         for number in range(2):
@@ -82,7 +78,7 @@ def spoiled(value: object, number: float) -> object:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "build-plan"])  # which counts, and measures nothing
 def test_numbers_that_are_none_are_shown_as_what_they_are(name, number):
     document = plain(spoiled(stored(name), number))
     assert document != stored(name)
