@@ -29,6 +29,7 @@ from mtpforge.weights import Reader, StoredWeight
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _SHOWN: Final = 3
 _DENSE: Final = 16  # bits, and more
+_OF_LAYER: Final = "mtp_quantization_config"
 _TRAINED_WITH: Final = "a draft layer works beside the model that it was trained with"
 _FOREIGN_NEXTN: Final = re.compile(r"(model\.layers\.\d+\.)eh_proj\.|((?:model\.)?mtp\.)")  # Qwen and Mimo say `mtp.`
 
@@ -95,6 +96,15 @@ def refuse_other_model(family: Family, source: Checkpoint, target: Checkpoint) -
     )
 
 
+def under_layer_block(checkpoint: Checkpoint) -> Checkpoint:
+    """A source under the block that says how its MTP layer is stored: one of the layer's own, where it has one.
+
+    dnhkng's FP8 layer inside an INT4 model is told so, for a patched vLLM; the block of the rest says nothing of it.
+    """
+    block = checkpoint.config.get(_OF_LAYER)
+    return checkpoint.restated(block) if isinstance(block, Mapping) and block else checkpoint
+
+
 def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     """The nextn layer as this checkpoint stores it.
 
@@ -102,7 +112,7 @@ def stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:
     shape contradicts the config, or a tensor is covered by no rule.
     """
     with errors_of(checkpoint):
-        return _stored_layer(checkpoint, family)
+        return _stored_layer(under_layer_block(checkpoint), family)
 
 
 def _stored_layer(checkpoint: Checkpoint, family: Family) -> StoredLayer:

@@ -18,7 +18,7 @@ from mtpforge.families.family import Module
 from mtpforge.formats import FORMATS
 from mtpforge.formats.format import InputScale
 from mtpforge.planning.steps import InputScaleMove, Write
-from mtpforge.sourcing import StoredLayer
+from mtpforge.sourcing import StoredLayer, under_layer_block
 from mtpforge.tensors import Quantization, TensorRef
 
 _SUFFIXES = frozenset(f.input_scale.suffix for f in FORMATS.values() if f.input_scale)
@@ -61,7 +61,14 @@ def sources(
     layer = family.prefix(stored.layer)
     held = {f"{layer}{name}.{s}": ref for name, module in stored.modules.items() for s, ref in module.parts.items()}
     found.append(
-        ScaleSource(source, "source", layer, own_layer=True, description="the source's own MTP layer", held=held)
+        ScaleSource(
+            under_layer_block(source),
+            "source",
+            layer,
+            own_layer=True,
+            description="the source's own MTP layer",
+            held=held,
+        )
     )
     if target is not None and target.has_headers:
         found += _layers(family, target, "target", "the target's")
@@ -70,8 +77,9 @@ def sources(
 
 def _layers(family: Family, checkpoint: Checkpoint, origin: str, whose: str) -> list[ScaleSource]:
     layer = family.layer(checkpoint.config)
+    own = under_layer_block(checkpoint)
     return [
-        ScaleSource(checkpoint, origin, family.prefix(layer), own_layer=True, description=f"{whose} own MTP layer"),
+        ScaleSource(own, origin, family.prefix(layer), own_layer=True, description=f"{whose} own MTP layer"),
         ScaleSource(
             checkpoint,
             origin,

@@ -13,7 +13,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.formats import FORMATS, label
 from mtpforge.scheme import Rule, Scheme
-from mtpforge.sourcing import StoredLayer, StoredModule, mismatches
+from mtpforge.sourcing import StoredLayer, StoredModule, mismatches, under_layer_block
 from mtpforge.tensors import BF16, Quantization, TensorRef
 
 
@@ -61,6 +61,7 @@ def _respelled(stored: StoredLayer, scheme: Scheme, prefix: str) -> StoredLayer:
 
 def _scheme(held: Checkpoint, stored: StoredLayer, family: Family, engine: Engine) -> Scheme | str:
     """How the layer is stored: as its own config says, which knows of activations, else as its tensors look."""
+    held = under_layer_block(held)
     try:
         own = engine.demands(held, own_config(held), family)
         if not mismatches(stored, held, family, engine, own):

@@ -1,4 +1,7 @@
-"""A tiny release of NVFP4 as compressed-tensors stores it: the ModelOpt layout's numbers under other names.
+"""Tiny releases in forms that are published and not stored here: the same numbers under other names.
+
+An FP8 layer inside an INT4 model, told by a block of its own, is dnhkng's. NVFP4 as compressed-tensors stores it is
+ModelOpt's with these names:
 
 ModelOpt            compressed-tensors
 weight              weight_packed
@@ -52,6 +55,27 @@ def nvfp4_of_compressed_tensors(modelopt, out):
     (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = json.loads((modelopt / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"quantization_config": BLOCK}))
+    return out
+
+
+def layer_under_its_own_block(model, fp8, out, size=128):
+    """The model with the FP8 release's layer 3 in a shard of its own. size: of its blocks, 128 as released or 64."""
+    shutil.copytree(model, out)
+    held = {}
+    for path in sorted(fp8.glob("*.safetensors")):
+        held |= {name: tensor for name, tensor in load_file(path).items() if name.startswith("model.layers.3.")}
+    for name in [name for name in held if name.endswith("weight_scale_inv")] if size == 64 else ():
+        # The same values: every block of 128 becomes up to four of one scale.
+        rows, columns = (-(-n // 64) for n in held[name.removesuffix("_scale_inv")].shape)
+        held[name] = held[name].repeat_interleave(2, 0).repeat_interleave(2, 1)[:rows, :columns].contiguous()
+    save_file(held, out / "model-mtp.safetensors", metadata={"format": "pt"})
+    index = json.loads((out / INDEX).read_text())
+    index["weight_map"] |= dict.fromkeys(held, "model-mtp.safetensors")
+    (out / INDEX).write_text(json.dumps(index))
+    block = json.loads((fp8 / "config.json").read_text())["quantization_config"]
+    config = json.loads((out / "config.json").read_text())
+    config["mtp_quantization_config"] = block | {"weight_block_size": [size, size]}
+    (out / "config.json").write_text(json.dumps(config))
     return out
 
 
