@@ -33,6 +33,7 @@ _SMALL: Final = 10  # points
 _LINE: Final = 0.2  # inches of the legend
 _APART: Final = 0.06  # of a step, between two lines
 _SPREAD: Final = 0.3  # of a step, between the first and the last
+_TIGHT: Final = {"fontsize": 9, "frameon": False, "handlelength": 1.5, "handletextpad": 0.3, "columnspacing": 0.9}
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 Estimate = tuple[float, float]  # a mean, and half of its interval
@@ -132,7 +133,7 @@ def experts(
             axes.axhline(line, color=INK, linewidth=0.8, linestyle="--", label=f"cut {line:.4g}")
         axes.set_ylim(*_span(values))
         axes.set_title(shown(titles[name]), fontsize=10, loc="left")
-        axes.legend(fontsize=_SMALL, loc="upper right", ncols=3, frameon=False)
+        axes.legend(loc="upper right", ncols=3, **_TIGHT)
         axes.margins(x=0.02)
     figure.supxlabel("expert of the source", fontsize=10)
     return figure
