@@ -21,6 +21,8 @@ class Counted:
 
     def __init__(self, k: int) -> None:
         self.k, self.lock, self.began = k, threading.Lock(), 1.7e9
+        self.more = ""  # lines of a page
+        self.unseen = 0.0  # a share of tokens that it does not count
         self.reset()
 
     def reset(self) -> None:
@@ -30,7 +32,7 @@ class Counted:
     def page(self) -> str:
         rows = [
             ("vllm:num_requests_running", "gauge", self.running),
-            ("vllm:generation_tokens", "counter", self.generated),
+            ("vllm:generation_tokens", "counter", self.generated * (1 - self.unseen)),
         ]
         if self.k:
             rows += [
@@ -48,6 +50,24 @@ class Counted:
             lines += [f'{name}{{{LABELS},position="{at}"}} {float(n)}' for at, n in enumerate(self.positions)]
             lines += [f"vllm:spec_decode_num_drafts_created{{{LABELS}}} {self.began}"]
         return "\n".join(lines) + "\n"
+
+
+class AsSglang(Counted):
+    """The same as SGLang counts it: rounds alone."""
+
+    def page(self) -> str:
+        labels = 'model_name="tiny",engine_type="unified"'
+        rows = {"generation_tokens": self.generated, "num_requests": self.finished, "spec_verify_calls": self.rounds}
+        lines = [
+            f"# TYPE sglang:{name}_total counter\nsglang:{name}_total{{{labels}}} {float(value)}"
+            for name, value in rows.items()
+            if value  # a counter of SGLang's appears with its first request
+        ]
+        return (
+            "\n".join(["# TYPE sglang:num_running_reqs gauge", "sglang:num_running_reqs 0.0", *lines])
+            + "\n"
+            + self.more
+        )
 
 
 class Server:
@@ -105,6 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.says.has_metrics:
             pages["/metrics"] = self.server.says.counted.page()
         if self.server.says.info is not None:
+            pages["/server_info"] = json.dumps(self.server.says.info)
             pages["/server_info?config_format=json"] = json.dumps(self.server.says.info)
         if self.path == self.server.says.sent_on:
             self.send_response(302)

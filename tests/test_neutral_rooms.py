@@ -21,6 +21,12 @@ OF_ONE_ENGINE = {
 }
 
 
+# Words of an engine's options: `Counters.drafts_by` has them.
+OPTIONS = re.compile(
+    "|".join(e.counters.drafts_by.strip("-").replace("-", "[-_ ]") for e in ENGINES.values() if e.counters)
+)
+
+
 def texts(path):
     """Strings of a module that are no docstrings."""
     tree = ast.parse(path.read_text())
@@ -37,3 +43,14 @@ def test_no_text_of_a_neutral_room_names_an_engine():
         if path.relative_to(ROOM).parts[0] != "engines" and any(NAMES.search(text) for text in texts(path))
     }
     assert named == OF_ONE_ENGINE
+
+
+def test_no_text_of_a_neutral_room_names_an_option_of_an_engine():
+    assert OPTIONS.search("`--speculative-config`")
+    assert OPTIONS.search("its speculative config")
+    named = [
+        str(path.relative_to(ROOM))
+        for path in ROOM.rglob("*.py")
+        if path.relative_to(ROOM).parts[0] != "engines" and any(OPTIONS.search(text) for text in texts(path))
+    ]
+    assert named == []

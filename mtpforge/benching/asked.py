@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from mtpforge import errors
+from mtpforge.benching.slices import fewest
 from mtpforge.errors import MtpforgeError, shown
 
 Endpoint: TypeAlias = Literal["chat", "completions"]
@@ -44,8 +45,8 @@ class Asked:
     model: str = ""
 
     def prompts_at(self, concurrency: int) -> int:
-        """Prompts of one class at so many requests at a time: a slice keeps all of them busy."""
-        return self.prompts or max(_FEWEST, SLICES * concurrency)
+        """Prompts of one class at so many requests at a time: most of a slice keeps all of them busy."""
+        return self.prompts or max(_FEWEST, SLICES * fewest(concurrency))
 
     @property
     def dataset_name(self) -> str:
@@ -108,9 +109,10 @@ def refuse(asked: Asked) -> None:
     if any(k < 1 for k in asked.depths):
         raise _wrong("a depth begins at 1", "`--depths 1,2,3,5`")
     most = max(asked.concurrency)
-    if 0 < asked.prompts < 2 * most:
+    needed = 2 * fewest(most)
+    if 0 < asked.prompts < needed:
         what = f"{asked.prompts} prompts are too few for {most} requests at a time: an interval needs two slices"
-        raise _wrong(what, f"`--prompts {2 * most}` or more, or fewer requests at a time")
+        raise _wrong(what, f"`--prompts {needed}` or more, or fewer requests at a time")
 
 
 def _wrong(what: str, fix: str) -> MtpforgeError:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
 from mtpforge.engines import ENGINES
-from mtpforge.engines.counters import MOST_STEPS
+from mtpforge.engines.counters import MOST_STEPS, steps_in
 from mtpforge.errors import MtpforgeError, shown
 
 if TYPE_CHECKING:
@@ -26,11 +26,15 @@ _CREATED: Final = "_created"  # a counter's first moment, as prometheus_client w
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Samples by name, summed over labels; positions: accepted tokens by position; births: when counters began."""
+    """Samples by name, summed over labels; positions: accepted tokens by position; births: when counters began.
+
+    steps: draft steps by a gauge, 0 where there is none; each rank tells its own, so it is no sum.
+    """
 
     samples: Mapping[str, float]
     positions: tuple[float, ...]
     births: Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+    steps: int = 0
 
     def value(self, name: str) -> float:
         """A sample; 0 where it is not there."""
@@ -51,6 +55,12 @@ class Counts:
     def length(self) -> float:
         """Tokens a round, the target's own counted."""
         return 1 + self.accepted / self.rounds if self.rounds else 1.0
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether counters agree with each other; a page may have been written between two of them."""
+        falling = (self.rounds, *self.positions)
+        return all(late <= early for early, late in pairwise(falling)) and self.accepted <= (self.drafted or math.inf)
 
 
 def engine_of_page(text: str, root: str) -> Engine:
@@ -74,31 +84,20 @@ def page(text: str, counters: Counters, root: str) -> Page:
     samples: dict[str, float] = {}
     births: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     by_position: dict[int, float] = {}
-    named = (
-        counters.rounds,
-        counters.accepted,
-        counters.drafted,
-        counters.generated,
-        counters.finished,
-        counters.by_position,
-    )
+    named = (*_rising(counters), counters.by_position)
+    steps = 0
     try:
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
                 samples[name] = samples.get(name, 0.0) + value
                 if name == _STARTED or name.endswith(_CREATED):
                     births[name, tuple(sorted(labels.items()))] = value
+                if name == counters.steps:
+                    steps = max(steps, steps_in(int(value)))
                 if name == counters.by_position:
                     at = int(labels["position"])
                     by_position[at] = by_position.get(at, 0.0) + value
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-    ) as error:  # of a parser that trusts
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise MtpforgeError(
             f"the metrics of {root} cannot be read", why=shown(error), fix=f"`curl {root}/metrics`", code=errors.REMOTE
         ) from error
@@ -117,7 +116,7 @@ def page(text: str, counters: Counters, root: str) -> Page:
             fix=f"`curl {root}/metrics`",
             code=errors.REMOTE,
         )
-    return Page(samples, positions, births)
+    return Page(samples, positions, births, steps)
 
 
 def _rising(counters: Counters) -> tuple[str, ...]:

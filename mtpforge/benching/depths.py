@@ -4,12 +4,20 @@ A round without drafts takes 1 / speed seconds of a request; one with k drafted 
 difference, shared over the k tokens, is what a drafted token costs: its step of the draft and its place in the
 verification by the target. Depth j then makes 1 + a1 + ... + aj tokens in t + j * cost seconds. Acceptance of a
 position does not hang on how many come after it; that the cost is the same at every depth is an assumption, and told.
+So no other depth is advised where the one that was measured does not pay, and none at all where drafted tokens would
+have to cost less than nothing: then both servers differ in something else than the draft.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mtpforge.benching.found import Cell
+
+_NOISE: Final = 1.05  # by so much a gain may be measured too high
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,10 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """At one number of requests. draft_cost: of a drafted token, as a share of a round without; best: 0 for none."""
+    """At one number of requests. draft_cost: of a drafted token, as a share of a round without; best: 0 for none.
+
+    Where the depth that was measured loses, best is 0: that fewer steps would pay is not proven.
+    """
 
     concurrency: int
     draft_cost: float
@@ -32,19 +43,27 @@ class Advice:
     best: int
 
 
-def advised(concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int]) -> Advice:
-    """positions: how often drafted token 1, 2, ... is accepted, of all rounds; gain: of that depth, as measured."""
+def is_possible(total: Cell) -> bool:
+    """Whether drafts can have made decoding so much faster: by as many tokens as a round has, at most."""
+    return total.decode_gain is not None and total.decode_gain <= _NOISE * (1 + sum(total.positions))
+
+
+def advised(concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int], *, pays: bool) -> Advice:
+    """positions: how often drafted token 1, 2, ... is accepted, of all rounds; gain: of decoding at that depth.
+
+    pays: whether that depth is faster as it was measured, prompts included.
+    """
     own = len(positions)
-    cost = ((1 + sum(positions)) / gain - 1) / own
-    depths = tuple(_depth(k, positions, cost) for k in sorted(set(wanted) or range(1, own + 1)) if k <= own)
+    cost = max(0.0, ((1 + sum(positions)) / gain - 1) / own)
+    depths = tuple(_depth(k, positions, cost, gain) for k in sorted(set(wanted) or range(1, own + 1)) if k <= own)
     fastest = max(depths, key=lambda depth: depth.gain, default=None)
-    best = fastest.k if fastest is not None and fastest.gain > 1 else 0
+    best = fastest.k if pays and fastest is not None and fastest.gain > 1 else 0
     return Advice(concurrency, cost, depths, best)
 
 
-def _depth(k: int, positions: Sequence[float], cost: float) -> Depth:
-    length = 1 + sum(positions[:k])
-    return Depth(k, length, length / max(1 + k * cost, 1e-9), k == len(positions))
+def _depth(k: int, positions: Sequence[float], cost: float, gain: float) -> Depth:
+    length, is_own = 1 + sum(positions[:k]), k == len(positions)
+    return Depth(k, length, gain if is_own else length / (1 + k * cost), is_own)
 
 
 def schedule(advice: Sequence[Advice]) -> tuple[tuple[int, int, int], ...]:

@@ -49,8 +49,8 @@ def t_975(freedom: int) -> float:
     return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.4 / freedom
 
 
-def length(accepted: Sequence[float], rounds: Sequence[float]) -> Interval:
-    """Tokens a round, the target's own counted. Of each unit: accepted tokens, rounds."""
+def length(accepted: Sequence[float], rounds: Sequence[float], k: int = 0) -> Interval:
+    """Tokens a round, the target's own counted: 1 to 1 + k, k 0 if not known. Of each unit: accepted tokens, rounds."""
     total = sum(rounds)
     if not total:
         return Interval(1.0, None, None)
@@ -59,7 +59,7 @@ def length(accepted: Sequence[float], rounds: Sequence[float]) -> Interval:
     if error is None:
         return Interval(1 + ratio, None, None)
     half = t_975(len(rounds) - 1) * error / (total / len(rounds))
-    return Interval(1 + ratio, max(1.0, 1 + ratio - half), 1 + ratio + half)
+    return Interval(1 + ratio, max(1.0, 1 + ratio - half), min(1 + (k or math.inf), 1 + ratio + half))
 
 
 @dataclass(frozen=True, slots=True)

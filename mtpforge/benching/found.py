@@ -51,10 +51,10 @@ class Cell:
 class Bench:
     """All of it. k: draft steps of the server, 0 where it does not say. cells: by content; totals: all of it together.
 
-    curve: what a healthy draft of this release gives, None where none was published. loses_from: the fewest requests at
-    a time at which drafting is slower, None for nowhere. schedule: depths by batch size as the engine's option takes
-    them, "" where nothing was compared or the engine has no such option. causes: where drafts are rejected, what is
-    known to do that, the likeliest first.
+    curve: what a healthy draft of this release gives, None where none was published, or none on content and at a
+    temperature that were measured. loses_from: the fewest requests at a time at which drafting is slower, None for
+    nowhere. schedule: depths by batch size as `schedule_option` of the engine takes them, both "" where nothing was
+    compared or the engine has no such option. causes: where drafts are rejected, what is known to do it, by likelihood.
     """
 
     url: str
@@ -69,6 +69,7 @@ class Bench:
     totals: tuple[Cell, ...]
     advice: tuple[Advice, ...]
     schedule: str
+    schedule_option: str
     curve: Curve | None
     loses_from: int | None
     checks: tuple[Check, ...]

@@ -23,6 +23,7 @@ from mtpforge.engines.counters import Counters
 from mtpforge.report import OnProgress, Progress
 
 _LOOKS: Final = 10  # at counters, which may lag behind the last token
+_COUNTED: Final = 0.95  # of the tokens that were given, at least: the last ones may be counted after their reply
 _PAUSE: Final = 0.2  # seconds between two of them
 
 
@@ -121,8 +122,21 @@ class Run:
             if look:
                 time.sleep(_PAUSE)
             counts = counting.between(before, side.page(), side.counters, side.server.root)
-            if counts.generated >= tokens:
-                break
+            if counts.generated >= tokens and counts.is_possible:
+                return counts
+        if counts.generated < _COUNTED * tokens:
+            raise side.server.refusal(
+                "counts fewer tokens than it gave",
+                "name one engine itself: of several behind one address each counts its own, and so does each process",
+                why=f"`{side.counters.generated}` rose by {counts.generated:,.0f}, replies held {tokens:,}",
+            )
+        if not counts.is_possible:
+            raise side.server.refusal(
+                "has counters that contradict each other",
+                f"`curl {side.server.root}/metrics`",
+                why=f"{counts.rounds:,.0f} rounds, {counts.accepted:,.0f} of {counts.drafted:,.0f} drafted tokens"
+                f" accepted, by position {', '.join(f'{n:,.0f}' for n in counts.positions) or 'none'}",
+            )
         return counts
 
     def _one_more(self) -> None:

@@ -137,15 +137,7 @@ def _adapter() -> requests.adapters.HTTPAdapter:
 
 def model_of(server: Server, asked: str) -> tuple[str, str]:
     """The model to ask for, and the checkpoint that it names as its root. MtpforgeError where one has to be chosen."""
-    rows = _rows(server)
-    if rows is None:
-        raise server.refusal(
-            "is no OpenAI-compatible server: it has no list at `/v1/models`",
-            "name the root of the server, without the path of an endpoint",
-        )
-    served = {str(row.get("id")): str(row.get("root") or "") for row in rows if isinstance(row, Mapping)}
-    if not served:
-        raise server.refusal("serves no model", "wait until it has loaded one")
+    served = _served(server)
     names = ", ".join(shown(name) for name in served)
     if asked:
         if asked not in served:
@@ -157,6 +149,28 @@ def model_of(server: Server, asked: str) -> tuple[str, str]:
         first = shown(next(iter(served)))
         raise server.refusal(f"serves {len(served)} models", f"say which: `--model {first}`", why=f"they are {names}")
     return next(iter(served.items()))
+
+
+def model_beside(server: Server, name: str, root: str) -> tuple[str, str]:
+    """Of a second server the model that is likeliest that of the first: by its name, by its root, or the only one."""
+    served = _served(server)
+    if name in served:
+        return name, served[name]
+    return next(((other, path) for other, path in served.items() if root and path == root), next(iter(served.items())))
+
+
+def _served(server: Server) -> dict[str, str]:
+    """Models by name, with the checkpoint of each, "" where it is not told."""
+    rows = _rows(server)
+    if rows is None:
+        raise server.refusal(
+            "is no OpenAI-compatible server: it has no list at `/v1/models`",
+            "name the root of the server, without the path of an endpoint",
+        )
+    served = {str(row.get("id")): str(row.get("root") or "") for row in rows if isinstance(row, Mapping)}
+    if not served:
+        raise server.refusal("serves no model", "wait until it has loaded one")
+    return served
 
 
 def _rows(server: Server) -> list[object] | None:

@@ -36,8 +36,13 @@ class Source:
     send: Send
 
 
+def fewest(concurrency: int) -> int:
+    """Prompts of a slice, at least: twice the requests at a time, so that most of it runs among so many."""
+    return 2 * concurrency if concurrency > 1 else 1
+
+
 def cut(content: str, concurrency: int, n: int, slices: int) -> tuple[Slice, ...]:
-    """A cell's prompts in slices of equal size, give or take one, none with fewer prompts than requests at a time."""
-    n_slices = max(1, min(slices, n // concurrency))
+    """A cell's prompts in slices of equal size, give or take one, none with fewer prompts than `fewest`."""
+    n_slices = max(1, min(slices, n // fewest(concurrency)))
     edges = [n * at // n_slices for at in range(n_slices + 1)]
     return tuple(Slice(content, concurrency, at, first, last, n) for at, (first, last) in enumerate(pairwise(edges)))

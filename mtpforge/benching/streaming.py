@@ -32,12 +32,18 @@ _OVER: Final = 64  # tokens beyond those asked for that an engine may give by ro
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply. seconds: from the request to its last token; first: to its first; histogram: see Counters."""
+    """One reply. seconds: from the request to its last token; first: to its first; histogram: see Counters.
+
+    began: when it was asked for, by any clock that all replies of a slice share. later: seconds from the request to
+    each event after the first one; () where that is not known.
+    """
 
     tokens: int
     seconds: float
     first: float
     histogram: tuple[int, ...] = ()
+    began: float = 0.0
+    later: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,8 @@ def _reply(server: Server, load: Load, prompt: Prompt, under_way: _UnderWay) -> 
 
 def _read(server: Server, load: Load, under_way: _UnderWay) -> Reply:
     """Of the begun answer. ValueError for what is none."""
-    first, tokens, n_events, histogram = 0.0, 0, 0, tuple[int, ...]()
+    moments: list[float] = []
+    tokens, histogram = 0, tuple[int, ...]()
     assert under_way.answer is not None  # noqa: S101 -- it has begun
     for event in answers.events(under_way.answer):
         if under_way.is_left:
@@ -135,9 +142,8 @@ def _read(server: Server, load: Load, under_way: _UnderWay) -> Reply:
             raise server.refusal("broke a reply off", "its log says why", why=shown(event["error"]))
         if isinstance(event.get("choices"), list) and event["choices"]:
             under_way.token = time.perf_counter()
-            first = first or under_way.token
-            n_events += 1
-            _refuse_endless(server, load, n_events)
+            moments.append(under_way.token - under_way.began)
+            _refuse_endless(server, load, len(moments))
         histogram = load.counters.histogram(event) or histogram
         tokens = _counted(event.get("usage"), load.generate) or tokens
     if not tokens:
@@ -145,9 +151,9 @@ def _read(server: Server, load: Load, under_way: _UnderWay) -> Reply:
             "does not say how many tokens a reply has",
             "it has to know `stream_options: {include_usage: true}`; a proxy in between may drop it",
         )
-    if not first:
+    if not moments:
         raise ValueError(f"it counts {tokens} tokens and brings none")
-    return Reply(tokens, under_way.token - under_way.began, first - under_way.began, histogram)
+    return Reply(tokens, moments[-1], moments[0], histogram, under_way.began, tuple(moments[1:]))
 
 
 def _refuse_endless(server: Server, load: Load, n_events: int) -> None:

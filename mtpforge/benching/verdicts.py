@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mtpforge.benching import depths
+from mtpforge.benching.counting import Counts
 from mtpforge.benching.found import Cell
 from mtpforge.engines.counters import Cause, Counters
 from mtpforge.families.curves import Curve
 from mtpforge.judging.verdicts import FALL, LOW, NONE
 from mtpforge.report import Check, Verdict
 
+FEWEST = 100  # rounds: of fewer nothing is said of the layer
+_CONSTANT = 3  # units of text that hardly accept exactly the same by chance
 _OTHERS = 1.05  # as many tokens as ours: above, somebody else's are among them
 _SHARED = (
     Cause(
@@ -32,9 +36,14 @@ _SHARED = (
 )
 
 
+def is_enough(total: Cell) -> bool:
+    """Whether so few rounds are no chance: a layer with 0.05 accepted has none in 100 once in 170 times."""
+    return total.n_rounds >= FEWEST
+
+
 def is_near_zero(total: Cell) -> bool:
     """Whether hardly a drafted token is accepted."""
-    return first_of(total) < NONE
+    return is_enough(total) and first_of(total) < NONE
 
 
 def first_of(total: Cell) -> float:
@@ -43,8 +52,10 @@ def first_of(total: Cell) -> float:
 
 
 def falls(total: Cell) -> bool:
-    """Whether second tokens are rejected where first ones were accepted."""
-    return len(total.positions) > 1 and not is_near_zero(total) and total.conditional[1] < FALL
+    """Whether second tokens are rejected where first ones were accepted, often enough to tell."""
+    if len(total.positions) < 2 or not is_enough(total) or is_near_zero(total):  # noqa: PLR2004 -- two positions
+        return False
+    return total.positions[0] * total.n_rounds >= FEWEST / 2 and total.conditional[1] < FALL
 
 
 def causes(total: Cell, counters: Counters) -> tuple[Cause, ...]:
@@ -54,12 +65,22 @@ def causes(total: Cell, counters: Counters) -> tuple[Cause, ...]:
     return counters.falling if falls(total) else ()
 
 
+def of_baseline(engine: str, other: str) -> Iterator[Check]:
+    """Two engines differ in more than a draft."""
+    if other and other != engine:
+        detail = f"is {other}, the server that drafts {engine}: a gain is that of the engine too"
+        yield Check("baseline", "warning", detail, "serve both by the same engine")
+
+
 def of_acceptance(total: Cell) -> Iterator[Check]:
     """The layer, by what is accepted of it."""
     told = f"{total.length} tokens a round"
     if total.positions:
         told = f"{total.positions[0]:.3f} of first tokens accepted; {told}"
-    if is_near_zero(total):
+    if not is_enough(total):
+        few = f"{told}; {total.n_rounds} rounds are too few to judge it, {FEWEST} are not"
+        yield Check("acceptance", "not checked", few, "more or longer replies: `--prompts N`, `--generate N`")
+    elif is_near_zero(total):
         yield Check("acceptance", "failed", f"{told}: the layer is wrong, or is not run as it should be", _BELOW)
     elif first_of(total) < LOW:
         fix = "`mtpforge fidelity DRAFT --reference SOURCE --inputs FILE` says which module costs it"
@@ -74,14 +95,33 @@ def of_acceptance(total: Cell) -> Iterator[Check]:
 _BELOW = "the likeliest causes are listed, each with the command that tells"
 
 
-def of_curve(total: Cell, curve: Curve | None, k: int) -> Check:
-    """Beside what healthy drafts of the release give."""
+def of_load(totals: Sequence[Cell]) -> Iterator[Check]:
+    """Acceptance hangs on the text, not on how many requests run beside it."""
+    first, *others = sorted(totals, key=lambda total: total.concurrency)
+    for total in others:
+        low, high = first.length.low, total.length.high
+        if low is not None and high is not None and high < low and is_enough(first) and is_enough(total):
+            detail = f"falls to {total.length} tokens a round at {total.concurrency} at a time, from {first.length}"
+            fix = (
+                "kernels or captured graphs treat larger batches otherwise: start it without graphs, and measure again"
+            )
+            yield Check("acceptance under load", "warning", detail, fix)
+
+
+def of_curve(alike: Cell | None, curve: Curve | None, k: int) -> Check:
+    """Beside what healthy drafts of the release give, on the content and at the temperature that they gave it."""
     expected = curve.at(k) if curve else None
     if curve is None or expected is None:
         why = f"none is known for {k} draft steps" if curve else "none is known for this model"
         return Check("published curve", "not checked", why)
-    told = f"{total.length.mean:.2f} tokens a round; {curve.name} gave {expected:.2f} at k = {k} ({curve.conditions})"
-    if total.length.mean < curve.alarm_share * expected:
+    if alike is None:
+        where = f"that of {curve.name} is of {' or '.join(curve.content)} at temperature {curve.temperature:g} alone"
+        fix = f"`--content {curve.content[0]} --temperature {curve.temperature:g}`"
+        return Check("published curve", "not checked", f"{where}, which was not measured", fix)
+    told = f"{alike.length.mean:.2f} tokens a round; {curve.name} gave {expected:.2f} at k = {k} ({curve.conditions})"
+    if not is_enough(alike):
+        return Check("published curve", "not checked", f"{told}; {alike.n_rounds} rounds are too few")
+    if alike.length.mean < curve.alarm_share * expected:
         return Check("published curve", "warning", f"{told}, below {curve.alarm_share * expected:.2f} look for a cause")
     return Check("published curve", "passed", told)
 
@@ -99,7 +139,7 @@ def of_speed(totals: Sequence[Cell]) -> Iterator[Check]:
         if gain.is_above(1):
             yield Check(f"speed, {n} at a time", "passed", f"{gain} times as fast")
         elif gain.is_below(1):
-            fix = "stop drafting there: the schedule below, or a server without a draft"
+            fix = "do not draft there; whether fewer draft steps pay tells a server that is started with fewer"
             yield Check(
                 f"speed, {n} at a time", "warning" if pays else "failed", f"{gain} times as fast: it loses", fix
             )
@@ -115,24 +155,47 @@ def loses_from(totals: Sequence[Cell]) -> int | None:
     return min(losing, default=None)
 
 
-def of_depths(wanted: Sequence[int], k: int) -> Iterator[Check]:
-    """Depths of which nothing is known."""
+def of_depths(wanted: Sequence[int], k: int, totals: Sequence[Cell]) -> Iterator[Check]:
+    """Depths of which nothing is known, and gains that no draft can give."""
     beyond = [depth for depth in wanted if depth > k]
     if beyond:
         detail = f"{', '.join(map(str, beyond))}: the server says how {k or 'no'} drafted tokens fare"
         yield Check("depths", "not checked", detail, f"start it with {max(beyond)} draft steps, and measure again")
+    for total in totals:
+        if total.positions and total.decode_gain is not None and not depths.is_possible(total):
+            detail = (
+                f"at {total.concurrency} at a time decoding is {total.decode_gain:.2f} times as fast with"
+                f" {total.length.mean:.2f} tokens a round: no draft gives that, the servers differ in something else"
+            )
+            yield Check(
+                "depths", "warning", detail, "start both by the same command, and one of them without its draft"
+            )
 
 
 def of_others(counted: float, ours: int) -> Check:
     """Whether somebody else used the server meanwhile."""
+    told = f"it made {counted:,.0f} tokens"
     if counted > _OTHERS * ours:
-        detail = f"it made {counted:,.0f} tokens, of which {ours:,} are ours: others shared speed and counters"
+        detail = f"{told}, of which {ours:,} are ours: others shared speed and counters"
         return Check("other users", "warning", detail, "measure again when it is idle")
-    return Check("other users", "passed", f"it made {counted:,.0f} tokens, {ours:,} are ours")
+    if counted < ours:
+        detail = f"{told}, and gave us {ours:,}: it does not count all of them, or counts late"
+        return Check("other users", "warning", detail, "name one engine itself, not what stands before several")
+    return Check("other users", "passed", f"{told}, {ours:,} are ours")
 
 
-def unchecked(counters: Counters, *, is_told: bool) -> Iterator[Check]:
-    """What no bench sees."""
-    if not is_told:
+def of_made_up(units: Sequence[Counts], counters: Counters, *, is_told: bool) -> Iterator[Check]:
+    """Whether acceptance may be drawn by lot. Where the server tells that it is, nothing was measured at all."""
+    if is_told:
+        return
+    some = [unit for unit in units if unit.rounds]
+    is_constant = len(some) >= _CONSTANT and len({unit.length for unit in some}) == 1 and some[0].accepted > 0
+    if is_constant:
+        detail = f"exactly {some[0].length:.3f} tokens a round in each of {len(some)} pieces of different text"
+        why = f"so does {counters.unseen}; so do replies that only repeat themselves"
+        yield Check("made-up acceptance", "warning", f"{detail}: {why}", "look at its command, and at some replies")
+    else:
         yield Check("made-up acceptance", "not checked", f"cannot be seen from here: {counters.unseen}")
-    yield Check("answers", "not checked", "whether they are right: only how many tokens come, and how fast")
+
+
+ANSWERS = Check("answers", "not checked", "whether they are right: only how many tokens come, and how fast")

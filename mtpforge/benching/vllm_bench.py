@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -141,9 +142,14 @@ def _failed(why: str) -> MtpforgeError:
     return MtpforgeError("`vllm bench serve` failed", why=why, fix=fix, code=errors.MACHINE)
 
 
+def _reply(tokens: int, first: float, gaps: Sequence[float], began: float) -> Reply:
+    later = tuple(accumulate(gaps, initial=first))[1:]
+    return Reply(tokens, later[-1] if later else first, first, began=began, later=later)
+
+
 def replies(result: Mapping[str, object]) -> list[Reply]:
     """Of the document that `--save-detailed` writes. MtpforgeError for a request that failed."""
-    columns = [result.get(key) for key in ("output_lens", "ttfts", "itls", "errors")]
+    columns = [result.get(key) for key in ("output_lens", "ttfts", "itls", "start_times", "errors")]
     is_one = all(isinstance(column, list) for column in columns)
     if not is_one or len({len(column) for column in columns if isinstance(column, list)}) > 1:
         raise MtpforgeError("`vllm bench serve` wrote no single requests", fix="vLLM 0.33 does", code=errors.MACHINE)
@@ -157,7 +163,7 @@ def replies(result: Mapping[str, object]) -> list[Reply]:
             code=errors.REMOTE,
         )
     try:
-        found = [Reply(int(tokens), first + sum(gaps), first) for tokens, first, gaps, _ in rows]
+        found = [_reply(int(tokens), float(first), gaps, float(began)) for tokens, first, gaps, began, _ in rows]
     except (TypeError, ValueError, OverflowError) as error:
         raise _failed(f"times or lengths that are no numbers: {shown(error)}") from error
     if empty := sum(not (reply.tokens > 0 and reply.seconds >= reply.first > 0) for reply in found):

@@ -70,7 +70,7 @@ def _option(name: str, heading: str, text: str, **attrs: Any) -> Callable[[Any],
     cls=Command,
     help="What drafting is worth on a live OpenAI-compatible server: how many drafted tokens are accepted, by its own"
     " counters, and how much faster it is than one that does not draft. Load goes to URL and --baseline, nowhere else."
-    " Exit 1 where drafting does not pay.",
+    " Exit 1 where hardly a token is accepted, or drafting is slower somewhere and faster nowhere.",
     examples=(
         "mtpforge bench http://127.0.0.1:8000 --baseline http://127.0.0.1:8001",
         "mtpforge bench http://127.0.0.1:8000 --text prompts.txt --concurrency 1 --prompts 16",
@@ -110,7 +110,7 @@ def _option(name: str, heading: str, text: str, **attrs: Any) -> Callable[[Any],
 @_option(
     "--prompts",
     "Compute",
-    "Of each class at each concurrency; default: 8, and 4 times the concurrency at least.",
+    "Of each class at each concurrency; default: 8, and 8 times a concurrency above 1 at least.",
     type=click.IntRange(min=2),
     metavar="N",
 )
@@ -167,9 +167,15 @@ def command(  # noqa: D103 -- the help text above
         endpoint=cast("Endpoint", endpoint),
         model=model,
     )
-    screen.kept = lambda: "lines above hold what was measured until then; nothing is judged"
+    whole: list[Cell] = []
+    screen.result = {"measured": whole}
+    held = "`measured` holds" if screen.json else "lines above hold"
+    screen.kept = lambda: (
+        "nothing is judged" if screen.quiet else f"{held} what was measured until then; nothing is judged"
+    )
     with screen.watching() as watching:
-        found = bench(asked, watching)
+        found = bench(asked, watching, whole.append)
+    screen.result = found.document()
     _show(screen, found)
     for total in found.totals:
         gain = f" {total.gain.mean:.3f}" if total.gain else ""
@@ -215,7 +221,7 @@ def _explain(screen: Screen, found: Bench) -> None:
     if found.loses_from is not None:
         screen.line(f"drafting loses from {found.loses_from} requests at a time on")
     if found.schedule:
-        screen.line(f"depth by batch size, for `--speculative-config`: {found.schedule}")
+        screen.line(f"depth by batch size, for `{found.schedule_option}`: {found.schedule}")
     if found.causes:
         screen.line("likely causes, in this order, and what tells:")
         screen.table(("", ""), [(cause.what, cause.check) for cause in found.causes])

@@ -126,5 +126,8 @@ def _depths(found: At) -> list[Section]:
     columns = ("at a time", "k", "tokens a round", "decoding, times as fast", "how it is known")
     blocks: list[Block] = [Table("What each depth would give", columns, rows)]
     if found["schedule"]:
-        blocks += [Words("Depth by batch size, keys of `--speculative-config`:"), Command(found["schedule"].text)]
+        blocks += [
+            Words(f"Depth by batch size, keys of `{found['schedule_option'].text}`:"),
+            Command(found["schedule"].text),
+        ]
     return [Section("Depth", blocks)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 
 import pytest
@@ -58,10 +59,81 @@ def test_cell_is_what_its_slices_come_to():
     assert found.conditional == pytest.approx((0.8, 0.5, 0.5))
     assert found.length.mean == pytest.approx(1 + 21 / 15)
     assert (found.first, found.first_without) == (1.0, 1.0)
-    assert found.speed == pytest.approx(2 * 40 / 6)  # two under way: 40 tokens in 6 seconds of requests
-    assert found.speed_without == pytest.approx(2 * 40 / 10)
-    assert found.gain.mean == pytest.approx(10 / 6)
-    assert found.decode_gain == pytest.approx((37 / 3.7) / (37 / 7.7))
+    # two under way until one has ended: 11 tokens and half of 20 and 1, then 8; 2 and 2 seconds of requests, then 1
+    assert found.speed == pytest.approx(2 * (11 + 11 + 8) / (2 + 2 + 1))
+    # without: 3 seconds, in which the second reply gave 1 and 20 * 2 / 5
+    assert found.speed_without == pytest.approx(2 * (11 + 9 + 8) / (3 + 3 + 1))
+    assert found.gain.mean == pytest.approx((30 / 5) / (28 / 7))
+    assert found.decode_gain == pytest.approx((27 / 2.7) / (25 / 4.7))
+
+
+def plain(replies: list[Reply], n: int, step: float = 1e-3) -> tuple[float, float]:
+    """Tokens and seconds of requests, moment by moment, for as long as n are under way."""
+    tokens = seconds = 0.0
+    at = min(reply.began for reply in replies) + step / 2
+    last = max(reply.began for reply in replies)
+    while True:
+        under_way = [reply for reply in replies if reply.began <= at < reply.began + reply.seconds]
+        if len(under_way) < n and at > last:
+            return tokens, seconds
+        seconds += step * len(under_way)
+        for reply in under_way:
+            since = at - reply.began
+            if since >= reply.first:
+                tokens += step * (reply.tokens - 1) / (reply.seconds - reply.first)
+            tokens += since - step < reply.first <= since
+        at += step
+
+
+def closed_loop(chance: random.Random, n: int, prompts: int) -> list[Reply]:
+    """The next prompt begins where one of n has ended."""
+    free, found = [0.0] * n, []
+    for _ in range(prompts):
+        began = min(free)
+        first = chance.uniform(0.05, 0.2)
+        seconds = first + chance.uniform(0.1, 1)
+        found.append(Reply(chance.randint(5, 50), seconds, first, began=began))
+        free[free.index(began)] = began + seconds
+    return found
+
+
+@pytest.mark.parametrize(("n", "prompts"), [(1, 3), (2, 4), (4, 8), (4, 19), (3, 3)])
+def test_speed_is_that_of_so_many_under_way(n, prompts):
+    replies = closed_loop(random.Random(prompts), n, prompts)
+    found = cells.busy(replies)
+    assert (found.tokens, found.seconds) == pytest.approx(plain(replies, n), rel=0.02)
+
+
+def shared(lengths: list[int], n: int, speed: float, step: float = 1e-3) -> list[Reply]:
+    """Of a server whose tokens a second are the same for any number of requests: n at a time share them."""
+    waiting, began, given, times, at = list(range(len(lengths))), {}, {}, [[] for _ in lengths], 0.0
+    while waiting or given:
+        while waiting and len(given) < n:
+            began[waiting[0]], given[waiting.pop(0)] = at, 0.0
+        at += step
+        each = speed * step / len(given)
+        for one in list(given):
+            given[one] += each
+            if given[one] >= len(times[one]) + 1:
+                times[one].append(at - began[one])
+            if len(times[one]) == lengths[one]:
+                del given[one]
+    return [
+        Reply(length, own[-1], own[0], began=began[one], later=tuple(own[1:]))
+        for one, (length, own) in enumerate(zip(lengths, times, strict=True))
+    ]
+
+
+def test_end_of_a_slice_makes_no_server_faster():
+    """What is left alone at the end of a slice runs four times as fast, and is no sign of speed at four at a time."""
+    chance, some = random.Random(5), []
+    for number in range(4):
+        replies = shared([chance.randint(5, 100) for _ in range(8)], 4, 100.0)
+        some.append(Measured(slices.Slice("code", 4, number, 0, 8, 8), Taken(tuple(replies), NONE), None))
+    replies = [reply for each in some for reply in each.drafting.replies]
+    by_all_seconds = 4 * sum(reply.tokens for reply in replies) / sum(reply.seconds for reply in replies)
+    assert by_all_seconds > 108
+    assert cells.cell("code", 4, some).speed == pytest.approx(100, rel=0.02)
 
 
 def test_without_a_baseline_nothing_is_compared():
@@ -73,12 +145,12 @@ def test_without_a_baseline_nothing_is_compared():
     ("concurrency", "n", "edges"),
     [
         (1, 8, [(0, 2), (2, 4), (4, 6), (6, 8)]),
-        (16, 64, [(0, 16), (16, 32), (32, 48), (48, 64)]),
-        (16, 40, [(0, 20), (20, 40)]),  # four slices of ten would never have sixteen under way
+        (16, 128, [(0, 32), (32, 64), (64, 96), (96, 128)]),
+        (16, 80, [(0, 40), (40, 80)]),  # of slices of twenty, most of the time would have fewer under way
         (1, 2, [(0, 1), (1, 2)]),
     ],
 )
-def test_slices_hold_as_many_prompts_as_requests_at_a_time(concurrency, n, edges):
+def test_slices_hold_twice_as_many_prompts_as_requests_at_a_time(concurrency, n, edges):
     assert [(each.first, each.last) for each in slices.cut("code", concurrency, n, 4)] == edges
 
 
@@ -111,7 +183,7 @@ def test_drafting_that_pays_nowhere_fails(gains, said, loses_from, summary):
     checks = tuple(verdicts.of_speed(totals))
     assert [check.verdict for check in checks] == said
     assert verdicts.loses_from(totals) == loses_from
-    found = Bench("", None, "", "", "", 1, 1, 3, (), totals, (), "", None, loses_from, checks, ())
+    found = Bench("", None, "", "", "", 1, 1, 3, (), totals, (), "", "", None, loses_from, checks, ())
     assert found.report.summary == summary
     assert found.report.exit_code == ("failed" in said)
     assert found.document() == {"bench": found, "report": found.report}

@@ -40,6 +40,34 @@ def test_page_of_sglang_tells_accepted_tokens_by_what_was_generated():
     assert counted("sglang") == counting.Counts(3, 2, 0, (), 7)
 
 
+def test_depth_is_that_of_a_rank_and_no_sum():
+    counters = ENGINES["sglang"].counters
+    ranks = stored("sglang") + re.sub('moe_ep_rank="0"', 'moe_ep_rank="1"', stored("sglang"))
+    assert counting.page(ranks, counters, "it").steps == 3  # make.py: K
+    assert counting.page(stored("vllm"), VLLM.counters, "it").steps == 0
+
+
+@pytest.mark.parametrize(
+    ("some", "is_possible"),
+    [
+        (counting.Counts(3, 4, 9, (2, 1, 1)), True),
+        (counting.Counts(3, 4, 0, ()), True),
+        (counting.Counts(3, 10, 9, (3, 3, 3)), False),
+        (counting.Counts(3, 4, 9, (4, 0, 0)), False),
+        (counting.Counts(3, 4, 9, (1, 2, 1)), False),
+    ],
+)
+def test_counters_agree_with_each_other(some, is_possible):
+    assert some.is_possible is is_possible
+
+
+def test_position_that_fell_is_a_restart():
+    less = re.sub(r'(position="1"\}) \S+', r"\1 9.0", stored("vllm"))
+    with pytest.raises(MtpforgeError, match="started anew") as refused:
+        counted("vllm", less)
+    assert refused.value.why == "`vllm:spec_decode_num_accepted_tokens_per_pos_total` fell"
+
+
 @pytest.mark.parametrize("value", ["NaN", "+Inf"])
 def test_counter_that_is_no_number_is_refused_by_name(value):
     name = VLLM.counters.rounds

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from mtpforge.benching import depths, estimates
+from mtpforge.benching import depths, estimates, verdicts
 from mtpforge.benching.estimates import Interval, Pair
+from mtpforge.benching.found import Cell
 
 TRIALS = 600
 
@@ -40,6 +41,13 @@ def test_gain_is_paired_and_its_interval_holds_the_truth():
     assert all(each.high / each.low < 1.25 for each in found)
 
 
+def test_length_ends_where_every_token_is_accepted():
+    some = [9, 9, 6], [3, 3, 3]
+    assert estimates.length(*some).high > 4
+    assert estimates.length(*some, 3).high == 4
+    assert estimates.length(*some, 3).mean == estimates.length(*some).mean
+
+
 def test_one_unit_has_no_interval():
     assert estimates.length([3], [2]) == Interval(2.5, None, None)
     assert estimates.gain([Pair(10, 1, 10, 2)]) == Interval(2.0, None, None)
@@ -60,7 +68,7 @@ def gain_of(k: int, positions: list[float], cost: float) -> float:
 
 def test_advice_gives_back_the_cost_and_the_fastest_depth():
     positions, cost = [0.84, 0.66, 0.49, 0.34, 0.28], 0.25
-    found = depths.advised(4, positions, gain_of(5, positions, cost), (1, 2, 3, 5))
+    found = depths.advised(4, positions, gain_of(5, positions, cost), (1, 2, 3, 5), pays=True)
     assert found.draft_cost == pytest.approx(cost)
     assert [each.k for each in found.depths] == [1, 2, 3, 5]
     assert [each.gain for each in found.depths] == pytest.approx([gain_of(k, positions, cost) for k in (1, 2, 3, 5)])
@@ -69,9 +77,30 @@ def test_advice_gives_back_the_cost_and_the_fastest_depth():
 
 
 def test_depth_is_none_where_all_lose():
-    found = depths.advised(16, [0.5, 0.2], gain_of(2, [0.5, 0.2], 0.9), ())
+    found = depths.advised(16, [0.5, 0.2], gain_of(2, [0.5, 0.2], 0.9), (), pays=False)
     assert [each.k for each in found.depths] == [1, 2]
     assert found.best == 0
+
+
+def test_no_other_depth_is_advised_where_the_measured_one_does_not_pay():
+    positions = [0.84, 0.1, 0.05]
+    some = (4, positions, gain_of(3, positions, 0.4), ())
+    assert depths.advised(*some, pays=True).best == 1
+    assert depths.advised(*some, pays=False).best == 0
+    assert depths.advised(*some, pays=False).depths[0].gain > 1  # it is shown all the same
+
+
+@pytest.mark.parametrize(("gain", "is_possible"), [(2.2, True), (2.3, True), (2.4, False), (9.0, False)])
+def test_no_draft_is_faster_than_its_tokens_a_round(gain, is_possible):
+    positions = (0.7, 0.5)  # 2.2 tokens a round, and 2.31 with what noise may add
+    total = Cell("", 4, 8, 200, Interval(2.2, 2, 2.4), positions, 1, 1, 1, 1, Interval(gain, 2, 9), gain)
+    assert depths.is_possible(total) is is_possible
+    told = [check.verdict for check in verdicts.of_depths((), 2, [total])]
+    assert told == ([] if is_possible else ["warning"])
+    if is_possible:
+        found = depths.advised(4, positions, gain, (), pays=True)
+        assert found.draft_cost >= 0
+        assert found.depths[-1].gain == gain
 
 
 def test_schedule_joins_ranges_of_one_depth_and_begins_at_one():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from openai_server import Counted, by_chance, serving
+from openai_server import AsSglang, by_chance, serving
 
 import mtpforge
 from mtpforge.benching.estimates import Interval
@@ -13,18 +13,6 @@ from mtpforge.errors import MtpforgeError
 FEW = {"concurrency": [1], "content": ["chat"], "prompts": 8, "generate": 24}
 
 
-class AsSglang(Counted):
-    def page(self) -> str:
-        labels = 'model_name="tiny",engine_type="unified"'
-        rows = {"generation_tokens": self.generated, "num_requests": self.finished, "spec_verify_calls": self.rounds}
-        lines = [
-            f"# TYPE sglang:{name}_total counter\nsglang:{name}_total{{{labels}}} {float(value)}"
-            for name, value in rows.items()
-            if value  # a counter of SGLang's appears with its first request
-        ]
-        return "\n".join(["# TYPE sglang:num_running_reqs gauge", "sglang:num_running_reqs 0.0", *lines]) + "\n"
-
-
 def histogram(body, given):
     """SglExt of srt/entrypoints/openai/protocol.py (0.5.23). The first event is the prompt's own step."""
     if not body.get("return_spec_tokens_details"):
@@ -32,6 +20,10 @@ def histogram(body, given):
     taken = [n - 1 for n in given[1:]]
     counted = [taken.count(n) for n in range(max(taken) + 1)]
     return {"choices": [], "sglext": {"spec_tokens_details": {"spec_correct_drafts_histogram": counted}}}
+
+
+def detail(found, name: str) -> str:
+    return next(check.detail for check in found.checks if check.name == name)
 
 
 @pytest.fixture
@@ -56,6 +48,37 @@ def test_positions_come_from_the_replies(server):
     assert total.positions == pytest.approx([sum(n >= at for n in rounds) / len(rounds) for at in (1, 2, 3)])
     assert total.length.mean == pytest.approx(1 + sum(rounds) / len(rounds))
     assert total.length.low < total.length.mean < total.length.high
+
+
+@pytest.mark.parametrize(("told", "gauge"), [(5, None), (None, 5), (5, 3)])
+def test_depth_is_what_the_server_says(server, told, gauge):
+    """A histogram ends with the most that was accepted: 3 of 5 here."""
+    server.adds = histogram
+    server.info = None if told is None else {"speculative_num_steps": told, "launch_command": "python -m sglang"}
+    if gauge:
+        ranks = "".join(f'sglang:spec_num_steps{{dp_rank="{rank}"}} {gauge}.0\n' for rank in (0, 1))
+        server.counted.more = ranks
+    found = mtpforge.bench(server.url, **FEW)
+    (total,) = found.totals
+    assert (found.k, len(total.positions), total.positions[3:]) == (5, 5, (0.0, 0.0))
+    assert total.length.mean == pytest.approx(1 + sum(total.positions))
+    assert detail(found, "made-up acceptance").startswith("cannot be seen")
+
+
+def test_nothing_accepted_is_nothing_at_each_position(server):
+    server.accepts, server.adds = by_chance(0.0, 0.0, 0.0), histogram
+    server.info = {"speculative_num_steps": 3}
+    found = mtpforge.bench(server.url, **FEW)
+    assert found.totals[0].positions == (0.0, 0.0, 0.0)
+    assert found.report.exit_code == 1
+
+
+@pytest.mark.parametrize("value", ["x", -1, 10**9, True, [3]])
+def test_depth_that_is_none_is_not_taken(value):
+    assert ENGINES["sglang"].counters.depth({"speculative_num_steps": value}) == 0
+    told = {"vllm_config": {"speculative_config": {"num_speculative_tokens": value}}}
+    assert ENGINES["vllm"].counters.depth(told) == 0
+    assert ENGINES["vllm"].counters.depth({"vllm_config": {"speculative_config": {"num_speculative_tokens": 7}}}) == 7
 
 
 def test_without_them_length_comes_from_what_was_generated(server):

@@ -77,7 +77,11 @@ ENDINGS = {
         "report": "Report: the checks of all drafts",
     },
     "accept": {"acceptance": "Acceptance", "report": "Report: the checks of all drafts"},
-    "bench": {"bench": "Bench", "report": "Report: its checks"},
+    "bench": {
+        "bench": "Bench",
+        "report": "Report: its checks",
+        "measured": "where it failed or was stopped, beside `error`: list of Cell, those that were whole until then",
+    },
     "serve --print": {
         "serve": "words of the command",
         "traps": "list of Trap: what would spoil the drafts of this pair",

@@ -1,9 +1,12 @@
 """SGLang's metrics of drafting (0.5.23), which it has under `--enable-metrics`.
 
 srt/observability/metrics_collector.py    names: `sglang:spec_verify_calls_total` is the only counter of drafting,
-                                          `sglang:spec_accept_length` and `_rate` are gauges of the last interval
+                                          `sglang:spec_accept_length` and `_rate` are gauges of the last interval;
+                                          `sglang:spec_num_steps` is the depth in force, of each rank
+srt/entrypoints/http_server.py            `/server_info` has every field of ServerArgs, speculative_num_steps among them
 srt/managers/tokenizer_manager.py         a request's acceptance length is its tokens by its verify calls
-srt/entrypoints/openai/protocol.py        `return_spec_tokens_details`: a reply's histogram of accepted tokens
+srt/entrypoints/openai/protocol.py        `return_spec_tokens_details`: a reply's histogram of accepted tokens, as long
+                                          as the most that a round accepted, so that it does not tell the depth
 srt/speculative/spec_utils.py             SGLANG_SIMULATE_ACC_LEN, which no page of the server tells
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mtpforge.engines.counters import MOST_STEPS, Cause, Counters, is_count
+from mtpforge.engines.counters import MOST_STEPS, Cause, Counters, is_count, steps_in
 from mtpforge.errors import shown
 
 _SIMULATED: Final = "SGLANG_SIMULATE_ACC_LEN"
@@ -43,8 +46,11 @@ COUNTERS: Final = Counters(
     generated="sglang:generation_tokens_total",
     finished="sglang:num_requests_total",
     enable="SGLang has them when it is started with `--enable-metrics`",
+    drafts_by="--speculative-algorithm",
     info="/server_info",
     made_up=_made_up,
+    steps="sglang:spec_num_steps",
+    depth=lambda answer: steps_in(answer.get("speculative_num_steps")),
     unseen=f"`{_SIMULATED}` in the server's environment",
     body={"return_spec_tokens_details": True},
     histogram=_histogram,

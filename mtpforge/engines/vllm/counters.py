@@ -12,16 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mtpforge.engines.counters import Cause, Counters
+from mtpforge.engines.counters import Cause, Counters, steps_in
 
 _SYNTHETIC: Final = ("synthetic_acceptance_rates", "synthetic_acceptance_length")
 
 
-def _made_up(answer: Mapping[str, object]) -> str | None:
-    """Of `/server_info?config_format=json`: what of the speculative config draws acceptance by lot."""
+def _drafting(answer: Mapping[str, object]) -> Mapping[str, object]:
+    """The speculative config in it, empty where there is none."""
     config = answer.get("vllm_config")
     drafting = config.get("speculative_config") if isinstance(config, Mapping) else None
-    if not isinstance(drafting, Mapping):
+    return drafting if isinstance(drafting, Mapping) else {}
+
+
+def _made_up(answer: Mapping[str, object]) -> str | None:
+    """Of `/server_info?config_format=json`: what of the speculative config draws acceptance by lot."""
+    drafting = _drafting(answer)
+    if not drafting:
         return None
     if drafting.get("rejection_sample_method") == "synthetic":
         return "`rejection_sample_method` is `synthetic`"
@@ -85,8 +91,10 @@ COUNTERS: Final = Counters(
     generated="vllm:generation_tokens_total",
     finished="vllm:request_success_total",
     enable="vLLM has them unless it was started with `--disable-log-stats`",
+    drafts_by="--speculative-config",
     info="/server_info?config_format=json",
     made_up=_made_up,
+    depth=lambda answer: steps_in(_drafting(answer).get("num_speculative_tokens")),
     unseen="`synthetic_acceptance_length` of the speculative config, unless vLLM runs under `VLLM_SERVER_DEV_MODE=1`",
     schedule=_schedule,
     near_zero=_NEAR_ZERO,

@@ -15,13 +15,22 @@ _TABLE: Final = "curves.toml"
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Tokens a round, the target's own counted, for k = 1, 2, 3, ...; alarm_share: of it that is worth a message."""
+    """Tokens a round, the target's own counted, for k = 1, 2, 3, ...; alarm_share: of it that is worth a message.
+
+    content, temperature: classes of prompts, as datasets name them, and the sampling that it holds for.
+    """
 
     name: str
     length: tuple[float, ...]
     alarm_share: float
     conditions: str
     source: str
+    content: tuple[str, ...]
+    temperature: float
+
+    def is_like(self, content: str, temperature: float) -> bool:
+        """Whether what is measured so can be compared with it."""
+        return content in self.content and temperature == self.temperature
 
     def at(self, k: int) -> float | None:
         """The length at k; None beyond what was measured."""
@@ -45,8 +54,11 @@ def _curves() -> tuple[tuple[tuple[str, ...], Curve], ...]:
 
 
 def _curve(row: dict[str, object]) -> Curve:
-    length, alarm = row["length"], row["alarm"]
+    length, alarm, content, temperature = row["length"], row["alarm"], row["content"], row["temperature"]
     assert isinstance(length, list)  # noqa: S101 -- our own file
     assert isinstance(alarm, dict)  # noqa: S101 -- the same
+    assert isinstance(content, list)  # noqa: S101 -- the same
+    assert isinstance(temperature, float)  # noqa: S101 -- the same
     share = alarm["length"] / length[alarm["k"] - 1]
-    return Curve(str(row["name"]), tuple(length), share, str(row["conditions"]), str(row["source"]))
+    words = (str(row["conditions"]), str(row["source"]))
+    return Curve(str(row["name"]), tuple(length), share, *words, tuple(content), temperature)

@@ -44,6 +44,7 @@ def vllm() -> str:
 def sglang() -> str:
     """0.5.23: srt/observability/metrics_collector.py; what its import asks for beside is not needed for counting."""
     from types import SimpleNamespace
+    from unittest.mock import MagicMock
 
     import prometheus_client
 
@@ -60,7 +61,14 @@ def sglang() -> str:
         collector.observe_one_finished_request(
             labels, 5, tokens, 0, 0.1, has_grammar=False, spec_verify_ct=rounds, is_streaming=True
         )
-    return prometheus_client.generate_latest().decode()
+    own_registry = prometheus_client.generate_latest().decode()
+    asked = {"prefill_delayer_max_delay_passes": 1, "enable_priority_scheduling": False}
+    buckets = {f"prefill_delayer_{name}_buckets": None for name in ("forward_passes", "wait_seconds")}
+    metrics_collector.get_schedule = lambda: SimpleNamespace(**asked, **buckets)
+    scheduler = metrics_collector.SchedulerMetricsCollector({**labels, "moe_ep_rank": "0"}, MagicMock())
+    scheduler._log_gauge(scheduler.spec_num_steps, K)
+    told = prometheus_client.generate_latest().decode().splitlines(keepends=True)
+    return own_registry + "".join(line for line in told if "sglang:spec_num_steps" in line)
 
 
 def own(text: str, prefix: str) -> str:
