@@ -54,6 +54,7 @@ def test_every_number_that_is_drawn_is_the_document_s(name, monkeypatch):
     assert drawn - numbers(document) - subtracted(document) == set()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "pointer"),
     [

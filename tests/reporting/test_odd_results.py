@@ -77,6 +77,7 @@ def spoiled(value: object, number: float) -> object:
     return value
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "build-plan"])  # which counts, and measures nothing
 def test_numbers_that_are_none_are_shown_as_what_they_are(name, number):
