@@ -16,7 +16,22 @@ from mtpforge.planning import plan
 from mtpforge.verifying import verify
 
 P = "model.layers.3."
+
+
+def quark(packing, dtype, size):
+    weight = {"dtype": dtype, "qscheme": "per_group", "group_size": size, "symmetric": dtype == "int4"}
+    return {
+        "quant_method": "quark",
+        "export": {"kv_cache_group": [], "pack_method": packing},
+        "exclude": ["lm_head"],
+        "layer_type_quant_config": {},
+        "global_quant_config": {"weight": weight | {"is_dynamic": False}},
+    }
+
+
 BLOCKS = {
+    "quark": quark("reorder", "int4", 32),
+    "quark in order": quark("order", "uint4", 64),
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
             "modules_to_not_convert": ["lm_head", "kv_b_proj"]},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True,
@@ -47,7 +62,10 @@ def built(tinyglm, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize(("method", "scales"), [("awq", "rtn"), ("gptq", "mse"), ("auto-round", "rtn")])
+@pytest.mark.parametrize(
+    ("method", "scales"),
+    [("awq", "rtn"), ("gptq", "mse"), ("auto-round", "rtn"), ("quark", "rtn"), ("quark in order", "mse")],
+)
 def test_a_draft_passes(built, method, scales):
     draft, target, source = built(method, scales)
     assert failed(verify(draft, target, source)) == {}
@@ -95,6 +113,20 @@ def codes_and_zero_points_one_higher(tensors):
     tensors[name] = words((nibbles(held.t()) + 1).clamp(max=15)).t().contiguous()
 
 
+def a_zero_point_that_is_not_read(tensors):
+    """The same values to a reader of both, others to vLLM, which reads none of `int4`."""
+    name, held = up(tensors, "weight_zero_point")
+    assert not held.any()
+    tensors[name] = words((nibbles(held) + 1) % 16)
+    name, held = up(tensors, "weight")
+    tensors[name] = words((((nibbles(held) ^ 8) + 1).clamp(max=15)) ^ 8)
+
+
+def words_in_two_complement(tensors):
+    name, held = up(tensors, "weight")
+    tensors[name] = words(nibbles(held) ^ 8)
+
+
 def gate_and_up_swapped(tensors):
     for suffix in ("qweight", "qzeros", "scales"):
         name, held = up(tensors, suffix)
@@ -106,6 +138,8 @@ SPOILED = [
     ("awq", rows_in_plain_order),
     ("awq", zero_points_one_higher),
     ("awq", gate_and_up_swapped),
+    ("quark", a_zero_point_that_is_not_read),
+    ("quark in order", words_in_two_complement),
     ("auto-round", columns_backwards),
     ("auto-round", codes_and_zero_points_one_higher),
 ]

@@ -133,7 +133,7 @@ scale_dtype = "F8_E4M3"
 """
 WORDS = (
     "known: awq, dense, fp8_block, fp8_scaled, gptq, gptq_v2, int_quantized, modelopt_fp8, modelopt_nvfp4, "
-    "mxfp4, mxfp8, nvfp4, pack_quantized, quark_int8, quark_mxfp4"
+    "mxfp4, mxfp8, nvfp4, pack_quantized, quark_int4, quark_int4_in_order, quark_int8, quark_mxfp4"
 )
 KEYS = ", ".join(scheme.KEYS)
 

@@ -182,7 +182,7 @@ def _ends(form: Format, parts: Parts, quantization: Quantization, shape: Shape) 
     if form.codes is None:
         raise AssertionError(f"{form.name} has no codes")
     suffix = form.codes.suffix
-    ends = ({**parts, suffix: torch.full_like(parts[suffix], end)} for end in (form.codes.least, form.codes.largest))
+    ends = ({**parts, suffix: torch.full_like(parts[suffix], end)} for end in form.codes.ends(quantization))
     low, high = (form.decode(held, shape, quantization) for held in ends)
     return low, high
 

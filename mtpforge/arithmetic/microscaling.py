@@ -4,8 +4,9 @@
 
 The exponent is that of the largest magnitude once its mantissa is rounded to one bit, less the exponent of the largest
 code: 2 for E2M1 (6), 8 for E4M3 (448). So up to 7/8 of a binade is clipped, less than one step of E2M1.
-Equal to compressed-tensors 0.20.0 fed float32 (quantization/utils/mxfp_utils.py, generate_mx_scales) and to amd-quark
-0.13 ("even"); ModelOpt's rule is ceil(log2(amax / 6)), another for a quarter of the blocks.
+Equal to compressed-tensors 0.20.0 fed float32 (quantization/utils/mxfp_utils.py, generate_mx_scales) and, of E2M1, to
+amd-quark 0.13 ("even"), which rounds E4M3's to three bits: a fifth of the blocks get half the factor and are cut off.
+ModelOpt's rule is ceil(log2(amax / 6)), another for a quarter of the blocks.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ _QUARK_DTYPES: Final = {
     "fp8_scaled": "fp8_e4m3",
     "modelopt_fp8": "fp8_e4m3",
     "quark_int8": "int8",
+    "mxfp8": "fp8_e4m3",
 }
+_QUARK_INTEGERS: Final = ("quark_int4", "quark_int4_in_order")
 _INTEGERS: Final = ("pack_quantized", "int_quantized")
 
 
@@ -94,11 +96,12 @@ def algorithm(q: Quantization) -> dict[str, object]:
 
 def quark(q: Quantization) -> dict[str, object]:
     """Quark's config of weights and activations, in its 0.11's words; KeyError where it has none."""
-    dtype = _QUARK_DTYPES[q.format]
+    dtype = ("int4" if q.symmetric else "uint4") if q.format in _QUARK_INTEGERS else _QUARK_DTYPES[q.format]
     weight: dict[str, object] = {"dtype": dtype, "is_dynamic": False, "symmetric": q.symmetric}
     match q.strategy:
         case "group":
-            weight |= {"qscheme": "per_group", "ch_axis": -1, "group_size": q.group_size, "scale_format": "e8m0"}
+            weight |= {"qscheme": "per_group", "ch_axis": -1, "group_size": q.group_size}
+            weight |= {} if q.format in _QUARK_INTEGERS else {"scale_format": "e8m0"}
         case "block":
             weight |= {"qscheme": "per_block", "block_size": list(q.block or ())}
         case "channel":
@@ -119,10 +122,17 @@ def _quark_inputs(q: Quantization, weight: dict[str, object]) -> dict[str, objec
     return {**weight, "is_dynamic": True} | ({"ch_axis": 1} if q.strategy == "channel" else {})
 
 
+def quark_packing(kinds: Iterable[Quantization]) -> str:
+    """How Quark's block says that eight rows of 4 bits share a word."""
+    return "order" if any(q.format == "quark_int4_in_order" for q in kinds) else "reorder"
+
+
 def is_quark(kinds: Iterable[Quantization]) -> bool:
-    """Whether Quark has words for all of them: FP8 and INT8 beside quantized activations alone."""
-    return all(
-        q.format == "quark_mxfp4"
+    """Whether Quark has words for all: FP8, MXFP8 and INT8 beside quantized activations alone, INT4 in one order."""
+    kinds = tuple(kinds)
+    return len({q.format for q in kinds if q.format in _QUARK_INTEGERS}) <= 1 and all(
+        q.format in ("quark_mxfp4", *_QUARK_INTEGERS)
+        or (q.format == "mxfp8" and q.input_scale == "dynamic")
         or (
             q.format in _QUARK_DTYPES
             and (q.strategy == "channel") == (q.format != "fp8_scaled")

@@ -66,15 +66,20 @@ class Codes:
     """The part that holds the codes.
 
     least, largest: what an element of it is where every code in it is the least, the largest; equal where scales of
-    groups and channels do not decide how far a weight may be off. scale(parts): as stored, [rows, groups]; of formats
-    that have a search.
+    groups and channels do not decide how far a weight may be off. of_symmetric: the two of symmetric weights, where
+    they are others. scale(parts): as stored, [rows, groups]; of formats that have a search.
     """
 
     suffix: str
     dtype: str
     least: int = 0
     largest: int = 0
+    of_symmetric: tuple[int, int] | None = None
     scale: Callable[[Mapping[str, Tensor]], Tensor] = lambda parts: parts["weight_scale"]
+
+    def ends(self, quantization: Quantization) -> tuple[int, int]:
+        """An element of least codes, and one of largest."""
+        return self.of_symmetric if quantization.symmetric and self.of_symmetric else (self.least, self.largest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Quark's integers of 4 bits, stored input by input; read, and not written.
+"""Quark's integers of 4 bits, stored input by input.
 
     weight              I32              [in, out / 8]        a word holds 8 rows of the weight
     weight_zero_point   I32              [in / g, out / 8]    the same; all 0 of `int4`, which may leave it out
@@ -6,6 +6,7 @@
 
     value = (code - zero_point) * float32(weight_scale)
 
+Scales are written as BF16, which vLLM keeps them in, and zero points always, as Quark does: vLLM has places for them.
 What the tensors do not say, the config does: `dtype` uint4 has codes of 0 to 15 and zero points, int4 codes of -8 to 7
 in two's complement; `export.pack_method` is which row lies where in a word: `reorder` (quark_int4, as AWQ has it,
 Quark's default), or `order` (quark_int4_in_order, the first row lowest).
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import awq
-from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _SCALES: Final = ("BF16", "F16", "F32")
 _ZERO: Final = "weight_zero_point"
 _DTYPES: Final = {"int4": True, "uint4": False}  # -> whether it is symmetric
 _SIZES: Final = (128, 32, 64)
+_ENDS: Final = (-0x77777778, 0x77777777)  # a word of -8, one of 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +148,50 @@ def packed_rows(
     return PackedRows("affine", codes, torch.cat([scale, of_groups], 1))
 
 
-def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
-    """How far decoded weights may be off: half a step, and what rounding the scale clips."""
-    from mtpforge.arithmetic import limits
+def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """None: every part has rows."""
+    return {}
 
-    return limits.integers(parts["weight_scale"].t(), quantization, shape)
+
+def encode(kind: _Kind, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The row parts of a band of float32 [rows, in]."""
+    from mtpforge.arithmetic import searching
+
+    return search(kind, rows, quantization, matrix, searching.nearest(searching.whole_range))
+
+
+def search(
+    kind: _Kind, rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder
+) -> dict[str, Tensor]:
+    """The same parts, codes and scales by a method's finder."""
+    import torch
+
+    from mtpforge.arithmetic import bits, scales
+
+    dtype = scales.torch_dtype(quantization.scale_dtype or _SCALES[0])
+    groups = rows.view(rows.shape[0], -1, quantization.group_size or rows.shape[1])
+    codes, scale, zero_point = find(groups, _BITS, dtype, quantization.symmetric)
+    sign = _SIGN if quantization.symmetric else 0
+    zeros = torch.full_like(scale, _SIGN, dtype=torch.uint8) if zero_point is None else zero_point
+    return {
+        "weight": bits.pack_across((codes.flatten(1) ^ sign).t(), kind.places),
+        _ZERO: bits.pack_across((zeros ^ sign).t(), kind.places),
+        "weight_scale": bits.compact(scale.to(dtype).t()),
+    }
+
+
+def bound(parts: Mapping[str, Tensor], quantization: Quantization, shape: Shape) -> Limit:
+    """How far decoded weights may be off: half a step, and what rounding the scale clips.
+
+    NaN under a zero point of symmetric weights that is not 0: vLLM reads none there.
+    """
+    from mtpforge.arithmetic import bits, limits
+
+    scale = parts["weight_scale"].t()
+    if quantization.symmetric and _ZERO in parts:
+        zero_point = bits.unpack_across(parts[_ZERO], tuple(range(_A_WORD)))  # of all rows 0, in any order
+        scale = scale.masked_fill(zero_point != 0, float("nan"))
+    return limits.integers(scale, quantization, shape)
 
 
 def guesses(kind: _Kind, parts: Specs, _shape: Shape, block: Mapping[str, object]) -> Iterator[Quantization]:
@@ -175,9 +216,12 @@ def _format(kind: _Kind) -> Format:
         packed_rows=partial(packed_rows, kind),
         bound=bound,
         guesses=partial(guesses, kind),
-        codes=Codes("weight", "I32"),
+        codes=Codes("weight", "I32", 0, -1, _ENDS, lambda parts: parts["weight_scale"].t()),
         reader="",
         reference="amd-quark StaticScaledRealQuantizer, which needs onnx and a compiler to be imported",
+        matrix_parts=matrix_parts,
+        encode=partial(encode, kind),
+        search=partial(search, kind),
     )
 
 

@@ -42,8 +42,8 @@ class Unclaimed:
     @staticmethod
     def serves(form: Format, quantization: Quantization) -> bool:
         """Whether groups can be told: integers or FP4 under scales of groups or rows, and an encoder."""
-        ends = form.codes is not None and form.codes.least != form.codes.largest
-        return ends and form.encode is not None and quantization.strategy in {"group", "channel"}
+        least, largest = form.codes.ends(quantization) if form.codes else (0, 0)
+        return least != largest and form.encode is not None and quantization.strategy in {"group", "channel"}
 
     def usual(self, kernels: RowKernels, ours: Band, theirs: Band) -> tuple[float, float, float] | None:
         """Add a band all of whose groups are close, by compiled kernels: its sums; None where one may not be."""

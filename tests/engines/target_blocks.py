@@ -216,6 +216,10 @@ def block(of, inputs=None, form="pack-quantized", targets=("Linear",), **more):
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
 FP8 = {"num_bits": 8, "type": "float"}
 FP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0", "is_dynamic": False}
+FP8_IN_32 = FP4 | {"dtype": "fp8_e4m3"}
+QUARK_INT4 = {"dtype": "int4", "qscheme": "per_group", "group_size": 128, "symmetric": True, "is_dynamic": False}
+QUARK_UINT4 = QUARK_INT4 | {"dtype": "uint4", "symmetric": False}
+MXFP8 = {"weight": FP8_IN_32, "input_tensors": FP8_IN_32 | {"is_dynamic": True}}
 
 
 def quark(inputs=None, **more):
@@ -244,7 +248,8 @@ PTPC = {
 def quark_config(rng):
     """Weights and activations: most are what Quark makes, some no engine takes."""
     weights = rng.choice((
-        FP4, FP4, spec("fp8_e4m3", "per_tensor", False), spec("fp8_e4m3", "per_channel", False, ch_axis=0),
+        FP4, FP4, FP8_IN_32, QUARK_INT4, QUARK_UINT4 | {"group_size": rng.choice((32, 64, 128, 1024))},
+        spec("fp8_e4m3", "per_tensor", False), spec("fp8_e4m3", "per_channel", False, ch_axis=0),
         spec("fp8_e4m3", "per_block", False, block_size=rng.choice(([128, 128], [128, 128], [64, 64], None))),
         spec("int8", "per_channel", False, ch_axis=0), spec("int8", "per_tensor", False),
     ))  # fmt: skip
@@ -259,8 +264,10 @@ def quark_config(rng):
                 inputs = spec(kind, "per_channel", True)
             case "per_block":
                 inputs = spec(kind, "per_group", True, group_size=128)
+            case "per_group" if "int" in kind:
+                inputs = None
             case "per_group":
-                inputs = rng.choice((None, FP4 | {"is_dynamic": True}))
+                inputs = rng.choice((None, weights | {"is_dynamic": True}))
     return {"weight": weights, "input_tensors": inputs, "output_tensors": None, "bias": None}
 
 
@@ -297,6 +304,17 @@ NAMED = {
     "mxfp4 experts and fp8 attention of quark": (
         quark(exclude=["lm_head"], layer_quant_config={"*self_attn*": PTPC, "*shared_experts*": PTPC}), {}, "made"),
     "fp8 of quark": (quark(global_quant_config=PTPC), {}, "made"),
+    "int4 of quark": (quark(exclude=["lm_head"], global_quant_config={"weight": QUARK_INT4}), {}, "made"),
+    "uint4 of quark, not reordered": (
+        quark(exclude=["lm_head"], global_quant_config={"weight": [QUARK_UINT4 | {"group_size": 32}]},
+              export={"kv_cache_group": [], "pack_method": "order"}), {}, "made"),
+    "int4 of quark without groups": (
+        quark(global_quant_config={"weight": {"dtype": "int4", "symmetric": True}}), {}, "refused"),
+    "mxfp8 of quark": (quark(global_quant_config=MXFP8), {}, "made"),
+    "mxfp8 of quark's attention, activations as they are": (
+        quark(exclude=["re:.*mlp.*", "lm_head"], global_quant_config=MXFP8 | {"input_tensors": None}), {}, "made"),
+    "mxfp8 of quark's experts, activations as they are": (
+        quark(global_quant_config=MXFP8 | {"input_tensors": None}), {}, "refused"),
     "int8 of quark": (
         quark(global_quant_config={
             "weight": spec("int8", "per_channel", False), "input_tensors": spec("int8", "per_channel", True)}),

@@ -107,9 +107,10 @@ def test_every_quantization_is_stated_so_that_it_is_read_back(kind, dense, relea
     assert quantizations(again, draft) == quantizations(scheme, config)
 
 
-def test_quark_states_several_kinds_by_name(release_config, target_of):
+@pytest.mark.parametrize("rest", ["quark fp8 channel", "mxfp8 dynamic"])
+def test_quark_states_several_kinds_by_name(rest, release_config, target_of):
     rules = [Rule(p, BF16, "") for p in ("eh_proj", "mlp.gate", "self_attn.indexer.*")]
-    rules += [Rule("mlp.experts.*", KINDS["quark mxfp4 dynamic"], ""), Rule("*", KINDS["quark fp8 channel"], "")]
+    rules += [Rule("mlp.experts.*", KINDS["quark mxfp4 dynamic"], ""), Rule("*", KINDS[rest], "")]
     scheme, config = Scheme("mine", tuple(rules)), release_config("target-bf16")
     draft = draft_of(target_of(config), scheme)
     assert draft["quantization_config"]["quant_method"] == "quark"

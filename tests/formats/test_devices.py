@@ -102,7 +102,11 @@ def _quantizations():
             yield Quantization(name, width, "", "group", 32, symmetric=width != 3, scale_dtype="F16")
 
 
-QUANTIZATIONS = [*_quantizations(), *whole_weights.MICROSCALED, *whole_weights.OTHER_SHAPES]
+QUARK = (
+    Quantization("quark_int4", 4, "", "group", 32, scale_dtype="BF16"),
+    Quantization("quark_int4_in_order", 4, "", "group", 32, symmetric=False, scale_dtype="BF16"),
+)
+QUANTIZATIONS = [*_quantizations(), *QUARK, *whole_weights.MICROSCALED, *whole_weights.OTHER_SHAPES]
 
 
 def columns(q):
@@ -138,7 +142,7 @@ def test_every_format_that_is_written_is_here():
 @pytest.mark.parametrize("q", QUANTIZATIONS, ids=lambda q: f"{q.format}-{formats.label(q)}-{q.scale_dtype or q.dtype}")
 def test_a_band_is_decoded_and_encoded_on_its_device(q, rows):
     form = FORMATS[q.format]
-    shape = (rows // 32 * 32 if form.codes and form.codes.suffix == "qweight" else rows, columns(q))
+    shape = (rows - rows % formats.whole(q)[0], columns(q))
     with Watch() as watch:
         values = form.decode(there(shape, q), shape, q)
         assert (values.device, values.dtype, tuple(values.shape)) == (DEVICE, torch.float32, shape)

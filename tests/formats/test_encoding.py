@@ -273,6 +273,48 @@ def test_codes_laid_out_by_inputs_are_packed_as_their_libraries_pack_them(stem, 
     same(formats.FORMATS[kind].search(torch.empty(codes.shape), q, {}, find), disk)
 
 
+@pytest.mark.parametrize(
+    ("stem", "kind", "symmetric"),
+    [
+        ("quark-uint4-g32-reorder", "quark_int4", False),
+        ("quark-uint4-g32-order", "quark_int4_in_order", False),
+        ("quark-int4-g32-reorder", "quark_int4", True),
+    ],
+)
+def test_codes_are_packed_as_quark_packs_them(stem, kind, symmetric):
+    """The bytes of amd-quark, from the codes, scales and zero points that these hold; int4 in two's complement."""
+    theirs = load_file(VECTORS / f"{stem}.safetensors")
+    disk = {key.removeprefix("disk."): tensor for key, tensor in theirs.items() if key.startswith("disk.")}
+    codes, zeros = packers.quark_codes(disk, in_order=kind.endswith("order"))
+    scale = disk["weight_scale"].t().float()
+
+    def find(weight, *_):
+        unsigned = codes ^ 8 if symmetric else codes
+        return unsigned.to(torch.uint8).view(weight.shape), scale, None if symmetric else zeros.to(torch.uint8)
+
+    dtype = {torch.bfloat16: "BF16", torch.float32: "F32"}[disk["weight_scale"].dtype]
+    q = Quantization(kind, 4, "", "group", 32, symmetric=symmetric, scale_dtype=dtype)
+    same(formats.FORMATS[kind].search(torch.empty(codes.shape), q, {}, find), disk)
+
+
+@pytest.mark.parametrize("kind", ["quark_int4", "quark_int4_in_order"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_quarks_integers_are_compressed_tensors_own(compressed_tensors, weights, kind, symmetric):
+    """The same codes, zero points and BF16 scales, in another order."""
+    arguments = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 32}
+    theirs = compressed_tensors.encode(weights["random"], "pack-quantized", scale_dtype=torch.bfloat16, **arguments)
+    q = Quantization(kind, 4, "", "group", 32, symmetric=symmetric, scale_dtype="BF16")
+    ours = whole_weights.encode([weights["random"]], q)[0]
+    codes, zeros = packers.quark_codes(ours, in_order=kind.endswith("order"))
+    if symmetric:
+        codes = codes - 16 * (codes > 7)
+        assert not zeros.any()
+    step = ours["weight_scale"].t().float()
+    values = (codes.unflatten(1, (-1, 32)) - zeros.unsqueeze(-1)) * step.unsqueeze(-1)
+    assert torch.equal(step, theirs["weight_scale"].float())
+    assert torch.equal(values.flatten(1), compressed_tensors.decode(theirs, "pack-quantized", **arguments).float())
+
+
 @pytest.mark.parametrize("name", [n for n in WEIGHTS if n not in {"huge", "least", "one row", "zero"}])
 @pytest.mark.parametrize(("kind", "bits", "symmetric"), [("awq", 4, False), ("gptq", 4, True), ("gptq_v2", 8, True)])
 def test_numbers_laid_out_by_inputs_are_compressed_tensors_own(

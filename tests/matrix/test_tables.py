@@ -36,7 +36,7 @@ WORDS = {
     "awq": "AWQ (`gemm`), AutoRound as AWQ",
     "mxfp4": "MXFP4 of compressed-tensors",
     "quark_mxfp4": "MXFP4 of Quark and ModelOpt",
-    "mxfp8": "MXFP8 of compressed-tensors and ModelOpt; of Quark, read",
+    "mxfp8": "MXFP8 of compressed-tensors, ModelOpt and Quark",
     "w4afp8": "W4AFP8",
     "gptq": "GPTQ (v1, `desc_act`), AutoRound as GPTQ",
     "gptq_v2": "GPTQ v2",

@@ -34,8 +34,6 @@ ENGINES_LACK = {
 }
 # format -> how its experts would be stored; it is read, and no engine that is known here loads it
 NOT_WRITTEN = {
-    "quark_int4": Quantization("quark_int4", 4, strategy="group", group_size=128, scale_dtype="BF16"),
-    "quark_int4_in_order": Quantization("quark_int4_in_order", 4, strategy="group", group_size=128, scale_dtype="BF16"),
     "gptq_p": Quantization("gptq_p", 5, strategy="group", group_size=32, scale_dtype="F16"),
     "auto_round": Quantization("auto_round", 4, strategy="group", group_size=32, scale_dtype="F16"),
     "modelopt_int4": Quantization("modelopt_int4", 4, strategy="group", group_size=128, scale_dtype="F32"),

@@ -21,6 +21,8 @@ INTEGERS = [
     Quantization("quark_int8", 8, "", "channel", scale_dtype="F32"),
     Quantization("awq", 4, "", "group", 128, symmetric=False, scale_dtype="F16"),
     Quantization("gptq", 8, "", "group", 32, scale_dtype="F16"),
+    Quantization("quark_int4", 4, "", "group", 32, scale_dtype="BF16"),
+    Quantization("quark_int4_in_order", 4, "", "group", 64, symmetric=False, scale_dtype="BF16"),
 ]
 each = pytest.mark.parametrize("found_by", METHODS.values(), ids=METHODS)
 stored = pytest.mark.parametrize("q", INTEGERS, ids=lambda q: f"{q.format}-g{q.group_size}")

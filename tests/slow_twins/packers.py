@@ -117,6 +117,12 @@ def unpacked(parts, bits, kind):
     return _numbers(parts["qweight"].t(), bits), zeros.t()
 
 
+def quark_codes(parts, *, in_order):
+    """Codes [out, in] and zero points [out, groups], 0 to 15 both, of Quark's words."""
+    read = (lambda words: _numbers(words.long() % 2**32, 4)) if in_order else _in_order
+    return tuple(read(parts[suffix]).t() for suffix in ("weight", "weight_zero_point"))
+
+
 def _numbers(words, bits):
     """Of dense streams, one a row, bit by bit: int64 [rows, 32 / bits * words]."""
     single = ((words.long()[..., None] >> torch.arange(32)) & 1).flatten(1)

@@ -130,7 +130,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         made = Coverage(out.shape)
         self._derived += [(made, origin.cover, box_of(t, origin.root)) for t, origin in origins]
         reads = list(dict.fromkeys(read for _, origin in origins for read in origin.reads))
-        self._origins[_key(out)] = Origin(out, made, reads, origins[0][1].dtype)
+        seen, origin = origins[0]
+        # Bytes that were seen as another dtype begin as that: words of eight codes as pairs of them, say.
+        dtype = origin.dtype if seen.dtype == origin.root.dtype else seen.dtype
+        self._origins[_key(out)] = Origin(out, made, reads, dtype)
 
     def _note_write(self, to: torch.Tensor, value: object, operator: str) -> None:
         entry = self.parameters.get(_key(to))

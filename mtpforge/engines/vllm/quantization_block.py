@@ -166,7 +166,7 @@ def _quark(layer: Layer) -> dict[str, object]:
     first, *others = layer.sets.items()
     return {
         "quant_method": "quark",
-        "export": {"kv_cache_group": [], "pack_method": "reorder"},
+        "export": {"kv_cache_group": [], "pack_method": stating.quark_packing(layer.sets)},
         "global_quant_config": stating.quark(first[0]),
         "layer_quant_config": {n: stating.quark(q) for q, members in others for n in layer.names(members)},
         "layer_type_quant_config": {},

@@ -1,8 +1,10 @@
 """vLLM's reading of a Quark block: the list of dense modules, then a config by name, else the one for all.
 
     MXFP4   groups of 32 under exponents, activations as they are or quantized at run time in another OCP MX format
+    MXFP8   the same of E4M3, activations quantized at run time alike; linears take them as they are, too
     FP8     one scale a tensor, a row or a block of 128 x 128
     INT8    one scale a row, activations quantized at run time
+    INT4    groups under BF16 scales, activations as they are; `export.pack_method` says how eight rows share a word
 
 `layer_type_quant_config` has to be there and decides nothing: vLLM looks a class up in it, and its keys are names.
 Source: vllm quantization/quark/quark.py, quark/utils.py, quark/quark_moe.py, utils/ocp_mx_utils.py (0.33.0).
@@ -27,6 +29,7 @@ Spec: TypeAlias = Mapping[str, object]
 
 _MXFP4: Final = {"dtype": "fp4", "qscheme": "per_group", "group_size": MX_GROUP, "scale_format": "e8m0"}
 _MX_INPUTS: Final = ("fp4", "fp6_e3m2", "fp6_e2m3")
+_MXFP8: Final = {**_MXFP4, "dtype": "fp8_e4m3"}
 _E4M3: Final = "fp8_e4m3"
 _BLOCK: Final = (128, 128)
 _GROUP_OF_BLOCK: Final = {"qscheme": "per_group", "group_size": 128, "symmetric": True}
@@ -39,6 +42,10 @@ _NAMES: Final = {
     ("fp6_e3m2",): "MXFP6",
     ("fp6_e2m3",): "MXFP6",
 }
+_INT4: Final = {"int4": True, "uint4": False}  # -> whether it is symmetric
+# `pack_method` -> format. quark_w4a16_int4.py: any other but "reorder" would be read in order, and none is taken so.
+_PACKED: Final = {"reorder": "quark_int4", "order": "quark_int4_in_order"}
+_GROUPS: Final = (32, 64, 128)  # for which Marlin has kernels
 _NO_BLOCK: Final = "vLLM takes no such Quark block"
 
 
@@ -61,7 +68,7 @@ def decide(block: QuantConfig, asked: Asked) -> tuple[Quantization, str]:
             "`Found a different quantization configuration`",
             "make their entries alike in the target's config",
         )
-    return _quantization(asked, config), key
+    return _quantization(asked, config, _packing(block)), key
 
 
 def _of_cache(block: QuantConfig) -> tuple[str, ...]:
@@ -102,14 +109,21 @@ def _config(block: QuantConfig, name: str, of_cache: tuple[str, ...]) -> tuple[o
     return block.raw.get("global_quant_config"), "global_quant_config, no exclude entry"
 
 
-def _quantization(asked: Asked, config: object) -> Quantization:
-    """In the order in which vLLM asks its schemes."""
+def _packing(block: QuantConfig) -> str:
+    export = block.raw.get("export")
+    return str(export.get("pack_method")) if isinstance(export, Mapping) else ""
+
+
+def _quantization(asked: Asked, config: object, packing: str) -> Quantization:
+    """In the order in which vLLM asks its schemes; which comes first matters to none."""
     said = config if isinstance(config, Mapping) else {}
     weight, inputs = (_one(said.get(key)) for key in ("weight", "input_tensors"))
     if not said.get("output_tensors") and not said.get("bias") and weight and not weight.get("is_dynamic"):
-        for made in (_fp8, _int8, _mxfp4):
+        for made in (_fp8, _int8, _mxfp8, _mxfp4):
             if quantization := made(asked, weight, inputs):
                 return quantization
+        if not said.get("input_tensors") and (quantization := _int4(asked, weight, packing)):
+            return quantization
     raise unmade(f"`{asked.name}` in {_named(said.get('weight'))}", "global_quant_config")
 
 
@@ -118,8 +132,6 @@ def _named(weight: object) -> str:
     several = weight if isinstance(weight, list) else [weight]
     said = [one for one in several if isinstance(one, Mapping)]
     dtypes = tuple(str(one.get("dtype")) for one in said)
-    if dtypes == (_E4M3,) and said[0].get("scale_format") == "e8m0":
-        return "Quark's MXFP8"
     return f"Quark's {_NAMES.get(dtypes) or 'weights of ' + shown(' and '.join(dtypes) or 'no dtype')}"
 
 
@@ -168,9 +180,49 @@ def _int8(_asked: Asked, weight: Spec, inputs: Spec) -> Quantization | None:
 
 def _mxfp4(_asked: Asked, weight: Spec, inputs: Spec) -> Quantization | None:
     is_known = not inputs or (inputs.get("is_dynamic") is True and inputs.get("dtype") in _MX_INPUTS)
-    if not is_known or any(weight.get(key) != value for key, value in _MXFP4.items()):
+    if not is_known or not _has(weight, _MXFP4):
         return None
     return microscaled("quark_mxfp4", 4, "dynamic" if inputs else "none")
+
+
+def _int4(asked: Asked, weight: Spec, packing: str) -> Quantization | None:
+    """QuarkW4A16Int4 of linears, QuarkW4A16Int4MoEMethod of experts. `symmetric` decides there, whatever the dtype."""
+    form, symmetric = _PACKED.get(packing), _INT4.get(str(weight.get("dtype")))
+    if form is None or symmetric is None:
+        return None
+    for key, kind, why in (("group_size", int, "must be a positive int"), ("symmetric", bool, "must be a bool")):
+        if key not in weight or not isinstance(weight[key], kind):
+            raise refused(_NO_BLOCK, f"global_quant_config.weight.{key}", f"`weight.{key} {why}`")
+    size = weight["group_size"]
+    if weight["symmetric"] is not symmetric or size not in _GROUPS or not isinstance(size, int):
+        return None
+    if any(columns % size for columns in asked.columns):
+        if asked.experts:
+            return None
+        raise refused(
+            f"groups of {size} do not divide the columns of `{asked.name}`",
+            "global_quant_config",
+            "`The input size is not aligned with the quantized weight shape`",
+        )
+    return Quantization(form, 4, "", "group", size, symmetric=symmetric, scale_dtype="BF16")
+
+
+def _mxfp8(asked: Asked, weight: Spec, inputs: Spec) -> Quantization | None:
+    """QuarkOCP_MX of linears, whose kernel knows of no activations, and QuarkW8A8Mxfp8MoEMethod of experts."""
+    is_quantized = inputs.get("is_dynamic") is True and _has(inputs, _MXFP8, but="scale_format")
+    if not _has(weight, _MXFP8) or not (is_quantized or not inputs):
+        return None
+    if asked.experts and not is_quantized:
+        raise refused(
+            f"the target's scheme for `{asked.name}` is none that vLLM can build",
+            "global_quant_config",
+            "`Unsupported activation quant key: None`",
+        )
+    return microscaled("mxfp8", 8, "dynamic" if inputs else "none")
+
+
+def _has(spec: Spec, wanted: Spec, but: str = "") -> bool:
+    return all(spec.get(key) == value for key, value in wanted.items() if key != but)
 
 
 def _one(config: object) -> Spec:

@@ -201,8 +201,12 @@ def _as_compressed(q: Quantization, _block: Block) -> Quantization:
     return replace(q, format=_COMPRESSED.get(q.format, q.format))
 
 
-def _as_quark(q: Quantization, _block: Block) -> Quantization:
-    """MXFP4 and FP8 as Quark stores them; FP8 of rows beside activations that it quantizes."""
+def _as_quark(q: Quantization, block: Block) -> Quantization:
+    """MXFP4, INT4 and FP8 as Quark stores them; FP8 of rows beside activations that it quantizes."""
+    if q.format == "pack_quantized" and (q.bits, q.strategy, q.input_scale) == (4, "group", "none"):
+        export = block.get("export")
+        is_in_order = isinstance(export, Mapping) and export.get("pack_method") == "order"
+        return replace(q, format="quark_int4_in_order" if is_in_order else "quark_int4", scale_dtype="BF16")
     if q.format == "mxfp4":
         return replace(q, format="quark_mxfp4")
     if q.format == "fp8_block" or (q.format == "fp8_scaled" and q.strategy != "channel"):
