@@ -22,7 +22,7 @@ _FILE = "README.md"
     help="Write the draft's model card: lineage, licence, what it holds, what was checked, how it is served.",
     examples=(
         "mtpforge card out/draft --source ./GLM-5.2 --target ./GLM-5.2-AWQ-INT4",
-        "mtpforge card out/draft --name ann/GLM-5.2-MTP-INT4 -o card.md",
+        "mtpforge card out/draft --measured fidelity.json --measured bench.json -o card.md",
     ),
     quiet="Only the path of the card.",
     then="mtpforge push DRAFT ORG/NAME",
@@ -30,6 +30,14 @@ _FILE = "README.md"
 @draft_argument
 @options.source(help="What it was made from, for licence and base; default: the repository in its manifest.")
 @options.target(help="What it was made for, for the server command; default: the repository in its manifest.")
+@click.option(
+    "--measured",
+    cls=Option,
+    heading="Input",
+    metavar="FILE.json",
+    multiple=True,
+    help="What fidelity, accept or bench printed of this draft with --json; more than once for several.",
+)
 @click.option("--name", cls=Option, heading="Output", metavar="ORG/NAME", help="Where the draft will be found.")
 @options.out(help="The card; default: README.md in the draft's folder.")
 @options.force()
@@ -40,6 +48,7 @@ def command(  # noqa: D103 -- the help text above
     draft: str,
     source: str | None,
     target: str | None,
+    measured: tuple[str, ...],
     name: str | None,
     out: Path | None,
     force: bool,
@@ -65,7 +74,7 @@ def command(  # noqa: D103 -- the help text above
             fix="`--force` replaces it, `-o` names another place",
             code=errors.MACHINE,
         )
-    text = card(draft, source=source, target=target, name=name or "", offline=screen.offline)
+    text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
     files.replace(place, text.encode())
     screen.traps(doubts(text))
     screen.line(f"wrote   {place}")

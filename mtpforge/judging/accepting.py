@@ -93,9 +93,10 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class DraftAcceptance:
-    """One draft, beside both kinds of text."""
+    """One draft, beside both kinds of text. identity: of its files."""
 
     draft: str
+    identity: str
     sampled: Drawn
     greedy: Drawn
     checks: tuple[Check, ...]
@@ -239,4 +240,5 @@ def estimate(values: Tensor) -> Estimate:
 
 
 def _judged(draft: Checkpoint, sampled: Drawn, greedy: Drawn) -> DraftAcceptance:
-    return DraftAcceptance(title(draft), sampled, greedy, tuple(verdicts.of_acceptance(title(draft), sampled)))
+    checks = verdicts.of_acceptance(title(draft), sampled)
+    return DraftAcceptance(title(draft), draft.identity, sampled, greedy, tuple(checks))

@@ -79,9 +79,13 @@ class StepFidelity:
 
 @dataclass(frozen=True, slots=True)
 class DraftFidelity:
-    """One draft. n_bytes: of its layer. steps: none where it cannot be computed. swaps: which module costs what."""
+    """One draft. identity: of its files. n_bytes: of its layer. steps: none where it cannot be computed.
+
+    swaps: which module costs what.
+    """
 
     draft: str
+    identity: str
     n_bytes: int
     n_experts: int
     steps: tuple[StepFidelity, ...]
@@ -258,7 +262,7 @@ class _Comparison:
 
         checks, found = [verdicts.of_config(differing)], list[Swap]()
         if side is None:
-            return DraftFidelity(title(draft), 0, 0, (), (), tuple(checks))
+            return DraftFidelity(title(draft), draft.identity, 0, 0, (), (), tuple(checks))
         found = swaps(
             *(paired(self._reference, side), self._embedding, self._head, self._sample),
             workers=self._asked.workers,
@@ -266,7 +270,9 @@ class _Comparison:
         )
         checks += [verdicts.of_modules(found), *verdicts.of_steps(steps, is_synthetic=self._sample.is_synthetic)]
         n_experts = side.stored.n_experts
-        return DraftFidelity(title(draft), side.n_bytes, n_experts, tuple(steps), tuple(found), tuple(checks))
+        return DraftFidelity(
+            title(draft), draft.identity, side.n_bytes, n_experts, tuple(steps), tuple(found), tuple(checks)
+        )
 
     def _sampled(self) -> Sample:
         from mtpforge.judging import sampling

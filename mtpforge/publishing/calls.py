@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtpforge import errors, manifest
@@ -103,17 +103,19 @@ def card(
     source: Named | None = None,
     target: Named | None = None,
     name: str = "",
+    reports: Sequence[str | Path] = (),
     offline: bool = False,
 ) -> str:
     """The model card of a draft, README.md as text. name: hub id under which the draft will be found.
 
     source, target: what it was made from and for; the hub repositories of its manifest where they are not named.
+    reports: files that `fidelity --json`, `accept --json` or `bench --json` wrote of this draft.
     """
     from mtpforge.publishing import card as writing
 
     held = open_checkpoint(draft, offline=True)
     sides = lineage(held, source, target, offline=offline)
-    return writing.card(held, source=sides[0], target=sides[1], name=name)
+    return writing.card(held, source=sides[0], target=sides[1], name=name, reports=reports)
 
 
 def push(

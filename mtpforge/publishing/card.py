@@ -7,7 +7,7 @@ file says. Metadata: huggingface_hub's `ModelCardData`; `base_model_relation` kn
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, cast
@@ -22,6 +22,8 @@ from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.inspecting import inspect
 from mtpforge.manifest import Manifest
+from mtpforge.publishing import measured
+from mtpforge.publishing.measured import Measured
 from mtpforge.report import Trap
 from mtpforge.units import count, file_size
 
@@ -30,13 +32,22 @@ _LICENCE: Final = ("license", "license_name", "license_link")
 _HASHED: Final = "#"  # in the identity of a folder; of a hub repository it is `org/name@commit`
 
 
-def card(draft: Checkpoint, *, source: Checkpoint | None, target: Checkpoint | None, name: str = "") -> str:
+def card(
+    draft: Checkpoint,
+    *,
+    source: Checkpoint | None,
+    target: Checkpoint | None,
+    name: str = "",
+    reports: Sequence[str | Path] = (),
+) -> str:
     """The text of README.md.
 
     source, target: what the draft was made from and for, where they can be opened: licence and serving command come
-    from them. name: hub id under which the draft will be found; its folder where there is none.
+    from them. name: hub id under which the draft will be found; its folder where there is none. reports: files of JSON
+    documents of fidelity, accept and bench; MtpforgeError for one of another draft.
     """
     told = manifest.read(draft)
+    found = measured.rows(draft, told.target, reports)
     place = name or draft.location
     parts = [
         f"---\n{_metadata(draft, told, source).to_yaml()}\n---\n",
@@ -46,6 +57,7 @@ def card(draft: Checkpoint, *, source: Checkpoint | None, target: Checkpoint | N
         *_lineage(told, source),
         *_stored(draft, told),
         *_checks(told),
+        *_measured(found),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -171,7 +183,16 @@ def _checks(told: Manifest) -> Iterator[str]:
     yield "## Checked\n"
     checks = cast("Iterable[Mapping[str, str]]", told.body["checks"])
     yield _table(("check", "", ""), [(c["name"], c["verdict"], c["detail"]) for c in checks])
-    yield "Acceptance beside the target was not measured here.\n"
+
+
+def _measured(found: tuple[Measured, ...]) -> Iterator[str]:
+    if found:
+        yield "## Measured\n"
+        yield _table(("by", "on", "found"), [(f"`mtpforge {row.what}`", row.how, row.found) for row in found])
+    if "accept" not in {row.what for row in found}:
+        yield "Acceptance beside the target was not measured here.\n"
+    if "bench" in {row.what for row in found}:
+        yield "A server tells its model and not its draft: that it ran this one is its owner's word.\n"
 
 
 def _shown(identity: str) -> str:

@@ -1,0 +1,159 @@
+"""rows(): what was measured of a draft, for its card: documents that fidelity, accept and bench print with `--json`.
+
+A document speaks of a draft by its identity, a hash of its files. That of bench speaks of a server, whose model is told
+and whose draft is not: it is taken where that model is the draft's target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from mtpforge.checkpoint import json_fields
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.json_fields import Fields
+from mtpforge.errors import MtpforgeError, shown
+
+_HOW: Final = "`mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.json` writes one"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One row. what: the command. how: on what. found: the numbers, with their units."""
+
+    what: str
+    how: str
+    found: str
+
+
+def rows(draft: Checkpoint, target: str, files: Sequence[str | Path]) -> tuple[Measured, ...]:
+    """A row for each document. target: identity of what the draft was made for, "" for none.
+
+    MtpforgeError for what is no such document, and for one of another draft.
+    """
+    return tuple(_row(draft, target, Path(file)) for file in files)
+
+
+def _row(draft: Checkpoint, target: str, file: Path) -> Measured:
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(json_fields.MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise MtpforgeError(
+            f"`{shown(file)}` cannot be read",
+            where="option `--measured`",
+            why=str(error.strerror or error),
+            fix=_HOW,
+        ) from None
+    body = json_fields.load(raw, str(file))
+    read = _KINDS.get(body.text("command"))
+    if read is None or (held := body.within(read[0])) is None:
+        raise MtpforgeError(
+            f"`{shown(file)}` holds nothing that was measured of a draft",
+            where="option `--measured`",
+            why="it is no document of fidelity, accept or bench",
+            fix=_HOW,
+        )
+    return read[1](held, draft, target)
+
+
+def _own(held: Fields, draft: Checkpoint) -> Fields:
+    """What a document says of this draft."""
+    identity = draft.identity.rpartition("#")[2]
+    listed = held.values.get("drafts")
+    drafts = [d for d in listed if isinstance(d, Mapping)] if isinstance(listed, list) else []
+    found = [d for d in drafts if str(d.get("identity", "")).rpartition("#")[2] == identity]
+    if not found:
+        names = ", ".join(shown(d.get("draft")) for d in drafts) or "none"
+        _refuse(held, f"it measured {names}; the files of {draft.label} are not those")
+    return Fields(found[0], f"{held.path}.drafts", held.file)
+
+
+def _refuse(held: Fields, why: str) -> NoReturn:
+    raise MtpforgeError(
+        f"`{shown(held.file)}` was measured of another draft",
+        where="option `--measured`",
+        why=why,
+        fix="measure this one, and name what that wrote",
+    )
+
+
+def _of_fidelity(held: Fields, draft: Checkpoint, _: str) -> Measured:
+    own = _own(held, draft)
+    steps = _objects(own, "steps")
+    tokens = (
+        "synthetic inputs" if held.flag("is_synthetic", default=False) else f"{_number(held, 'n_tokens'):,.0f} tokens"
+    )
+    found = [
+        f"step {step.whole('step')}: {_number(step, 'agreement'):.1%} the same token, total variation"
+        f" {_number(step, 'total_variation'):.3f}"
+        for step in steps
+    ]
+    return Measured("fidelity", f"against {_place(held, 'reference')}, {tokens}", "<br>".join(found) or "not computed")
+
+
+def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
+    drawn = _own(held, draft).within("sampled")
+    if drawn is None:
+        held.refuse("drafts", "an object with `sampled` for each draft")
+    first, tokens = _objects(drawn, "positions"), drawn.within("tokens")
+    if not first or tokens is None:
+        drawn.refuse("positions", "what was accepted, with `tokens` beside it")
+    warmth, n = _number(held, "temperature"), held.whole("n_windows")
+    how = f"beside {_place(held, 'target')}, {n} windows, k = {held.whole('k')}, temperature {warmth:g}"
+    return Measured("accept", how, f"{_mean(first[0])} of first tokens accepted; {_mean(tokens)} tokens a round")
+
+
+def _of_bench(held: Fields, _: Checkpoint, target: str) -> Measured:
+    model, own = held.text("model"), target.partition("@")[0].partition("#")[0]
+    if not model or model.rpartition("/")[2] != own.rpartition("/")[2]:
+        _refuse(held, f"the server ran {shown(model)}, the draft was made for {shown(own) or 'no target'}")
+    found = []
+    for cell in _objects(held, "totals"):
+        length, gain = cell.within("length"), cell.within("gain")
+        if length is not None:
+            faster = f", {_span(gain)} times as fast as without drafts" if gain is not None else ""
+            found.append(f"{cell.whole('concurrency')} at a time: {_span(length)} tokens a round{faster}")
+    warmth = _number(held, "temperature")
+    how = f"{shown(held.text('engine'))} serving {_place(held, 'model')}, k = {held.whole('k')}, temperature {warmth:g}"
+    return Measured("bench", how, "<br>".join(found) or "nothing counted")
+
+
+def _objects(held: Fields, key: str) -> list[Fields]:
+    listed = held.values.get(key)
+    if not isinstance(listed, list) or not all(isinstance(each, Mapping) for each in listed):
+        held.refuse(key, "a list of objects")
+    return [Fields(each, f"{held.path}.{key}", held.file) for each in listed]
+
+
+def _number(held: Fields, key: str) -> float:
+    value = held.values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        held.refuse(key, "a number")
+    return float(value)
+
+
+def _mean(held: Fields) -> str:
+    half = held.values.get("half_width")
+    return f"{_number(held, 'mean'):.3f}" + ("" if half is None else f" ± {_number(held, 'half_width'):.3f}")
+
+
+def _span(held: Fields) -> str:
+    is_known = held.values.get("low") is not None and held.values.get("high") is not None
+    ends = f" ({_number(held, 'low'):.2f} to {_number(held, 'high'):.2f})" if is_known else ""
+    return f"{_number(held, 'mean'):.2f}{ends}"
+
+
+def _place(held: Fields, key: str) -> str:
+    """A checkpoint as it was named, a folder of this machine by its own name alone."""
+    name = held.text(key).replace("`", "'")
+    return f"`{shown(Path(name).name if name.startswith(('/', '.', '~')) else name)}`"
+
+
+_KINDS: Final[Mapping[str, tuple[str, Callable[[Fields, Checkpoint, str], Measured]]]] = {
+    "fidelity": ("fidelity", _of_fidelity),
+    "accept": ("acceptance", _of_accept),
+    "bench": ("bench", _of_bench),
+}

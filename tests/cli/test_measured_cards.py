@@ -1,0 +1,118 @@
+"""Cards with what was measured: a row for each document, numbers as the documents hold them, other drafts refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mtpforge
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.errors import MtpforgeError
+
+STORED = Path(__file__).parents[1] / "data" / "reports"
+# The stored bench was made of a server of this model.
+MODEL = "GLM-5.2-NVFP4"
+
+
+@pytest.fixture(scope="module")
+def draft(tinyglm, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured") / "draft"
+    return mtpforge.build(tinyglm("awq-int4"), tinyglm("nvfp4"), out=out, check="off").path
+
+
+def document(name, tmp_path, change):
+    body = json.loads((STORED / f"{name}.json").read_text())
+    change(body)
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(body))
+    return file
+
+
+def of(draft, number):
+    """A stored document whose draft of this number is the one at hand."""
+
+    def change(body):
+        key = {"fidelity": "fidelity", "accept": "acceptance"}[body["command"]]
+        for each in body[key]["drafts"]:
+            each["identity"] = "other#0123456789abcdef"
+        body[key]["drafts"][number]["identity"] = open_checkpoint(draft).identity
+
+    return change
+
+
+def rows(card):
+    lines = card.partition("## Measured\n")[2].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| `")]
+
+
+def test_every_document_is_a_row_with_the_numbers_of_this_draft(draft, tinyglm, tmp_path):
+    files = [document("fidelity", tmp_path, of(draft, 0)), document("accept", tmp_path, of(draft, 1))]
+    (fidelity, accept) = rows(card := mtpforge.card(draft, source=tinyglm("nvfp4"), reports=files))
+    assert fidelity[:2] == ["`mtpforge fidelity`", "against `out/bf16`, 800 tokens"]
+    assert fidelity[2].startswith("step 1: 95.4% the same token, total variation 0.041<br>step 2: 91.9%")
+    assert accept[:2] == ["`mtpforge accept`", "beside `models/awq-int4`, 6 windows, k = 4, temperature 1"]
+    assert accept[2].startswith("0.783 ± 0.023 of first tokens accepted; ")
+    assert "was not measured" not in card
+
+
+def test_document_that_fidelity_itself_writes_is_taken(draft, tinyglm, run, tmp_path):
+    ran = run("fidelity", draft, "--reference", tinyglm("nvfp4"), "--json")
+    file = tmp_path / "written.json"
+    file.write_text(ran.out)
+    told = run("card", draft, "--measured", file, "-o", tmp_path / "card.md")
+    assert told.code == 0, told.err
+    (row,) = rows((tmp_path / "card.md").read_text())
+    agreement = json.loads(ran.out)["fidelity"]["drafts"][0]["steps"][0]["agreement"]
+    assert row[2].startswith(f"step 1: {agreement:.1%} the same token")
+
+
+def test_bench_is_taken_where_the_server_ran_the_target(draft, tmp_path):
+    def of_target(body):
+        body["bench"]["model"] = "org/awq-int4"
+
+    card = mtpforge.card(draft, reports=[document("bench", tmp_path, of_target)])
+    ((what, how, found),) = rows(card)
+    assert (what, how) == ("`mtpforge bench`", "vLLM serving `org/awq-int4`, k = 3, temperature 1")
+    assert found.startswith("1 at a time: 2.99 (2.71 to 3.28) tokens a round, 1.46 (1.33 to 1.60) times as fast")
+    assert "its owner's word" in card
+
+
+def nothing(body):
+    pass
+
+
+def gone(body):
+    body["acceptance"]["drafts"][1]["sampled"]["positions"] = "many"
+
+
+def text(body):
+    body["fidelity"]["n_tokens"] = "800"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("fidelity", nothing, "was measured of another draft"),
+        ("accept", nothing, "was measured of another draft"),
+        ("bench", nothing, f"the server ran {MODEL}, the draft was made for awq-int4"),
+        ("verify", nothing, "holds nothing that was measured"),
+        ("accept", gone, "must be a list of objects"),
+        ("fidelity", text, "must be a number"),
+    ],
+)
+def test_other_drafts_and_other_documents_are_refused(draft, tmp_path, name, change, said):
+    def both(body):
+        if change is not nothing:
+            of(draft, 1)(body)
+        change(body)
+
+    with pytest.raises(MtpforgeError) as caught:
+        mtpforge.card(draft, reports=[document(name, tmp_path, both)])
+    assert said in f"{caught.value.what} {caught.value.why}"
+
+
+def test_file_that_is_not_there_is_an_error_of_one_paragraph(run, draft, tmp_path):
+    ran = run("card", draft, "--measured", tmp_path / "none.json", "-o", tmp_path / "c.md")
+    assert (ran.code, "cannot be read" in ran.err, (tmp_path / "c.md").exists()) == (3, True, False)
