@@ -125,7 +125,7 @@ def checks(report: At, heading: str = "What was checked") -> list[Section]:
         (check["name"].text, _worded(check["verdict"].text), _with_fix(check, of=("failed", "warning")))
         for check in made
     ]
-    return [Section(heading, [Table("Those that failed first", ("check", "answer", "what was found"), rows)])]
+    return [Section(heading, [Table(f"{heading}, failed ones first", ("check", "answer", "what was found"), rows)])]
 
 
 def unchecked(document: At) -> list[tuple[str, str]]:

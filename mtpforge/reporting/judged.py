@@ -136,11 +136,13 @@ def _draft(name: str, draft: At, number: int) -> list[Section]:
             "All modules of a kind of the draft's put into the dense layer together: total variation of the first step"
             " with and without them. The longest bar is what costs most."
         )
-        table = Table("Cost of kinds", _SWAPS, [_swap(swap, "kind") for swap in kinds])
+        table = Table(f"Kinds of modules of {name}", _SWAPS, [_swap(swap, "kind") for swap in kinds])
         title = f"What each kind of module costs {name}"
         blocks.append(pictured(f"kinds{number}", title, says, lambda: charts.bars(cost, "total variation"), table))
     if single:
-        blocks.append(Table("Single modules that cost most", _SWAPS, [_swap(swap, "module") for swap in single]))
+        blocks.append(
+            Table(f"Single modules of {name} that cost most", _SWAPS, [_swap(swap, "module") for swap in single])
+        )
     return [Section(f"In detail: {name}", blocks)]
 
 

@@ -55,6 +55,14 @@ def test_drafts_of_one_name_have_a_line_and_a_row_each():
             assert text.count(pointer) == 2  # beside the picture, and in the table of all of them
 
 
+def test_tables_of_several_drafts_have_names_of_their_own():
+    document = stored("fidelity")
+    one, two = document["fidelity"]["drafts"]
+    two["swaps"] = one["swaps"]
+    captions = [words for _, words in Read(render(document)).all("caption")]
+    assert len(captions) == len(set(captions)) > 6
+
+
 def test_draft_that_is_called_draft_is_not_named_twice_in_a_row():
     document = stored("fidelity")
     for number, draft in enumerate(document["fidelity"]["drafts"]):

@@ -100,6 +100,8 @@ def test_page_fetches_nothing_and_names_everything(name):
     assert [len(read.all(tag)) for tag in ("main", "header", "footer", "nav", "h1", "title")[:5]] == [1] * 5
     assert [tag for tag, _, _ in read.elements if re.fullmatch("h[1-6]", tag)][:2] == ["h1", "h2"]
     assert not read.all("h3")
+    captions = [words for _, words in read.all("caption")]
+    assert len(captions) == len(set(captions)), "a screen reader lists tables by these"
     assert all(attrs.get("scope") in ("row", "col") for attrs, _ in read.all("th"))
     assert read.all("html")[0][0] == {"lang": "en"}
     drawn = [attrs for attrs, _ in read.all("svg")]
