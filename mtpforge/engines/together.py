@@ -91,8 +91,10 @@ def _merged(theirs: Mapping[str, object], ours: Mapping[str, object]) -> dict[st
     made = dict(theirs)
     for key, value in ours.items():
         other = theirs.get(key)
-        nested = isinstance(value, Mapping) and isinstance(other, Mapping) and key == "text_config"
-        made[key] = _merged(other, value) if nested else value
+        if key == "text_config" and isinstance(value, Mapping) and isinstance(other, Mapping):
+            made[key] = _merged(other, value)
+        else:
+            made[key] = value
     return dict(sorted(made.items()))
 
 
