@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -136,6 +137,8 @@ def reason(error: BaseException) -> str:
             return f"it does not speak HTTP: `{shown(error)}`"
         case http.client.IncompleteRead():
             return "the connection ended in the middle"
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return "it does not speak TLS: its address may begin with `http://`"
         case TimeoutError():
             return "it was silent for too long"
         case OSError(strerror=str(words)):

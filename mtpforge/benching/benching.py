@@ -108,7 +108,7 @@ def _bench(
         *verdicts.of_load(totals),
         verdicts.of_curve(alike, curve, k),
         *verdicts.of_speed(totals),
-        *verdicts.of_depths(asked.depths, k, totals),
+        *verdicts.of_depths(asked.depths, k),
         verdicts.of_others(*_tokens(found.values())),
         *verdicts.of_made_up(pooled(together[fewest]), side.counters, is_told=drafting.is_told),
         verdicts.ANSWERS,

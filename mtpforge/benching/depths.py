@@ -44,8 +44,11 @@ class Advice:
 
 
 def is_possible(total: Cell) -> bool:
-    """Whether drafts can have made decoding so much faster: by as many tokens as a round has, at most."""
-    return total.decode_gain is not None and total.decode_gain <= _NOISE * (1 + sum(total.positions))
+    """Whether drafts can have made decoding so much faster: by as many tokens as a round has, at most.
+
+    True where that is not known: nothing was compared, or no round was counted.
+    """
+    return total.decode_gain is None or not total.n_rounds or total.decode_gain <= _NOISE * total.length.mean
 
 
 def advised(concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int], *, pays: bool) -> Advice:

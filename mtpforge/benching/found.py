@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mtpforge.benching.depths import Advice
+from mtpforge.benching.depths import Advice, is_possible
 from mtpforge.benching.estimates import Interval
 from mtpforge.engines.counters import Cause
 from mtpforge.families.curves import Curve
@@ -86,7 +86,8 @@ class Bench:
         return Report("bench", self.checks, summary=self._summary())
 
     def _summary(self) -> str:
-        gains = [(total.concurrency, total.gain) for total in self.totals if total.gain is not None]
+        some = [total for total in self.totals if is_possible(total)]
+        gains = [(total.concurrency, total.gain) for total in some if total.gain is not None]
         pays = [str(n) for n, gain in gains if gain.is_above(1)]
         loses = [str(n) for n, gain in gains if gain.is_below(1)]
         told = (("pays", pays), ("loses", loses))

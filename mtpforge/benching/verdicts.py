@@ -128,8 +128,16 @@ def of_curve(alike: Cell | None, curve: Curve | None, k: int) -> Check:
 
 def of_speed(totals: Sequence[Cell]) -> Iterator[Check]:
     """Whether drafting pays: at each number of requests, and at all."""
-    gains = [(total.concurrency, total.gain) for total in totals if total.gain is not None]
-    if not gains:
+    odd = [total for total in totals if not depths.is_possible(total)]
+    for total in odd:
+        detail = (
+            f"{total.gain} times as fast, decoding {total.decode_gain:.2f} times, with {total.length.mean:.2f} tokens a"
+            " round: no draft gives that, the servers differ in something else"
+        )
+        fix = "start both by the same command, one of them without its draft"
+        yield Check(f"speed, {total.concurrency} at a time", "warning", detail, fix)
+    gains = [(total.concurrency, total.gain) for total in totals if total.gain is not None and total not in odd]
+    if not gains and not odd:
         how = "serve the same target without its draft, and name it: `--baseline URL`"
         yield Check("speed", "not checked", "nothing to compare with: whether drafting pays is not known", how)
         return
@@ -155,21 +163,12 @@ def loses_from(totals: Sequence[Cell]) -> int | None:
     return min(losing, default=None)
 
 
-def of_depths(wanted: Sequence[int], k: int, totals: Sequence[Cell]) -> Iterator[Check]:
-    """Depths of which nothing is known, and gains that no draft can give."""
+def of_depths(wanted: Sequence[int], k: int) -> Iterator[Check]:
+    """Depths of which nothing is known."""
     beyond = [depth for depth in wanted if depth > k]
     if beyond:
         detail = f"{', '.join(map(str, beyond))}: the server says how {k or 'no'} drafted tokens fare"
         yield Check("depths", "not checked", detail, f"start it with {max(beyond)} draft steps, and measure again")
-    for total in totals:
-        if total.positions and total.decode_gain is not None and not depths.is_possible(total):
-            detail = (
-                f"at {total.concurrency} at a time decoding is {total.decode_gain:.2f} times as fast with"
-                f" {total.length.mean:.2f} tokens a round: no draft gives that, the servers differ in something else"
-            )
-            yield Check(
-                "depths", "warning", detail, "start both by the same command, and one of them without its draft"
-            )
 
 
 def of_others(counted: float, ours: int) -> Check:

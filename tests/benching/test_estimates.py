@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from mtpforge.benching import depths, estimates, verdicts
 from mtpforge.benching.estimates import Interval, Pair
-from mtpforge.benching.found import Cell
+from mtpforge.benching.found import Bench, Cell
 
 TRIALS = 600
 
@@ -95,9 +96,13 @@ def test_no_draft_is_faster_than_its_tokens_a_round(gain, is_possible):
     positions = (0.7, 0.5)  # 2.2 tokens a round, and 2.31 with what noise may add
     total = Cell("", 4, 8, 200, Interval(2.2, 2, 2.4), positions, 1, 1, 1, 1, Interval(gain, 2, 9), gain)
     assert depths.is_possible(total) is is_possible
-    told = [check.verdict for check in verdicts.of_depths((), 2, [total])]
-    assert told == ([] if is_possible else ["warning"])
+    (told,) = verdicts.of_speed([total])
+    assert told.verdict == ("passed" if is_possible else "warning")
+    assert ("no draft gives that" in told.detail) is not is_possible
+    found = Bench("", None, "", "", "", 1, 1, 2, (), (total,), (), "", "", None, None, (told,), ())
+    assert found.report.summary == ("drafting pays at a concurrency of 4" if is_possible else "")
     if is_possible:
+        assert depths.is_possible(replace(total, decode_gain=None, gain=None))
         found = depths.advised(4, positions, gain, (), pays=True)
         assert found.draft_cost >= 0
         assert found.depths[-1].gain == gain

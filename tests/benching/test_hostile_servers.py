@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from openai_server import by_chance, serving
 
 import mtpforge
-from mtpforge.benching import counting, streaming
+from mtpforge.benching import apart, counting, streaming
 from mtpforge.benching import server as servers
 from mtpforge.benching.corpus import Prompt
 from mtpforge.engines import ENGINES
@@ -282,3 +282,18 @@ def test_any_page_of_metrics_is_read_or_refused(rows, rest, engine):
         assert len(found.positions) <= 256
     except MtpforgeError as error:
         assert error.code == 4  # noqa: PT017 -- both ends are right
+
+
+def test_no_thread_holds_the_process_of_who_gave_up():
+    """An interpreter joins its threads at the end, but for daemons."""
+    stays = threading.Event()
+
+    def fails():
+        raise MtpforgeError("it failed")
+
+    with pytest.raises(MtpforgeError, match="it failed"):
+        list(apart.results([stays.wait, fails], 2, lambda: None))
+    ours = [thread for thread in threading.enumerate() if thread.name == "bench"]
+    stays.set()
+    assert ours
+    assert all(thread.daemon for thread in ours)

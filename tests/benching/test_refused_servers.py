@@ -139,6 +139,12 @@ def test_server_that_is_not_there(run):
     assert f" hint: is the server up? `curl http://127.0.0.1:{port}/v1/models`" in ran.err
 
 
+def test_server_that_speaks_no_tls_is_told_so(run):
+    with serving(3, HEALTHY) as server:
+        ran = run("bench", server.url.replace("http:", "https:"))
+    assert (ran.code, "its address may begin with `http://`" in ran.err) == (4, True)
+
+
 def test_name_that_leads_nowhere(run, monkeypatch):
     def unknown(*_args, **_more):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -61,6 +61,7 @@ def test_depth_is_what_the_server_says(server, told, gauge):
     found = mtpforge.bench(server.url, **FEW)
     (total,) = found.totals
     assert (found.k, len(total.positions), total.positions[3:]) == (5, 5, (0.0, 0.0))
+    assert found.cells[0].positions == total.positions
     assert total.length.mean == pytest.approx(1 + sum(total.positions))
     assert detail(found, "made-up acceptance").startswith("cannot be seen")
 
