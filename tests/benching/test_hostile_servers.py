@@ -188,6 +188,7 @@ def test_page_that_does_not_end_is_given_up(monkeypatch):
         end.set()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("first", [b"", HEAD, HEAD + TOKEN], ids=["no head", "no token", "one token"])
 def test_first_signal_ends_a_run_whose_replies_stall(number, code, first):
