@@ -118,6 +118,7 @@ def _bench(
         baseline=asked.baseline,
         engine=drafting.engine.name,
         model=side.load.model,
+        checkpoint=side.load.root,
         dataset=asked.dataset_name if asked.text is None else str(asked.text),
         temperature=asked.temperature,
         generate=asked.generate,

@@ -51,6 +51,8 @@ class Cell:
 class Bench:
     """All of it. k: draft steps of the server, 0 where it does not say. cells: by content; totals: all of it together.
 
+    model, checkpoint: its name at the server, and what the server says lies behind it, "" where it does not say.
+
     curve: what a healthy draft of this release gives, None where none was published, or none on content and at a
     temperature that were measured. loses_from: the fewest requests at a time at which drafting is slower, None for
     nowhere. schedule: depths by batch size as `schedule_option` of the engine takes them, both "" where nothing was
@@ -61,6 +63,7 @@ class Bench:
     baseline: str | None
     engine: str
     model: str
+    checkpoint: str
     dataset: str
     temperature: float
     generate: int

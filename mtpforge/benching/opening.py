@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mtpforge.benching import counting
 from mtpforge.benching import server as servers
 from mtpforge.benching.asked import Asked
 from mtpforge.benching.measuring import Side
 from mtpforge.benching.streaming import Load
+from mtpforge.checkpoint.checkpoint import own_name
 from mtpforge.errors import shown
 
 if TYPE_CHECKING:
     from mtpforge.benching.server import Server
     from mtpforge.engines import Engine
-
-_SNAPSHOT: Final = re.compile(r"models--[^/]*--([^/]+)/snapshots/[^/]+/*$")  # where the hub's cache keeps a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +83,8 @@ def is_same(name: str, root: str, other_name: str, other_root: str) -> bool:
     nothing but the model's name, that decides.
     """
     if root not in ("", name) and other_root not in ("", other_name):
-        return _last(root) == _last(other_root)
-    return bool({_last(name), _last(root)} & {_last(other_name), _last(other_root)} - {""})
-
-
-def _last(path: str) -> str:
-    """Of a path or of a hub's name, without its organisation."""
-    found = _SNAPSHOT.search(path)
-    return (found[1] if found else path.rstrip("/").rpartition("/")[2]).lower()
+        return own_name(root) == own_name(other_root)
+    return bool({own_name(name), own_name(root)} & {own_name(other_name), own_name(other_root)} - {""})
 
 
 def _told(name: str, root: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
+
+_SNAPSHOT: Final = re.compile(r"models--[^/]*--([^/]+)/snapshots/[^/]+/*$")  # where the hub's cache keeps a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,20 @@ def is_one(identity: str, other: str) -> bool:
     """Whether two identities are of one repository, at whatever commit, or of a folder with the same content."""
     is_hub = "#" not in identity + other  # folders may have an @ in their names
     return identity == other or (is_hub and identity.partition("@")[0] == other.partition("@")[0])
+
+
+def place_of(identity: str) -> str:
+    """Of an identity the folder's name, or the repository's."""
+    return identity.rpartition("#")[0] if "#" in identity else identity.partition("@")[0]
+
+
+def own_name(place: str) -> str:
+    """Of a path the folder's name, of a hub's name that without its organisation, in lower case.
+
+    One checkpoint lies in another folder on another machine, by its own name mostly.
+    """
+    found = _SNAPSHOT.search(place)
+    return (found[1] if found else place.rstrip("/").rpartition("/")[2]).lower()
 
 
 class Checkpoint(Protocol):

@@ -36,7 +36,7 @@ _FILE = "README.md"
     heading="Input",
     metavar="FILE.json",
     multiple=True,
-    help="What fidelity, accept or bench printed of this draft with --json; more than once for several.",
+    help="What fidelity, accept, bench or validate printed of this draft with --json; more than once for several.",
 )
 @click.option("--name", cls=Option, heading="Output", metavar="ORG/NAME", help="Where the draft will be found.")
 @options.out(help="The card; default: README.md in the draft's folder.")

@@ -189,7 +189,7 @@ def _measured(found: tuple[Measured, ...]) -> Iterator[str]:
     if found:
         yield "## Measured\n"
         yield _table(("by", "on", "found"), [(f"`mtpforge {row.what}`", row.how, row.found) for row in found])
-    if "accept" not in {row.what for row in found}:
+    if not {"accept", "bench"} & {row.what for row in found}:
         yield "Acceptance beside the target was not measured here.\n"
     if "bench" in {row.what for row in found}:
         yield "A server tells its model and not its draft: that it ran this one is its owner's word.\n"

@@ -1,7 +1,7 @@
 """rows(): what was measured of a draft, for its card: documents that fidelity, accept and bench print with `--json`.
 
 A document speaks of a draft by its identity, a hash of its files. That of bench speaks of a server, whose model is told
-and whose draft is not: it is taken where that model is the draft's target.
+and whose draft is not: it is taken where that model, by its name or by the checkpoint behind it, is the draft's target.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from mtpforge.checkpoint import json_fields
-from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint, own_name, place_of
 from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
 
@@ -53,7 +53,7 @@ def _row(draft: Checkpoint, target: str, file: Path) -> Measured:
         raise MtpforgeError(
             f"`{shown(file)}` holds nothing that was measured of a draft",
             where="option `--measured`",
-            why="it is no document of fidelity, accept or bench",
+            why="it is no document of fidelity, accept or bench, nor of validate with `--inputs`",
             fix=_HOW,
         )
     return read[1](held, draft, target)
@@ -107,9 +107,10 @@ def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
 
 
 def _of_bench(held: Fields, _: Checkpoint, target: str) -> Measured:
-    model, own = held.text("model"), target.partition("@")[0].partition("#")[0]
-    if not model or model.rpartition("/")[2] != own.rpartition("/")[2]:
-        _refuse(held, f"the server ran {shown(model)}, the draft was made for {shown(own) or 'no target'}")
+    own, names = place_of(target), [name for key in ("model", "checkpoint") if (name := held.text(key))]
+    if not own or own_name(own) not in map(own_name, names):
+        ran = ", ".join(map(shown, dict.fromkeys(names))) or "no model"
+        _refuse(held, f"the server ran {ran}, the draft was made for {shown(own) or 'no target'}")
     found = []
     for cell in _objects(held, "totals"):
         length, gain = cell.within("length"), cell.within("gain")
@@ -154,6 +155,7 @@ def _place(held: Fields, key: str) -> str:
 
 _KINDS: Final[Mapping[str, tuple[str, Callable[[Fields, Checkpoint, str], Measured]]]] = {
     "fidelity": ("fidelity", _of_fidelity),
+    "validate": ("fidelity", _of_fidelity),
     "accept": ("acceptance", _of_accept),
     "bench": ("bench", _of_bench),
 }

@@ -183,7 +183,7 @@ def test_drafting_that_pays_nowhere_fails(gains, said, loses_from, summary):
     checks = tuple(verdicts.of_speed(totals))
     assert [check.verdict for check in checks] == said
     assert verdicts.loses_from(totals) == loses_from
-    found = Bench("", None, "", "", "", 1, 1, 3, (), totals, (), "", "", None, loses_from, checks, ())
+    found = Bench("", None, "", "", "", "", 1, 1, 3, (), totals, (), "", "", None, loses_from, checks, ())
     assert found.report.summary == summary
     assert found.report.exit_code == ("failed" in said)
     assert found.document() == {"bench": found, "report": found.report}

@@ -77,6 +77,31 @@ def test_bench_is_taken_where_the_server_ran_the_target(draft, tmp_path):
     assert (what, how) == ("`mtpforge bench`", "vLLM serving `org/awq-int4`, k = 3, temperature 1")
     assert found.startswith("1 at a time: 2.99 (2.71 to 3.28) tokens a round, 1.46 (1.33 to 1.60) times as fast")
     assert "its owner's word" in card
+    assert "was not measured" not in card
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpoint"),
+    [
+        ("glm", "/models/awq-int4"),
+        ("/models/AWQ-INT4/", "/models/AWQ-INT4/"),
+        ("glm", "/root/.cache/huggingface/hub/models--org--awq-int4/snapshots/0123abc"),
+    ],
+)
+def test_bench_of_a_server_with_a_name_of_its_own_is_taken_by_its_checkpoint(draft, tmp_path, model, checkpoint):
+    def of_target(body):
+        body["bench"] |= {"model": model, "checkpoint": checkpoint}
+
+    assert len(rows(mtpforge.card(draft, reports=[document("bench", tmp_path, of_target)]))) == 1
+
+
+def test_validate_that_ran_fidelity_is_taken_for_it(draft, tmp_path):
+    def of_validate(body):
+        of(draft, 0)(body)
+        body["command"] = "validate"
+
+    ((what, how, _),) = rows(mtpforge.card(draft, reports=[document("fidelity", tmp_path, of_validate)]))
+    assert (what, how) == ("`mtpforge fidelity`", "against `out/bf16`, 800 tokens")
 
 
 def nothing(body):
