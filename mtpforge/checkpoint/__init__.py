@@ -123,7 +123,8 @@ def _refuse_below_a_folder(text: str) -> None:
     with contextlib.suppress(OSError):
         near = difflib.get_close_matches(rest, [place.name for place in Path(first).iterdir()], 1)
     meant = [f"did you mean `{shown(f'{first}/{near[0]}')}`?"] if near else []
-    meant += [f"`{match['name']}@main` would mean the hub's repository"] if (match := _hub_name(text)) else []
+    if match := _hub_name(text):
+        meant.append(f"a repository of that name on the hub is `{match['name']}@main`")
     why = f"`{shown(first)}` is a folder here and holds no `{shown(rest)}`; the hub was not asked"
     raise _absent(text, why, " ".join(meant))
 

@@ -55,6 +55,7 @@ def command(  # noqa: D103 -- the help text above
 ) -> Ending:
     from mtpforge.drafting.validating import folder_of
     from mtpforge.durable import files
+    from mtpforge.durable.refusing import Words, refusals
     from mtpforge.publishing.calls import card
     from mtpforge.publishing.card import doubts
 
@@ -75,7 +76,9 @@ def command(  # noqa: D103 -- the help text above
             code=errors.MACHINE,
         )
     text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
-    files.replace(place, text.encode())
+    choose = "choose another place with `-o`"
+    with refusals(place, Words("the disk is full", f"free some, or {choose}", "cannot write the card", choose)):
+        files.replace(place, text.encode())
     screen.traps(doubts(text))
     screen.line(f"wrote   {place}")
     screen.answer(str(place))

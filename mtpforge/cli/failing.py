@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from mtpforge import errors
 from mtpforge.cli.grammar import Option, suggestion
@@ -31,7 +34,7 @@ def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
         case MtpforgeError(code=errors.INTERRUPTED):
             return _resumable(error, screen), story
         case MtpforgeError():
-            return error, story
+            return _as_called_here(error, screen.command), story
         case click.UsageError():
             return _usage(error, screen.command), story
         case KeyboardInterrupt() | click.Abort():
@@ -42,6 +45,18 @@ def explain(error: BaseException, screen: Screen) -> tuple[MtpforgeError, str]:
             fix = "a smaller budget: `--memory 1GiB --workers 1`"
             return MtpforgeError("this machine ran out of memory", fix=fix, code=errors.MACHINE), story
     return _bug(error, story, screen), story
+
+
+def _as_called_here(error: MtpforgeError, command: str) -> MtpforgeError:
+    """The error with options in its hint as this command calls them: the library says `--source`, whoever asked it."""
+    if not command or "`--" not in error.fix:
+        return error
+    params = import_module(f"mtpforge.cli.{command.replace('-', '_')}").command.params
+    known = {name for p in params for name in p.opts}
+    for p in params:
+        if isinstance(p, Option) and p.elsewhere and p.elsewhere not in known:
+            error.fix = re.sub(rf"`{p.elsewhere}(?![\w-])", f"`{p.opts[-1]}", error.fix)
+    return error
 
 
 def _stopped(what: str, code: int, screen: Screen) -> MtpforgeError:
@@ -79,7 +94,17 @@ def _usage(error: click.UsageError, command: str) -> MtpforgeError:
         name = error.param.opts[-1] if isinstance(error.param, click.Option) else error.param.human_readable_name
         return _wrong(f"`{name}` is missing", fix)
     text = error.format_message().rstrip(".").replace("is not a valid integer range", "is no whole number")
-    return _wrong(shown(text[:1].lower() + text[1:]), fix)
+    return _wrong(shown(text[:1].lower() + text[1:]), fix, _variable(error))
+
+
+def _variable(error: click.UsageError) -> str:
+    """The environment variable that a wrong value comes from, "" where it was typed."""
+    context, param = error.ctx, getattr(error, "param", None)
+    if context is None or param is None or context.get_parameter_source(param.name) != ParameterSource.ENVIRONMENT:
+        return ""
+    named = [param.envvar] if isinstance(param.envvar, str) else [*(param.envvar or ())]
+    own = f"{context.auto_envvar_prefix}_{param.name}".upper().replace("-", "_")
+    return f"environment variable {next((name for name in [*named, own] if os.environ.get(name)), own)}"
 
 
 def _meant(typed: str, params: Sequence[click.Parameter]) -> str:
@@ -92,5 +117,5 @@ def _meant(typed: str, params: Sequence[click.Parameter]) -> str:
     return suggestion(typed, [name for p in params for name in p.opts]) or behind
 
 
-def _wrong(what: str, fix: str) -> MtpforgeError:
-    return MtpforgeError(what, fix=fix, code=errors.USAGE)
+def _wrong(what: str, fix: str, where: str = "") -> MtpforgeError:
+    return MtpforgeError(what, where=where, fix=fix, code=errors.USAGE)

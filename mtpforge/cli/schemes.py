@@ -40,10 +40,16 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
     if name:
         return _explain(screen, schemes.load(name))
     known = [schemes.load(each) for each in schemes.names()]
-    screen.table(("scheme", "for"), [(each.name, each.description) for each in known])
+    screen.table(("scheme", "for"), [(each.name, _short(each, screen)) for each in known])
     screen.answer("\n".join(each.name for each in known))
     screen.next("mtpforge", "schemes", known[0].name)
     return Ending({"schemes": known})
+
+
+def _short(scheme: Scheme, screen: Screen) -> str:
+    """Its first sentence: in a pipe nothing is broken into lines, and `mtpforge schemes NAME` has the rest."""
+    first, dot, _ = scheme.description.partition(". ")
+    return scheme.description if screen.verbose or not dot else first
 
 
 def _derived(screen: Screen, target: str, engine: str) -> Scheme:

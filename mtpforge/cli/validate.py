@@ -61,7 +61,6 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.engines.installed import refuse_no_program
     from mtpforge.judging.within_validate import refuse_half
 
-    refuse_no_program(engine_python)
     refuse_half(inputs, reference, source)
     served, serving = open_served(target, offline=screen.offline), Serving(tp, ep)
     origin = open_checkpoint(source, offline=screen.offline) if source else None
@@ -71,6 +70,7 @@ def command(  # noqa: D103 -- the help text above
     screen.report(report)
     document: dict[str, object] = {"draft": draft, "report": report}
     try:
+        refuse_no_program(engine_python)
         answer = loaded(draft, served, origin, engine, serving, engine_python)
     except MtpforgeError as error:
         if error.code != errors.MACHINE:

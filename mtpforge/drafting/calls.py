@@ -186,16 +186,15 @@ def validate(
 ) -> Report:
     """What `verify` finds, then what the installed engine's own loader says, or that of the interpreter named.
 
-    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already; at once where the
-    interpreter named is none.
+    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already.
     """
     python = None if engine_python is None else str(engine_python)
-    refuse_no_program(python)
     held, served = open_checkpoint(draft, offline=offline), open_served(target, offline=offline)
     origin = None if source is None else open_checkpoint(source, offline=offline)
     place, serving = held.label if held.revision else held.location, Serving(tp, ep)
     found = validating.verified(place, served, origin, engine, serving, on_progress)
     try:
+        refuse_no_program(python)
         answer = validating.loaded(place, served, origin, engine, serving, python)
     except MtpforgeError as error:
         if error.code != errors.MACHINE or found.ok:

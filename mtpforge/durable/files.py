@@ -70,6 +70,10 @@ def replace(path: Path, data: bytes) -> None:
     try:
         write(beside, data)
         take_place(beside, path)
+    except OSError as error:
+        if error.filename == str(beside):
+            error.filename = str(path)  # whoever asked knows of no other name
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

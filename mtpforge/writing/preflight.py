@@ -61,6 +61,8 @@ def refuse_unwritable(out: Path) -> None:
         with suppress(FileNotFoundError):
             hidden_folder(out.absolute()).lstat()  # a file among its folders, a name too long
         home = next(folder for folder in out.absolute().parents if folder.exists())
+        if os.statvfs(home).f_files == 0 == os.statvfs(home).f_blocks:  # /proc, /sys: permissions do not tell
+            raise OSError(errno.EROFS, "it is no disk: what lies there is made up by the system", str(home))
         if not os.access(home, os.W_OK | os.X_OK):
             is_read_only = os.statvfs(home).f_flag & os.ST_RDONLY
             number = errno.EROFS if is_read_only else errno.EACCES

@@ -110,7 +110,7 @@ def test_a_mistyped_draft_is_looked_for_here_and_not_on_the_hub(here, asked):
     with pytest.raises(MtpforgeError) as caught:
         open_checkpoint("org/nam")
     assert caught.value.why == "`org` is a folder here and holds no `nam`; the hub was not asked"
-    assert caught.value.fix == "did you mean `org/name`? `org/nam@main` would mean the hub's repository"
+    assert caught.value.fix == "did you mean `org/name`? a repository of that name on the hub is `org/nam@main`"
     assert asked == []
     open_checkpoint("org/nam@main")
     assert asked == [("org/nam", "main", False)]

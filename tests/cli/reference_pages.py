@@ -219,7 +219,7 @@ def json_page() -> str:
     head = (
         f"# JSON documents\n\n{GENERATED}\n"
         "`--json` prints exactly one document on stdout, also on failure. Within a schema number keys are only\n"
-        "added.\n\n"
+        "added. `--help` and `--version` are for people and print text with it as well; `doctor` has the versions.\n\n"
         "| key | value |\n|---|---|\n"
         "| `mtpforge` | version |\n| `schema` | 1 |\n| `command` | name, empty where none was recognised |\n"
         "| `ok` | whether the exit code is 0 |\n| `exit_code` | see [exit codes](exit-codes.md) |\n"

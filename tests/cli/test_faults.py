@@ -1,0 +1,66 @@
+"""What a user gets wrong about places, names and variables: the cause as it is, the option as this command calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mtpforge
+from mtpforge.durable import files
+
+DEMO = Path(mtpforge.__file__).parent / "_demo"
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory):
+    out = tmp_path_factory.mktemp("faults") / "d"
+    mtpforge.build(DEMO / "awq-int4", DEMO / "nvfp4", out=out, check="off")
+    return out
+
+
+def test_card_below_a_file_is_no_bug(run, draft, tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = run("card", draft, "-o", tmp_path / "file" / "card.md")
+    assert (ran.code, "cannot write the card" in ran.err, "choose another place" in ran.err) == (5, True, True)
+
+
+def test_place_that_takes_no_files_is_told_as_such(run, draft):
+    ran = run("card", draft, "-o", "/proc/card.md")
+    assert (ran.code, "cannot write the card" in ran.err) == (5, True)
+    assert "/proc/.card" not in ran.err
+    for asked in (("build", "--target", DEMO / "awq-int4", "--source", DEMO / "nvfp4"), ("extract", DEMO / "nvfp4")):
+        words = asked if asked[0] == "build" else ("extract", "--source", asked[1])
+        ran = run(*words, "-o", "/proc/draft")
+        assert (ran.code, "it is no disk" in ran.err, "not enough" in ran.err) == (5, True, False)
+
+
+def test_error_of_a_replaced_file_names_the_file_that_was_asked_for(tmp_path):
+    folder = tmp_path / "card.md"
+    (folder / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory") as caught:
+        files.replace(folder, b"text")
+    assert str(folder) in {caught.value.filename, caught.value.filename2}
+    assert [path.name for path in tmp_path.iterdir()] == ["card.md"]
+
+
+def test_hint_names_the_option_as_the_command_calls_it(run, draft):
+    ran = run("fidelity", draft, "--reference", DEMO / "awq-int4")
+    assert (ran.code, "`--reference " in ran.err, "--source" in ran.err) == (3, True, False)
+    ran = run("build", "--target", DEMO / "awq-int4", "--source", DEMO / "awq-int4")
+    assert "--source" in ran.err
+
+
+def test_wrong_value_of_a_variable_names_the_variable(run, monkeypatch):
+    monkeypatch.setenv("MTPFORGE_BUILD_TP", "many")
+    ran = run("build", "--target", DEMO / "awq-int4")
+    assert (ran.code, "where: environment variable MTPFORGE_BUILD_TP\n" in ran.err) == (2, True)
+    monkeypatch.delenv("MTPFORGE_BUILD_TP")
+    ran = run("build", "--target", DEMO / "awq-int4", "--tp", "many")
+    assert (ran.code, "variable" in ran.err) == (2, False)
+
+
+def test_list_of_schemes_has_one_sentence_of_each(run):
+    lines = run("schemes").out.splitlines()
+    assert [line for line in lines if "For targets" in line] == []
+    assert any("For targets" in line for line in run("schemes", "-v").out.splitlines())
