@@ -50,7 +50,6 @@ if TYPE_CHECKING:
         schemes,
         serve_command,
         validate,
-        verify,
     )
     from mtpforge.drafting.machine import doctor
     from mtpforge.engines.command import Command
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
     from mtpforge.publishing.assembling import Made
-    from mtpforge.publishing.calls import card, delta, graft, merge, push
+    from mtpforge.publishing.calls import card, delta, graft, merge, push, verify
     from mtpforge.report import Progress, Report
     from mtpforge.reporting.calls import write_page
     from mtpforge.scheme import Scheme
@@ -133,6 +132,7 @@ _PLACES: Final = {
     "card": "mtpforge.publishing.calls",
     "graft": "mtpforge.publishing.calls",
     "push": "mtpforge.publishing.calls",
+    "verify": "mtpforge.publishing.calls",
     "merge": "mtpforge.publishing.calls",
     "open_checkpoint": "mtpforge.checkpoint",
     "write_page": "mtpforge.reporting.calls",

@@ -13,15 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import mtpforge
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import place_in
+from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.methods import METHODS, RTN
 from mtpforge.planning.steps import Plan, Side
 from mtpforge.report import Check, Report
 from mtpforge.tensors import DTYPES, Spec
 
-FILE: Final = "mtpforge.json"
+FILE: Final = metadata.MANIFEST
 SCHEMA: Final = 1
 _LIBRARIES: Final = ("compressed-tensors", "numpy", "nvidia-modelopt", "safetensors", "torch", "transformers")
 _MAX_BYTES: Final = 64 << 20  # 3,122 tensors take 0.7 MB
@@ -41,7 +43,8 @@ class Manifest:
 
     source and target: `org/name@commit` or `folder#hash`; target "" for an extract. relative_error: module -> Frobenius
     error of its decoded weight against the source's, where it was measured. scales: how the scales of codes were found
-    where their format leaves a choice.
+    where their format leaves a choice, "" where that is not known. file: where it stands; of a graft it speaks of the
+    layer in it.
     """
 
     version: str
@@ -54,6 +57,7 @@ class Manifest:
     relative_error: dict[str, float]
     scales: str
     body: dict[str, object]
+    file: str = FILE
 
 
 def write(
@@ -105,7 +109,19 @@ def read(draft: Checkpoint) -> Manifest:
 
 def find(draft: Checkpoint) -> Manifest | None:
     """The same, None where the draft has none."""
-    raw, path = draft.small_file(FILE), place_in(draft, FILE)
+    path = place_in(draft, FILE)
+    body = _body(draft.small_file(FILE), path, FILE)
+    return None if body is None else _manifest(path, body)
+
+
+def of_graft(checkpoint: Checkpoint) -> Manifest | None:
+    """mtpforge-graft.json as the manifest of the layer in a graft; None where that is none."""
+    path = place_in(checkpoint, metadata.GRAFT)
+    body = _body(checkpoint.small_file(metadata.GRAFT), path, metadata.GRAFT)
+    return None if body is None else _grafted(path, body)
+
+
+def _body(raw: bytes | None, path: Where, file: str) -> dict[str, object] | None:
     if raw is None:
         return None
     try:
@@ -117,11 +133,30 @@ def find(draft: Checkpoint) -> Manifest | None:
     if body.get("schema") != SCHEMA:
         found = shown(body.get("schema"))
         raise MtpforgeError(
-            f"{FILE} has schema {found}, this mtpforge reads {SCHEMA}",
+            f"{file} has schema {found}, this mtpforge reads {SCHEMA}",
             where=path,
             fix="update: `pip install -U mtpforge`",
         )
-    return _manifest(path, body)
+    return body
+
+
+def _grafted(path: Where, body: dict[str, object]) -> Manifest:
+    layer, tensors = body.get("layer"), body.get("tensors")
+    if not isinstance(layer, dict) or not isinstance(tensors, dict):
+        raise _damaged(path, "it lacks `layer` or `tensors`")
+    return Manifest(
+        version=_text(path, body, "mtpforge"),
+        source=_text(path, layer, "id"),
+        target=_id(path, body, "target"),
+        plan="",
+        layer=_whole(path, layer, "number"),
+        n_experts=_whole(path, layer, "n_experts"),
+        tensors={plain(name): _read_entry(path, name, entry) for name, entry in tensors.items()},
+        relative_error={},
+        scales=_scales(path, layer) if layer.get("scales") else "",
+        body=body,
+        file=metadata.GRAFT,
+    )
 
 
 def _manifest(path: Where, body: dict[str, object]) -> Manifest:
@@ -208,7 +243,9 @@ def _whole(path: Where, table: Mapping[str, object], key: str) -> int:
 
 
 def _damaged(path: Where, why: str) -> MtpforgeError:
-    return MtpforgeError(f"{FILE} is damaged", where=path, why=why, fix="build the draft again")
+    file = metadata.GRAFT if str(path).endswith(metadata.GRAFT) else FILE
+    fix = "build the draft again" if file == FILE else "graft the layer again"
+    return MtpforgeError(f"{file} is damaged", where=path, why=why, fix=fix)
 
 
 def _version(library: str) -> str:

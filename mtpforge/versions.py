@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.versions import named, versions_in
 
-_RECORD: Final = "mtpforge.json"  # what `manifest` writes into a draft
 # Fields of a config that may name the model: what transformers loaded it from; of GGUF its name, and that of its file.
 _NAMING: Final = {
     "_name_or_path": "`_name_or_path` of {whose} config.json",
@@ -37,9 +37,10 @@ class Statement:
 
 def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[Statement, ...]:
     """Every statement of a checkpoint, of no other one. A draft is of its source's version, whatever it is called."""
-    raw = checkpoint.small_file(_RECORD)
-    if raw is not None:
-        return _recorded(raw, family, whose)
+    if (raw := checkpoint.small_file(metadata.MANIFEST)) is not None:
+        return _recorded(raw, family, f"{whose} {metadata.MANIFEST}")
+    raw = checkpoint.small_file(metadata.GRAFT)
+    grafted = () if raw is None else _grafted(raw, family, f"{whose} {metadata.GRAFT}")
     own = checkpoint.location if checkpoint.revision else named(checkpoint.location)
     config, text = checkpoint.config, family.text(checkpoint.config)
     names = [(f"{whose} name", own)]
@@ -47,16 +48,32 @@ def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[
     for key, words in _NAMING.items():
         found = text.get(key) or config.get(key)
         names += [(words.format(whose=whose), found)] if isinstance(found, str) else []
-    return tuple(Statement(version, by, shown(name)) for by, name in names for version in versions_in(name, family))
+    own_names = (Statement(v, by, shown(name)) for by, name in names for v in versions_in(name, family))
+    return (*grafted, *own_names)
 
 
-def _recorded(raw: bytes, family: Family, whose: str) -> tuple[Statement, ...]:
-    """What a draft's manifest says of its source; nothing where it is damaged, which is for `verify` to tell."""
-    by = f"{whose} {_RECORD}"
+def _grafted(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:
+    """What a graft's record says of target and layer; () where it says nothing."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         return ()
+    sides = [body.get(side) for side in ("target", "layer")] if isinstance(body, dict) else []
+    found = [s for side in sides if isinstance(side, dict) for s in _of_source({"source": side}, family, by)]
+    return tuple(dict.fromkeys(found))
+
+
+def _recorded(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:
+    """What a draft's manifest says of its source; nothing where it is damaged, which is for `verify` to tell."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ()
+    return _of_source(body, family, by)
+
+
+def _of_source(body: object, family: Family, by: str) -> tuple[Statement, ...]:
+    """What a record says of the side called `source`."""
     match body:
         case {"source": {"stated": list(rows)}}:
             versions = dict.fromkeys(row.get("version") for row in rows if isinstance(row, dict))

@@ -46,11 +46,9 @@ def open_local(path: Path, *, label: str = "") -> Checkpoint:
     if path.name.endswith(gguf.SUFFIX) and path.is_file():
         holder = Folder(path.parent, label or str(path), config={})
         return gguf.Gguf(holder, _model(holder, path.parent, path.name))
-    folder = path.parent if path.name == metadata.CONFIG and path.is_file() else path
-    if folder.is_dir():
-        holder = Folder(folder, label or str(path), config={})
-        if gguf.is_all(holder.files):
-            return gguf.Gguf(holder, _model(holder, folder, ""))
+    if path.is_dir() and gguf.is_all(Files(path).names()):
+        holder = Folder(path, label or str(path), config={})
+        return gguf.Gguf(holder, _model(holder, path, ""))
     return open_folder(path, label=label)
 
 

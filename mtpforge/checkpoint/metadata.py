@@ -22,6 +22,12 @@ CARD: Final = "README.md"
 _UNREAD: Final = {".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".ckpt": "pickle", ".gguf": "GGUF"}
 SUFFIX: Final = ".safetensors"
 SIDE_FILE: Final = "hf_quant_config.json"
+# What this package writes beside what it makes: a draft, a graft, a delta, a merge, links with another config.json.
+MANIFEST: Final = "mtpforge.json"
+GRAFT: Final = "mtpforge-graft.json"
+DELTA: Final = "mtpforge-delta.json"
+MERGE: Final = "mtpforge-merge.json"
+OVERLAY: Final = "mtpforge-overlay.json"
 MAX_BASE_MODELS: Final = 8  # of a card; each is asked for on the hub
 _BASE: Final = "base_model:"
 _HUB_ID: Final = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtpforge.cli import options
-from mtpforge.cli.grafting import carry_out, decided, end_dry_run
+from mtpforge.cli.grafting import ENGINE, carry_out, decided, end_dry_run
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     help="In place of DRAFT: what `mtpforge delta` wrote for this target.",
 )
 @options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
+@options.engine(help=ENGINE)
 @options.out(required=True)
 @options.link()
 @options.force()
@@ -52,12 +53,14 @@ def command(  # noqa: D103 -- the help text above
     into: str,
     delta: Path | None,
     scheme: str | None,
+    engine: str,
     out: Path,
     link: Link,
     force: bool,
     dry_run: bool,
     max_shard_size: int | None,
 ) -> Ending:
+    from mtpforge.engines import named
     from mtpforge.publishing.grafting import Asked
 
     asked = Asked(
@@ -66,6 +69,7 @@ def command(  # noqa: D103 -- the help text above
         out=out,
         delta=delta,
         scheme=scheme,
+        engine=engine,
         link=link,
         force=force,
         max_shard_bytes=max_shard_size,
@@ -75,5 +79,5 @@ def command(  # noqa: D103 -- the help text above
     if dry_run:
         return end_dry_run(screen, graft)
     ending = carry_out(screen, graft)
-    screen.next("mtpforge", "serve", str(out), "--target", str(out), "--print")
+    screen.next("mtpforge", "serve", str(out), "--target", str(out), *named(graft.addition.engine), "--print")
     return ending

@@ -45,7 +45,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge import scheme as schemes
     from mtpforge.checkpoint import open_checkpoint, open_served
     from mtpforge.engines.engine import Serving
-    from mtpforge.verifying import verify
+    from mtpforge.publishing.again import verify
 
     served = open_served(target, offline=screen.offline)
     origin = open_checkpoint(source, offline=screen.offline) if source else None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
-from mtpforge import errors, inspecting, verifying
+from mtpforge import errors, inspecting
 from mtpforge import scheme as presets
 from mtpforge.checkpoint import Named, open_checkpoint, open_served
 from mtpforge.drafting import deciding, validating
@@ -146,30 +146,6 @@ def inspect(
     opened = open_checkpoint(checkpoint, offline=offline)
     serving = Serving(tp, ep, kv_cache_dtype=kv_cache_dtype)
     return inspecting.inspect(opened, engine=engine, scheme=_scheme(scheme), serving=serving)
-
-
-def verify(
-    draft: Named,
-    target: Named,
-    source: Named | None = None,
-    *,
-    engine: str = DEFAULT,
-    scheme: Scheme | str | None = None,
-    tp: int = 1,
-    ep: bool = False,
-    offline: bool = False,
-    on_progress: OnProgress | None = None,
-) -> Report:
-    """Whether a draft is what the engine expects beside this target, and holds the source's weights."""
-    return verifying.verify(
-        draft,
-        open_served(target, offline=offline),
-        None if source is None else open_checkpoint(source, offline=offline),
-        engine=engine,
-        serving=Serving(tp, ep),
-        scheme=_scheme(scheme),
-        on_progress=on_progress,
-    )
 
 
 def validate(

@@ -70,6 +70,10 @@ class Engine:
     told_config(target): the target's config.json as the engine sees it, told what it has to be.
     carrying_config(target): the target's config.json for a checkpoint that carries the layer itself: what it is told,
         and what is read from a draft's config otherwise.
+    carry(target, family, wanted): the quantization block of a checkpoint that carries the layer itself: under it the
+        engine builds the layer as wanted and nothing else otherwise. MtpforgeError where it cannot be said.
+    disturbed(target, told, family): the first matrix around the layer that the engine would build otherwise by the
+        block of `told` than by the target's, "" for none.
     merged(sides, family, origin): the quantization block of a model whose modules come from several checkpoints, the
         base first, and how it has each module stored: full name -> Quantization, of experts the names of number 0.
         origin: full name -> the side, None for no such module. MtpforgeError where no one block can say it.
@@ -111,6 +115,8 @@ class Engine:
     restate: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
     told_config: Callable[[Checkpoint], Mapping[str, object]]
     carrying_config: Callable[[Checkpoint], Mapping[str, object]]
+    carry: Callable[[Checkpoint, Family, Scheme], Mapping[str, object]]
+    disturbed: Callable[[Checkpoint, Checkpoint, Family], str]
     merged: Callable[
         [Sequence[Checkpoint], Family, Callable[[str], int | None]],
         tuple[Mapping[str, object], Mapping[str, Quantization]],

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines.engine import Engine
+from mtpforge.engines.engine import Engine, own_config
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.scheme import Scheme
@@ -53,6 +53,17 @@ def attempt(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpo
     block = engine.restate(target, family, wanted)
     told = target if block == target.quantization else target.restated(block)
     return told, replace(engine.demands(told, None, family), name=wanted.name)
+
+
+def carried(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
+    """The target as its config has to be where the layer lies in it, and the scheme as the engine would find it there.
+
+    MtpforgeError where the engine cannot be told of a layer of that scheme, or loads none.
+    """
+    family = family_of(target.config)
+    block = engine.carry(target, family, _as_built(wanted, target, engine))
+    told = target if block == target.quantization else target.restated(block)
+    return told, replace(engine.demands(told, own_config(told), family), name=wanted.name)
 
 
 def _as_built(wanted: Scheme, target: Checkpoint, engine: Engine) -> Scheme:

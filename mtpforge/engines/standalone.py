@@ -39,6 +39,8 @@ def standalone(engines: Iterable[Engine]) -> Engine:
         restate=_unserved,
         told_config=lambda target: target.config,
         carrying_config=lambda target: target.config,
+        carry=_unserved,
+        disturbed=lambda *_: "",
         merged=_unserved,
         stated=_unserved,
         draft_config=draft_config,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.command import Command
-from mtpforge.engines.engine import Engine, KvCache, Serving
+from mtpforge.engines.engine import Engine, KvCache, Serving, own_config
 from mtpforge.engines.overlay import presets
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
@@ -62,6 +63,8 @@ def together(first: Engine, second: Engine) -> Engine:
         versions=" and ".join(engine.versions for engine in both),
         demands=agreed,
         runs=lambda family: all(engine.runs(family) for engine in both),
+        carry=partial(_carried, both),
+        disturbed=lambda *asked: next(filter(None, (engine.disturbed(*asked) for engine in both)), ""),
         refuse_misstated=refuse_misstated,
         stated=second.stated,
         draft_config=draft_config,
@@ -112,6 +115,41 @@ def _proposing(untold: Engine) -> Engine:
             raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
 
     return replace(untold, demands=demands, untold=untold)
+
+
+def _carried(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, object]:
+    """One block by which either engine builds the layer that a checkpoint carries as wanted, and all else as before.
+
+    What one engine would be told is told to the other on top; the second's own block may say it to both, too.
+    """
+    first = both[0]
+    try:
+        return _told_both(both, target, _told(target, first.carry(target, family, wanted)), family, wanted)
+    except MtpforgeError as error:
+        try:
+            return _told_both(both, target, target, family, wanted)
+        except MtpforgeError:
+            raise error from None
+
+
+def _told_both(
+    both: tuple[Engine, Engine], target: Checkpoint, start: Checkpoint, family: Family, wanted: Scheme
+) -> Mapping[str, object]:
+    """What the second engine would be told, on top of `start`, where it is right for the first as well."""
+    first, second = both
+    told = _told(start, second.carry(start, family, wanted))
+    ours, theirs = (engine.demands(told, own_config(told), family) for engine in both)
+    _refuse_contradiction(both, ours, theirs)
+    why = next(filter(None, (engine.disturbed(target, told, family) for engine in both)), "")
+    if first.carry(told, family, wanted) != told.quantization:
+        why = f"{first.name} would build the layer otherwise"
+    if why:
+        raise MtpforgeError(f"no one block tells both of scheme {wanted.name}", where=target.label, why=why)
+    return told.quantization
+
+
+def _told(target: Checkpoint, block: Mapping[str, object]) -> Checkpoint:
+    return target if block == target.quantization else target.restated(block)
 
 
 def _refuse_unloadable(both: tuple[Engine, Engine], target: Checkpoint, family: Family, wanted: Scheme) -> None:

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtpforge import errors, manifest
-from mtpforge.checkpoint import Named, open_checkpoint
+from mtpforge import scheme as schemes
+from mtpforge.checkpoint import Named, open_checkpoint, open_served
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.metadata import CARD
 from mtpforge.drafting.request import OnRemark, Watching
 from mtpforge.drafting.validating import folder_of
+from mtpforge.engines import DEFAULT
+from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
-from mtpforge.publishing import deltas, grafting, judging, making, making_merges, merging
+from mtpforge.publishing import again, deltas, grafting, judging, making, making_merges, merging
 from mtpforge.publishing.assembling import Made
 from mtpforge.publishing.grafting import Asked, Graft, Link
 from mtpforge.publishing.pushing import Upload
-from mtpforge.report import OnProgress
+from mtpforge.report import OnProgress, Report
 from mtpforge.scheme import Scheme
 
 
@@ -27,6 +30,7 @@ def graft(
     out: str | Path,
     delta: str | Path | None = None,
     scheme: Scheme | str | Path | None = None,
+    engine: str = DEFAULT,
     link: Link = "hard",
     force: bool = False,
     max_shard_bytes: int | None = None,
@@ -37,7 +41,8 @@ def graft(
     """A target once more, with this layer inside: links to the target's files, and the layer's tensors beside them.
 
     layer: a draft, or a checkpoint that has it, of which the layer goes in as it is stored where an engine can be told
-    so; else, and with a scheme, it is built first. delta: instead of a layer, what an earlier graft added.
+    so; else, and with a scheme, it is built first. delta: instead of a layer, what an earlier graft added. engine: as
+    of `build`; a delta says it itself.
     """
     asked = Asked(
         layer=layer,
@@ -45,6 +50,7 @@ def graft(
         out=out,
         delta=delta,
         scheme=scheme,
+        engine=engine,
         link=link,
         force=force,
         max_shard_bytes=max_shard_bytes,
@@ -59,6 +65,7 @@ def delta(
     *,
     out: str | Path,
     scheme: Scheme | str | Path | None = None,
+    engine: str = DEFAULT,
     force: bool = False,
     max_shard_bytes: int | None = None,
     offline: bool = False,
@@ -71,6 +78,7 @@ def delta(
         target=against,
         out=out,
         scheme=scheme,
+        engine=engine,
         force=force,
         max_shard_bytes=max_shard_bytes,
         offline=offline,
@@ -147,6 +155,33 @@ def push(
     return upload if dry_run else pushing.send(held, upload, text)
 
 
+def verify(
+    draft: Named,
+    target: Named,
+    source: Named | None = None,
+    *,
+    engine: str = DEFAULT,
+    scheme: Scheme | str | None = None,
+    tp: int = 1,
+    ep: bool = False,
+    offline: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Whether a draft is what the engine expects beside this target, and holds the source's weights.
+
+    Of a graft or merge, named as its own target: also whether the rest is what it was made of, where that is at hand.
+    """
+    return again.verify(
+        draft,
+        open_served(target, offline=offline),
+        None if source is None else open_checkpoint(source, offline=offline),
+        engine=engine,
+        serving=Serving(tp, ep),
+        scheme=scheme if scheme is None or isinstance(scheme, Scheme) else schemes.load(scheme),
+        on_progress=on_progress,
+    )
+
+
 def lineage(
     draft: Checkpoint, source: Named | None, target: Named | None, *, offline: bool
 ) -> tuple[Checkpoint | None, Checkpoint | None]:
@@ -170,7 +205,9 @@ def decide(asked: Asked, watching: Watching) -> Graft:
         )
     if asked.delta is None:
         return grafting.decide(asked, watching)
-    for option, given in (("--scheme", asked.scheme), ("--max-shard-size", asked.max_shard_bytes)):
+    given_of = {"--scheme": asked.scheme, "--max-shard-size": asked.max_shard_bytes}
+    given_of["--engine"] = None if asked.engine == DEFAULT else asked.engine
+    for option, given in given_of.items():
         if given is not None:
             raise MtpforgeError(
                 f"`{option}` has no meaning with `--delta`: what a delta adds is made already",

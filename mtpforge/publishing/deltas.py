@@ -22,7 +22,7 @@ from mtpforge.checkpoint.folder_files import Files
 from mtpforge.checkpoint.json_fields import Fields, load
 from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.drafting.request import Watching
-from mtpforge.engines import ENGINES, engine_of
+from mtpforge.engines import choices, engine_of
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
 from mtpforge.publishing import patches
@@ -43,7 +43,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     folder, document = _document(asked)
     where = place_in(folder, DELTA)
     engine = document.text("engine")
-    if engine not in ENGINES:
+    if engine not in choices():
         raise _damaged(where, f"no engine is called {shown(engine)}")
     target, family = opened(asked, engine_of(engine), watching or Watching.by(None, None))
     files = target_files(target, engine_of(engine))
@@ -140,6 +140,12 @@ def _addition(folder: Folder, document: Fields, where: Where) -> tuple[Addition,
         side_goes=side == _GOES,
         tensors=held,
         documents=_documents(folder),
+        stated={
+            side: rows
+            for side, of in (("target", of), ("layer", layer))
+            if isinstance(rows := of.values.get("stated"), list)
+        },
+        scales=layer.text("scales"),
     )
     return addition, {name: entry.text("sha256") for name, entry in tensors.objects()}
 

@@ -7,18 +7,19 @@ is asked for, it is planned as `build` plans a draft for this target, and that d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from mtpforge import errors, traps
+from mtpforge import errors, manifest, traps, versions
 from mtpforge.checkpoint import Named, metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deciding, remarks
 from mtpforge.drafting.deciding import Job
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import DEFAULT, engine_of
+from mtpforge.engines import DEFAULT, engine_of, overlay
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
@@ -44,7 +45,7 @@ _MARKS: Final = frozenset((GRAFT, DELTA, OVERLAY))
 class Asked:
     """What is asked for. layer: a draft, or a checkpoint with the layer; None for what a delta adds. scheme: build so.
 
-    link: hard or symbolic links to the target's files, or copies.
+    engine: whose rules apply, where no delta says it. link: hard or symbolic links to the target's files, or copies.
     """
 
     layer: Named | None
@@ -52,6 +53,7 @@ class Asked:
     out: str | Path
     delta: str | Path | None = None
     scheme: Scheme | str | Path | None = None
+    engine: str = DEFAULT
     link: Link = "hard"
     force: bool = False
     max_shard_bytes: int | None = None
@@ -65,6 +67,8 @@ class Addition:
     target: identity of the target, content: hash of its files. layer_of: identity of what the layer is from; number: of
     the layer. config, side: what changes in config.json and ModelOpt's side file; side None where there is none, or
     where it goes (`side_goes`). tensors: as the target spells their names. documents: licences of the layer.
+    stated: "target" and "layer" -> what says of which version it is, as rows. scales: how those of its codes were
+    found, "" where that is not known.
     """
 
     engine: str
@@ -79,6 +83,8 @@ class Addition:
     side_goes: bool
     tensors: Mapping[str, Spec]
     documents: Mapping[str, bytes]
+    stated: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    scales: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ class Graft:
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     """The graft of a layer into a target. MtpforgeError for every refusal that needs no writing."""
     watching = watching or Watching.by(None, None)
-    engine = engine_of(DEFAULT)
+    engine = engine_of(asked.engine)
     target, family = opened(asked, engine, watching)
     assert asked.layer is not None  # noqa: S101 -- a delta has a function of its own
     held = open_checkpoint(asked.layer, offline=asked.offline)
@@ -147,13 +153,13 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
         layer, told, scheme, n_experts = Layer(held, found.refs), found.told, found.scheme, found.n_experts
         specs, why = {name: ref.spec for name, ref in found.refs.items()}, ""
     else:
-        job = _job(asked, held, watching)
-        layer, told, scheme, n_experts = Layer(held, {}, job), job.served, job.plan.scheme, job.plan.n_experts
+        job, told, scheme = _built(asked, held, target, engine, watching)
+        layer, n_experts = Layer(held, {}, job), job.plan.n_experts
         specs, why = job.plan.specs, found
     config = patches.difference(target.config, engine.carrying_config(told))
     side, goes = _side(target, told, family, engine, scheme)
     addition = Addition(
-        engine=DEFAULT,
+        engine=asked.engine,
         target=target.identity,
         content=files.content,
         layer_of=held.identity,
@@ -165,9 +171,21 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
         side_goes=goes,
         tensors={files.spelled(name): spec for name, spec in specs.items()},
         documents={f"mtp-{name}": data for name, data in sorted(held.documents().items())},
+        stated={
+            side: [asdict(s) for s in versions.stated(of, family)] for side, of in (("target", target), ("layer", held))
+        },
+        scales=layer.job.plan.scales if layer.job else _scales(held),
     )
     found_traps = traps.of_other_version(target, held, family, "layer")
     return laid_out(asked, files, addition, layer, None, found_traps, why)
+
+
+def _scales(held: Checkpoint) -> str:
+    """How the scales of a draft that goes in as it is were found; "" of what says nothing of it."""
+    with suppress(MtpforgeError):
+        told = manifest.find(held) or manifest.of_graft(held)
+        return told.scales if told else ""
+    return ""
 
 
 def opened(asked: Asked, engine: Engine, watching: Watching) -> tuple[Checkpoint, Family]:
@@ -204,13 +222,33 @@ def _taken(asked: Asked, held: Checkpoint, target: Checkpoint, family: Family, e
     return found
 
 
-def _job(asked: Asked, held: Checkpoint, watching: Watching) -> Job:
+def _built(
+    asked: Asked, held: Checkpoint, target: Checkpoint, engine: Engine, watching: Watching
+) -> tuple[Job, Checkpoint, Scheme]:
+    """The draft that is built first, the target under the block that says so, and how the layer is stored then.
+
+    Where the draft's own block may be of another method than the target's, it is planned again as the target's has it.
+    """
+    job = _job(asked, held, watching, asked.scheme)
+    try:
+        told, scheme = overlay.carried(target, engine, job.plan.scheme)
+    except MtpforgeError as error:
+        fix = error.fix or f"another `--scheme`; or a draft beside it: `mtpforge build --target {target.label}`"
+        raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
+    templates = {module.template for module in family_of(target.config).modules(target.config, 1)}
+    if any(scheme.of(t).quantization != job.plan.scheme.of(t).quantization for t in templates):
+        job = _job(asked, held, watching, scheme)
+    return job, told, scheme
+
+
+def _job(asked: Asked, held: Checkpoint, watching: Watching, scheme: Scheme | str | Path | None) -> Job:
     """The draft that is built first, as `build` would for this target."""
     request = Request(
         target=asked.target,
         source=held,
         out=hidden_folder(Path(asked.out)) / "layer",
-        scheme=asked.scheme,
+        scheme=scheme,
+        engine=asked.engine,
         standalone=True,
         force=True,
         offline=asked.offline,
@@ -229,7 +267,7 @@ def _side(
         return None, False
     stated: dict[str, object] = json.loads(raw)
     try:
-        return patches.difference(stated, engine.restate(target.restated(stated), family, scheme)), False
+        return patches.difference(stated, engine.carry(target.restated(stated), family, scheme)), False
     except MtpforgeError:
         return None, True
 

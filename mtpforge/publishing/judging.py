@@ -44,15 +44,14 @@ def judge(graft: Graft, folder: Path, layer: Checkpoint | None, on_progress: OnP
     loads = Check("loads as it is", "failed" if wrong else "passed", "; ".join(wrong[:_SHOWN]) or detail)
     # What a draft's own files say is asked of drafts: the graft has a document of its own, and the target's block.
     kept = tuple(check for check in found.checks if check.name not in ("manifest", "quantization block"))
-    checks = (*kept, loads, _rest(graft, held, prefix), _index(held))
+    checks = (*kept, loads, rest(graft.files.folder, held, prefix), index(held))
     ok = all(check.verdict != "failed" for check in checks)
     summary = f"fits: layer {graft.addition.number} is {graft.addition.scheme}, and the config says so" if ok else ""
     return replace(found, command="graft", checks=checks, summary=summary)
 
 
-def _rest(graft: Graft, held: Folder, prefix: str) -> Check:
+def rest(target: Checkpoint, held: Folder, prefix: str) -> Check:
     """Every tensor around the layer is in the graft with the target's dtype, shape and file; none was added."""
-    target = graft.files.folder
     ours = {name for name in held.names if not name.startswith(prefix)}
     theirs = {name for name in target.names if not name.startswith(prefix)}
     found, wanted = held.locate(sorted(ours)), target.locate(sorted(theirs))
@@ -64,7 +63,7 @@ def _rest(graft: Graft, held: Folder, prefix: str) -> Check:
     return Check("main model", "passed", f"{len(ours):,} tensors, each in the target's file of that name")
 
 
-def _index(held: Folder) -> Check:
+def index(held: Folder) -> Check:
     """The index names every tensor of every file, once, and counts their bytes."""
     raw = held.small_file(metadata.INDEX)
     stated = metadata.total_size(raw or b"{}")

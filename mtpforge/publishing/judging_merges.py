@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import DEFAULT, ENGINES
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
-from mtpforge.publishing.merging import Merge, Side, refuse_unproved, side_of
+from mtpforge.publishing.merging import Merge, Side, origins_of, refuse_unproved, side_of
 from mtpforge.publishing.target_files import target_files
 from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef
@@ -30,7 +30,7 @@ def judge(merge: Merge, folder: Path) -> Report:
     if lost := sorted(merge.origins.keys() ^ alone.modules.keys()):
         why = f"{len(lost)} are not there, or were not to be: `{shown(lost[0])}`"
         return Report("merge", (files, Check("modules", "failed", why)))
-    checks = (files, _modules(merge, alone), _values(merge, alone))
+    checks = (files, _modules(merge, alone), values(merge.origins, merge.sides, alone))
     ok = all(check.verdict == "passed" for check in checks)
     return Report("merge", checks, summary="one config states all of it" if ok else "")
 
@@ -51,11 +51,47 @@ def _modules(merge: Merge, alone: Side) -> Check:
     return Check("modules", "passed", detail)
 
 
-def _values(merge: Merge, alone: Side) -> Check:
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a finished merge says that it was made of.
+
+    patterns: of modules that others gave. sides: the base, then they; None for one that is not here. unread: why not.
+    """
+
+    patterns: tuple[str, ...]
+    sides: tuple[Side | None, ...]
+    unread: str
+
+
+def again(taken: Taken, alone: Side) -> Iterator[Check]:
+    """A merge that was made before: modules as the block says, every tensor the one of its side, where that is here."""
+    origins = origins_of(taken.patterns, alone.modules)
+    family, here = family_of(alone.checkpoint.config), dict.fromkeys(alone.modules, 0)
+    try:
+        _, stored = ENGINES[DEFAULT].merged([alone.checkpoint], family, here.get)
+        refuse_unproved(family, [alone], here, stored)
+        yield Check("modules", "passed", f"{len(alone.modules):,}, each stored as the config says")
+    except MtpforgeError as error:
+        yield Check("modules", "failed", f"{error.what}: {error.why}")
+    given = [{} if side is None else origins_of(taken.patterns, side.modules) for side in taken.sides]
+    wanted = {module for i, found in enumerate(given) for module, of in found.items() if of == i}
+    known = {module: i for module, i in origins.items() if taken.sides[i] is not None}
+    if odd := sorted(wanted ^ known.keys()):
+        yield Check("values", "failed", f"`{shown(odd[0])}` is not in both the merge and what it was taken from")
+        return
+    check = values(known, taken.sides, alone)
+    left = sum(len(alone.modules[module]) for module in origins.keys() - known.keys())
+    if check.verdict == "passed" and taken.unread:
+        check = Check("values", "not checked", f"of {left:,} tensors: {taken.unread}; {check.detail}")
+    yield check
+
+
+def values(origins: Mapping[str, int], sides: Sequence[Side | None], alone: Side) -> Check:
     """Every tensor is the one of its side: dtype, shape, and bytes, which are read unless the file is shared."""
     shared, read = 0, 0
-    for module, number in merge.origins.items():
-        side = merge.sides[number]
+    for module, number in origins.items():
+        side = sides[number]
+        assert side is not None  # noqa: S101 -- of others nothing is asked
         ours, theirs = alone.modules[module], side.modules[module]
         for suffix in sorted(ours.keys() | theirs.keys()):
             name = f"`{shown(module)}.{suffix}`"

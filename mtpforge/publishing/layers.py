@@ -34,7 +34,7 @@ def taken(held: Checkpoint, stored: StoredLayer, target: Checkpoint, family: Fam
     if isinstance(own, str):
         return own
     try:
-        told, scheme = overlay.attempt(target, engine, own)
+        told, scheme = overlay.carried(target, engine, own)
     except MtpforgeError as error:
         return error.why or error.what
     stored = _respelled(stored, scheme, family.prefix(stored.layer))

@@ -8,7 +8,7 @@ it is stored as, and every module is held against it, tensor by tensor, before a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -145,16 +145,21 @@ def _refuse_other_count(family: Family, other: Checkpoint, base: Checkpoint) -> 
         )
 
 
+def origins_of(patterns: Sequence[str], modules: Iterable[str]) -> dict[str, int]:
+    """Module -> the side that gives it: 0 the base, else the number of the first pattern that fits, from 1."""
+
+    def of(module: str) -> int:
+        return next((i for i, pattern in enumerate(patterns, 1) if fnmatchcase(module, pattern)), 0)
+
+    return {module: of(module) for module in modules}
+
+
 def _origins(asked: Asked, sides: Sequence[Side]) -> dict[str, int]:
     """Module -> the side that it comes from. MtpforgeError for a pattern that takes nothing, or what is not there."""
-
-    def side_of(module: str) -> int:
-        found = (i for i, (pattern, _) in enumerate(asked.takes, 1) if fnmatchcase(module, pattern))
-        return next(found, 0)
-
-    origins = {module: side_of(module) for module in sides[0].modules}
-    for i, (pattern, _) in enumerate(asked.takes, 1):
-        origins |= {module: i for module in sides[i].modules if side_of(module) == i}
+    patterns = [pattern for pattern, _ in asked.takes]
+    origins = origins_of(patterns, sides[0].modules)
+    for i, pattern in enumerate(patterns, 1):
+        origins |= {module: of for module, of in origins_of(patterns, sides[i].modules).items() if of == i}
         if i not in origins.values():
             raise MtpforgeError(
                 f"`{shown(pattern)}` takes nothing",

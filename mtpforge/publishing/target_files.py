@@ -105,7 +105,8 @@ class TargetFiles:
 def target_files(target: Checkpoint, engine: Engine) -> TargetFiles:
     """The files of a target. MtpforgeError where it is not whole on this machine, or in files that hide others."""
     home = snapshot(target, otherwise="name a folder that holds it") if target.revision else Path(target.location)
-    folder = open_folder(home, label=target.label)
+    # One that is open has its headers read already.
+    folder = target if isinstance(target, Folder) and not target.is_restated else open_folder(home, label=target.label)
     for pattern, why in engine.hiding_files.items():
         if hiding := fnmatch.filter(folder.weight_files, pattern):
             raise MtpforgeError(

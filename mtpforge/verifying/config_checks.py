@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from mtpforge import manifest, versions
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
@@ -52,7 +53,8 @@ def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
     """The sha256 that the manifest gives for each tensor, against the bytes on disk."""
     told = subject.told
     if told is None:
-        detail = f"no {manifest.FILE}: the draft was made by something else, or the file is lost"
+        file, of = (metadata.GRAFT, "layer") if subject.is_inside else (manifest.FILE, "draft")
+        detail = f"no {file}: the {of} was made by something else, or the file is lost"
         return Check("manifest", "not checked", detail)
     if isinstance(told, MtpforgeError):
         return Check("manifest", "failed", f"{told.what}: {told.why}", told.fix)
@@ -62,9 +64,7 @@ def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
     unknown = sorted(subject.refs.keys() ^ told.tensors.keys())
     if differing or unknown:
         what = [f"{len(differing)} tensors changed since: {some(differing)}"] if differing else []
-        what += (
-            [f"{len(unknown)} tensors are only in one of draft and {manifest.FILE}: {some(unknown)}"] if unknown else []
-        )
+        what += [f"{len(unknown)} tensors are only in one of draft and {told.file}: {some(unknown)}"] if unknown else []
         return Check("manifest", "failed", "; ".join(what), subject.anew)
     return Check("manifest", "passed", f"sha256 of {len(sha256)} tensors as written by mtpforge {told.version}")
 
@@ -105,7 +105,7 @@ def _of_target(subject: Subject) -> tuple[Trap, ...]:
     What a draft beside the target cures is a note where there is one; a target's own layer is judged with it.
     """
     target, family = subject.target, subject.family
-    is_beside = subject.draft.identity != target.identity
+    is_beside = not subject.is_inside
     traps = only_layer(target, family) or subject.engine.target_traps(target, family)
     return tuple(replace(t, severity="note", fix="") if is_beside and t.draft_cures else t for t in traps)
 

@@ -60,7 +60,17 @@ class Subject:
     @property
     def claimed(self) -> Method:
         """The method that the draft's manifest names; rtn where there is none, or none that can be read."""
-        return METHODS[self.told.scales] if isinstance(self.told, Manifest) else RTN
+        return METHODS.get(self.told.scales, RTN) if isinstance(self.told, Manifest) else RTN
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether something that came with it says by which method it was made, or would, were it whole."""
+        return bool(self.told.scales) if isinstance(self.told, Manifest) else self.told is not None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is a target's own layer, judged where it lies."""
+        return self.draft.identity == self.target.identity
 
     def fits(self, weight: Weight) -> bool:
         """Whether every part of a weight is there as expected, so that it can be decoded."""
@@ -132,7 +142,7 @@ def subject(
 
 def _told(draft: Checkpoint) -> Manifest | MtpforgeError | None:
     try:
-        return manifest.find(draft)
+        return manifest.find(draft) or manifest.of_graft(draft)
     except MtpforgeError as error:
         if error.code == errors.REMOTE:
             raise

@@ -22,6 +22,7 @@ from mtpforge.manifest import Manifest
 from mtpforge.methods import METHODS
 from mtpforge.places import default_out
 from mtpforge.sourcing import has_layer
+from mtpforge.verifying import remaking
 
 _AGAIN: Final = "build the draft again: `{}`"
 IN_GENERAL: Final = _AGAIN.format("mtpforge build --target CKPT --force -o DRAFT")
@@ -36,6 +37,8 @@ def advice(
     Any other draft is left alone, one for another engine too, and so is a folder without our manifest: what they were
     made for they may fit.
     """
+    if again := remaking.advice(target) if draft.location == target.location else "":
+        return again
     told = _told(draft)
     is_its = told is not None and is_one(told.target, target.identity)
     words = ["mtpforge", "build", "--target", target.label]

@@ -120,7 +120,7 @@ def _weights(
             anew=name in anew,
             method=method,
             kernels=kernels(),
-            is_claimed=subject.told is not None,
+            is_claimed=subject.is_claimed,
         )
         return result, read.sha256
 

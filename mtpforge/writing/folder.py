@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge import errors
+from mtpforge.checkpoint import metadata
 from mtpforge.durable import effects, files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.tensors import Spec
@@ -34,12 +35,11 @@ from mtpforge.writing.layout import ShardLayout
 # A batch costs one flush of the data and one of the journal; at most this much is written again after a crash.
 BATCH_BYTES: Final = 256 << 20
 _STEP_BYTES: Final = 1 << 20
-MANIFEST: Final = "mtpforge.json"
-
-GRAFT: Final = "mtpforge-graft.json"
-MERGE: Final = "mtpforge-merge.json"
-DELTA: Final = "mtpforge-delta.json"
-OVERLAY: Final = "mtpforge-overlay.json"
+MANIFEST: Final = metadata.MANIFEST
+GRAFT: Final = metadata.GRAFT
+MERGE: Final = metadata.MERGE
+DELTA: Final = metadata.DELTA
+OVERLAY: Final = metadata.OVERLAY
 _OUTPUT: Final = "output with `--out`"
 # The file that tells a folder of ours, so that --force replaces no other: what the folder is, how to choose another.
 _KINDS: Final = {

@@ -351,7 +351,7 @@ def test_the_page_s_commands_run_in_their_order(tinyglm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for typed in re.findall(r"^\$ mtpforge (.*)$", text, re.MULTILINE):
         line = typed
-        for name, layout in (("AWQ-INT4", "awq-int4"), ("NVFP4", "nvfp4"), ("FP8", "fp8")):
+        for name, layout in (("AWQ-INT4", "awq-int4"), ("NVFP4", "nvfp4"), ("FP8", "fp8"), ("BF16", "bf16")):
             line = line.replace(f"org/GLM-5.2-{name}", str(tinyglm(layout)))
         line = line.replace("org/GLM-5.2-INT8Mix", str(tinyglm("int4-int8mix")))
         assert cli.main(shlex.split(line)) == 0, line

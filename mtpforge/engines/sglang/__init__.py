@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mtpforge.engines.engine import Engine
+from mtpforge.engines.sglang.carrying import carry, carrying_config, disturbed
 from mtpforge.engines.sglang.counters import COUNTERS
 from mtpforge.engines.sglang.demands import demands, scheme_of
 from mtpforge.engines.sglang.draft_classes import decoded_on_load, never_quantized, runs
@@ -20,7 +21,9 @@ SGLANG: Final = Engine(
     demands=demands,
     restate=lambda target, _family, _wanted: target.quantization,
     told_config=lambda target: target.config,
-    carrying_config=lambda target: target.config,
+    carrying_config=carrying_config,
+    carry=carry,
+    disturbed=disturbed,
     merged=lambda sides, _family, _origin: (sides[0].quantization, {}),
     stated=scheme_of,
     runs=runs,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
-from mtpforge.families import Family
+from mtpforge.families import Family, Module
 
 DECODER = "model.decoder."  # of a draft, whatever the tensors are called: DeepseekModelNextN (0.5.23)
 
@@ -26,11 +27,22 @@ class Asked:
 
 def questions(family: Family, config: Mapping[str, object], prefix: str) -> tuple[Asked, ...]:
     """Every question about a layer whose names begin so, linears in the family's order, experts last."""
+    return _of_layer(family, family.modules(config, 1), prefix)
+
+
+def main_questions(family: Family, config: Mapping[str, object]) -> tuple[Asked, ...]:
+    """Every question about the model before the layer; which of its layers have experts is not asked."""
+    modules = family.main_modules(config)
+    layers = (_of_layer(family, modules, family.prefix(number)) for number in range(family.layer(config)))
+    return tuple(chain.from_iterable(layers))
+
+
+def _of_layer(family: Family, modules: Iterable[Module], prefix: str) -> tuple[Asked, ...]:
     known = draft_class(family)
     matrix = {part: name for name, parts in known.fused.items() for part in parts}
     sets: dict[str, list[str]] = {}
     stack: list[str] = []
-    for module in family.modules(config, 1):
+    for module in modules:
         if module.expert is not None:
             stack.append(module.template)
         elif module.template not in known.dense:

@@ -17,12 +17,12 @@ from mtpforge.formats import label
 from mtpforge.scheme import Scheme
 from mtpforge.tensors import Quantization
 
-_EXPERTS = "mlp.experts"
+EXPERTS = "mlp.experts"
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """The modules of one layer that SGLang asks about (of the experts, expert 0) and how each is stored."""
+class Layer:
+    """The modules of one layer that SGLang asks about, of the experts expert 0. stored: how, by template."""
 
     number: int
     modules: tuple[Module, ...]
@@ -33,14 +33,35 @@ class _Layer:
     def dense(self) -> list[Module]:
         return [m for m in self.modules if self.stored[m.template].is_dense]
 
+    @property
+    def kinds(self) -> set[Quantization]:
+        """How its modules are stored, those that are not dense."""
+        return {q for m in self.modules if not (q := self.stored[m.template]).is_dense}
+
+    @property
+    def sets(self) -> dict[Quantization, list[Module]]:
+        """Quantization -> the modules that are stored so, the experts' first."""
+        sets: dict[Quantization, list[Module]] = {}
+        for module in sorted(self.modules, key=lambda m: m.expert is None):
+            if not self.stored[module.template].is_dense:
+                sets.setdefault(self.stored[module.template], []).append(module)
+        return sets
+
+    @property
+    def prefix(self) -> str:
+        """How the names of its modules begin, as SGLang asks and as they lie on disk: an expression."""
+        return f"model[.](?:decoder|layers[.]{self.number})[.]"
+
     def pattern(self, modules: Iterable[Module]) -> str:
         """One anchored expression for modules and their fused names."""
         ends: dict[str, list[str]] = {}
         for module in modules:
             stem, _, last = module.template.rpartition(".")
             ends.setdefault(stem, []).extend([*self._fused(module), last])
-        local = "|".join(f"{_escaped(stem)}[.](?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items())
-        return f"re:model[.](?:decoder|layers[.]{self.number})[.](?:{local})$"
+        local = "|".join(
+            f"{_escaped(stem)}{'[.]' if stem else ''}(?:{'|'.join(dict.fromkeys(last))})" for stem, last in ends.items()
+        )
+        return f"re:{self.prefix}(?:{local})$"
 
     def names(self, modules: Iterable[Module]) -> list[str]:
         """Names within the layer, the experts' stack once; of matrices that are asked about whole, theirs too."""
@@ -48,7 +69,7 @@ class _Layer:
         for module in modules:
             stem = module.template.rpartition(".")[0]
             found |= dict.fromkeys(f"{stem}.{name}" for name in self._fused(module) if name in self.known.asked_whole)
-            found[module.template if module.expert is None else _EXPERTS] = None
+            found[module.template if module.expert is None else EXPERTS] = None
         return list(found)
 
     def _fused(self, module: Module) -> list[str]:
@@ -58,11 +79,8 @@ class _Layer:
 
 def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[str, object]:
     """The quantization_config of a draft, {} for a dense one. MtpforgeError for a scheme that no method states."""
-    known = draft_class(family)
-    modules = tuple(m for m in family.modules(config, 1) if m.template not in known.dense)
-    stored = {m.template: scheme.of(m.template).quantization for m in modules}
-    kinds = {q for q in stored.values() if not q.is_dense}
-    layer = _Layer(family.layer(config), modules, stored, known)
+    layer = layer_of(config, family, scheme)
+    modules, stored, kinds = layer.modules, layer.stored, layer.kinds
     if not kinds:
         return {}
     if stating.is_compressed(kinds):
@@ -79,15 +97,20 @@ def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[
     )
 
 
-def _compressed_tensors(layer: _Layer) -> dict[str, object]:
+def layer_of(config: Mapping[str, object], family: Family, scheme: Scheme) -> Layer:
+    """The layer of a config as a scheme stores it."""
+    known = draft_class(family)
+    modules = tuple(m for m in family.modules(config, 1) if m.template not in known.dense)
+    stored = {m.template: scheme.of(m.template).quantization for m in modules}
+    return Layer(family.layer(config), modules, stored, known)
+
+
+def _compressed_tensors(layer: Layer) -> dict[str, object]:
     """The experts' group is for the class, which SGLang looks for to keep shared experts apart; others go by name.
 
     The format of the whole is the experts': where they are packed, nothing else loads (get_moe_scheme, 0.5.23).
     """
-    sets: dict[Quantization, list[Module]] = {}
-    for module in sorted(layer.modules, key=lambda m: m.expert is None):  # the experts first
-        if not layer.stored[module.template].is_dense:
-            sets.setdefault(layer.stored[module.template], []).append(module)
+    sets = layer.sets
     first, *others = sets
     dense = layer.dense
     return {
@@ -103,7 +126,7 @@ def _compressed_tensors(layer: _Layer) -> dict[str, object]:
     }
 
 
-def _fp8(layer: _Layer, q: Quantization) -> dict[str, object]:
+def _fp8(layer: Layer, q: Quantization) -> dict[str, object]:
     return {
         "quant_method": "fp8",
         "fmt": "e4m3",

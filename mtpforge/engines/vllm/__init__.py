@@ -13,7 +13,7 @@ from mtpforge.engines.vllm.draft_options import OPTIONS
 from mtpforge.engines.vllm.installed import ask, is_installed
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.merging import merged
-from mtpforge.engines.vllm.restating import restate
+from mtpforge.engines.vllm.restating import disturbed, restate
 from mtpforge.engines.vllm.serving import carrying_config, path_traps, serve, told_config
 from mtpforge.engines.vllm.sharding import memory, serving_traps
 from mtpforge.engines.vllm.traps import block_traps, draft_traps, target_traps
@@ -28,6 +28,8 @@ VLLM: Final = Engine(
     restate=restate,
     told_config=told_config,
     carrying_config=carrying_config,
+    carry=restate,
+    disturbed=disturbed,
     merged=merged,
     stated=stated,
     draft_config=draft_config,

@@ -65,7 +65,7 @@ def _found(target: Checkpoint, family: Family, wanted: Scheme) -> tuple[Mapping[
         why = ""
         for proposal in method.proposals(block, wish):
             told = parse(as_asked(proposal, family, config))
-            why = _contradiction(proposal, config, family, rules) or _disturbed(answers, told)
+            why = _contradiction(proposal, config, family, rules) or _changed(answers, told)
             if not why:
                 return proposal, ""
     except (MtpforgeError, KeyError) as error:  # a format that the method has no word for
@@ -99,7 +99,13 @@ def _as_it_is(config_text: str, block_text: str) -> dict[Asked, object]:
     return {asked: _answer(block, asked) for asked in main_questions(family_of(config), config)}
 
 
-def _disturbed(answers: Mapping[Asked, object], block: QuantConfig) -> str:
+def disturbed(target: Checkpoint, told: Checkpoint, family: Family) -> str:
+    """The first matrix around the layer that another block has built otherwise than the target's, "" for none."""
+    answers = _as_it_is(json.dumps(target.config), json.dumps(in_force(target, family)))
+    return _changed(answers, parse(in_force(told, family)))
+
+
+def _changed(answers: Mapping[Asked, object], block: QuantConfig) -> str:
     """The first matrix of the model around the layer that another block would change, "" for none."""
     changed = next((asked for asked, answer in answers.items() if _answer(block, asked) != answer), None)
     return f"`{changed.name}` would no longer be built as it is stored" if changed else ""
