@@ -115,6 +115,16 @@ def test_integer_cast_to_float_is_an_error_and_float_widening_is_not():
     ]
 
 
+@pytest.mark.parametrize(("seen_as", "n_errors"), [(lambda t: t.view(torch.float32), 0), (lambda t: t.float(), 1)])
+def test_bytes_that_are_seen_as_another_dtype_are_not_converted_whatever_is_made_of_them(seen_as, n_errors):
+    """As vLLM turns over the words of Quark's INT4 experts."""
+
+    def turned_over(model, name, tensor):
+        place(model, name, seen_as(tensor).flip(0) if name == "norm" else tensor)
+
+    assert len(load(STORED | {"norm": torch.ones(4, dtype=torch.int32)}, turned_over).errors) == n_errors
+
+
 def test_narrowing_between_floats_is_a_note():
     findings = load(STORED | {"norm": torch.ones(4, dtype=torch.float64)})
     assert findings.errors == []
