@@ -85,7 +85,7 @@ def test_bench_is_taken_where_the_server_ran_the_target(draft, tmp_path):
     [
         ("glm", "/models/awq-int4"),
         ("/models/AWQ-INT4/", "/models/AWQ-INT4/"),
-        ("glm", "/root/.cache/huggingface/hub/models--org--awq-int4/snapshots/0123abc"),
+        ("glm", "/cache/hub/models--org--awq-int4/snapshots/0123abc"),
     ],
 )
 def test_bench_of_a_server_with_a_name_of_its_own_is_taken_by_its_checkpoint(draft, tmp_path, model, checkpoint):
