@@ -99,7 +99,7 @@ def test_no_draft_is_faster_than_its_tokens_a_round(gain, is_possible):
     (told,) = verdicts.of_speed([total])
     assert told.verdict == ("passed" if is_possible else "warning")
     assert ("no draft gives that" in told.detail) is not is_possible
-    found = Bench("", None, "", "", "", 1, 1, 2, (), (total,), (), "", "", None, None, (told,), ())
+    found = Bench("", None, "", "", "", "", 1, 1, 2, (), (total,), (), "", "", None, None, (told,), ())
     assert found.report.summary == ("drafting pays at a concurrency of 4" if is_possible else "")
     if is_possible:
         assert depths.is_possible(replace(total, decode_gain=None, gain=None))
