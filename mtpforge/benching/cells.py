@@ -77,7 +77,7 @@ def cell(content: str, concurrency: int, found: Sequence[Measured], steps: int =
         speed_without=_speed(off, concurrency) if off else None,
         first_without=_first(each.without for each in found if each.without) if off else None,
         gain=estimates.gain(pairs) if pairs else None,
-        decode_gain=_decoding(on) / _decoding(off) if off else None,
+        decode_gain=_decode_gain(on, off) if off else None,
     )
 
 
@@ -92,7 +92,13 @@ def _speed(slices: Sequence[Busy], concurrency: int) -> float:
     return concurrency * total.tokens / total.seconds
 
 
+def _decode_gain(on: Sequence[Busy], off: Sequence[Busy]) -> float | None:
+    """None where replies came whole on one side, so that nobody saw it decode."""
+    speeds = (_decoding(on), _decoding(off))
+    return speeds[0] / speeds[1] if all(speeds) else None
+
+
 def _decoding(slices: Sequence[Busy]) -> float:
-    """Tokens a second of one request after its first one."""
+    """Tokens a second of one request after its first one; 0 where whole replies came at once."""
     total = _summed(slices)
-    return total.later_tokens / total.later_seconds if total.later_seconds and total.later_tokens else 1.0
+    return total.later_tokens / total.later_seconds if total.later_seconds else 0.0

@@ -19,7 +19,8 @@ class Cell:
     length: tokens a round, the target's own counted. positions: how often drafted token 1, 2, ... is accepted, of all
     rounds; () where the server does not say. speed: tokens a second of all requests together, while so many are under
     way; first: seconds to the first token. gain: speed by that without drafts, the same prompts paired. `_without`:
-    of the baseline, None without one. decode_gain: of the tokens after each first one alone.
+    of the baseline, None without one. decode_gain: of the tokens after each first one alone, None too
+    where a server sent no reply in parts.
     """
 
     content: str

@@ -136,6 +136,17 @@ def test_end_of_a_slice_makes_no_server_faster():
     assert cells.cell("code", 4, some).speed == pytest.approx(100, rel=0.02)
 
 
+def test_replies_that_come_whole_tell_nothing_of_decoding():
+    """Of a proxy that gathers them, or a server that streams every so many tokens: first and last event are one."""
+    whole = taken((11, 2.0, 2.0), (21, 3.0, 3.0))
+    on = [Measured(each.slice, whole, each.without) for each in SLICES]
+    off = [Measured(each.slice, each.drafting, whole) for each in SLICES]
+    for some in (on, off):
+        found = cells.cell("code", 2, some)
+        assert found.decode_gain is None
+        assert found.gain is not None
+
+
 def test_without_a_baseline_nothing_is_compared():
     found = cells.cell("code", 2, [Measured(each.slice, each.drafting, None) for each in SLICES])
     assert (found.gain, found.decode_gain, found.speed_without) == (None, None, None)
