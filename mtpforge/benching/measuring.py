@@ -2,7 +2,7 @@
 
 A slice goes to both servers before the next one is begun, to each of them first in turn: what drifts with time (clocks,
 heat, other users) falls on both. Counters are read around every slice; slices have different prompts, so that they are
-independent units. Nothing runs on both servers at once: they may share a machine.
+independent units, as far as a class has so many. Nothing runs on both servers at once: they may share a machine.
 """
 
 from __future__ import annotations
