@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mtpforge.drafting import devices, machine
+from mtpforge.drafting import devices, kernels, machine
+from mtpforge.engines import ENGINES
+from mtpforge.errors import MtpforgeError
+from mtpforge.report import Check, plain
+
+SPARK = devices.Gpu("NVIDIA GB10", "12.1", None, "580.95.05", None, None)
 
 
 @pytest.fixture
@@ -23,17 +34,18 @@ def driver(tmp_path, monkeypatch):
 
 
 def test_gpus_are_told_one_a_line(driver, tmp_path):
-    driver("NVIDIA H200, 9.0, 143771, 570.124.06, 1980\nNVIDIA H200, 9.0, 143771, 570.124.06, 1980\n")
+    driver("NVIDIA H200, 9.0, 143771, 570.124.06, 1980, 345\nNVIDIA H200, 9.0, 143771, 570.124.06, 1980, 345\n")
     first, second = devices.gpus()
-    assert first == second == devices.Gpu("NVIDIA H200", "9.0", 143771 * 1024**2, "570.124.06", 1980)
-    assert [check.detail for check in devices.checks()[:2]] == [
-        "NVIDIA H200, sm_90, 140.40 GiB, driver 570.124.06, up to 1,980 MHz"
+    assert first == second == devices.Gpu("NVIDIA H200", "9.0", 143771 * 1024**2, "570.124.06", 1980, 345)
+    assert [check.detail for check in devices.checks((first, second))[:2]] == [
+        "NVIDIA H200, sm_90, 140.40 GiB, driver 570.124.06, up to 1,980 MHz, now at 345"
     ] * 2
+    assert "memory of a server" not in [check.name for check in devices.checks((first, second))]
     assert "--format=csv,noheader,nounits" in (tmp_path / "asked").read_text()
 
 
 def test_memory_that_is_shared_with_the_cpu_is_no_zero(driver):
-    driver("NVIDIA GB10, 12.1, [N/A], 580.95.05, [N/A]\n")
+    driver("NVIDIA GB10, 12.1, [N/A], 580.95.05, [N/A], [N/A]\n")
     (found,) = devices.gpus()
     assert (found.capability, found.memory_bytes, found.megahertz) == ("12.1", None, None)
     assert found.told == "NVIDIA GB10, sm_121, memory shared with the CPU or not told, driver 580.95.05"
@@ -50,7 +62,7 @@ def test_memory_that_is_shared_with_the_cpu_is_no_zero(driver):
 )
 def test_a_driver_that_does_not_work_is_said_and_fails_nothing(driver, lines, code, stream, said):
     driver(lines, code, stream)
-    check = devices.checks()[0]
+    check = devices.checks(devices.gpus())[0]
     assert (check.name, check.verdict) == ("GPU", "not checked")
     assert said in check.detail
     assert machine.doctor().ok
@@ -59,5 +71,127 @@ def test_a_driver_that_does_not_work_is_said_and_fails_nothing(driver, lines, co
 def test_a_machine_without_the_tool_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert devices.gpus() == "no `nvidia-smi` on PATH"
-    names = [check.name for check in devices.checks()]
+    names = [check.name for check in devices.checks(devices.gpus())]
     assert names == ["GPU", "memory", "disk"]
+
+
+MEMINFO = "MemTotal: 125829120 kB\nMemFree: {} kB\nMemAvailable: 115343360 kB\nCached: 20971520 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "said"),
+    [
+        (MEMINFO.format(100663296), "passed", "96.00 GiB of 120.00 GiB free, 20.00 GiB of the rest page cache"),
+        (MEMINFO.format(100663295), "warning", "a server on a Spark is given 80%"),  # a KiB less
+        ("MemTotal: much\n", "not checked", "does not tell"),
+    ],
+)
+def test_page_cache_in_the_gpu_s_memory_is_told(monkeypatch, tmp_path, text, verdict, said):
+    (tmp_path / "meminfo").write_text(text)
+    monkeypatch.setattr(devices, "_MEMORY", tmp_path / "meminfo")
+    (check,) = [c for c in devices.checks((SPARK,)) if c.name == "memory of a server"]
+    assert check.verdict == verdict
+    assert said in check.detail
+    assert ("drop_caches" in check.fix) == (verdict == "warning")
+
+
+TABLES = {
+    "methods": {"awq": 75, "fp_quant": 100, "compressed-tensors": 70},
+    "schemes": {"W8A8Fp8": 89},
+    "kernels": {"fp8": ["Marlin"], "mxfp6": []},
+}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """vLLM answers with a table, SGLang is not there; what was asked."""
+    asked = []
+
+    def tables(capability, python):
+        asked.append((capability, python))
+        return TABLES
+
+    def none(*_):
+        raise MtpforgeError("no engine found to ask", code=5)
+
+    told = {"vllm": replace(ENGINES["vllm"], tables=tables), "sglang": replace(ENGINES["sglang"], tables=none)}
+    monkeypatch.setattr(kernels, "ENGINES", told)
+    return asked
+
+
+def test_kernels_are_told_by_the_engine_s_own_tables(engine, driver):
+    driver("NVIDIA A100, 8.0, 81920, 570, 1410, 210\nNVIDIA H200, 9.0, 143771, 570, 1980, 345\n")
+    report = machine.doctor(sys.executable)
+    told = {check.name: (check.verdict, check.detail) for check in report.checks}
+    assert engine == [(80, sys.executable)]  # the older GPU decides
+    assert told["vLLM, quantization"] == (
+        *("passed", "at sm_80: compressed-tensors, awq; wants a newer GPU for fp_quant (sm_100)"),
+    )
+    assert told["vLLM, compressed-tensors"] == ("passed", "at sm_80: nothing; wants a newer GPU for W8A8Fp8 (sm_89)")
+    assert told["vLLM, fp8"] == ("passed", "Marlin")
+    assert told["vLLM, mxfp6"] == ("warning", "no kernel at this capability")
+    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES}
+    assert [gpu["capability"] for gpu in plain(report)["facts"]["gpus"]] == ["8.0", "9.0"]
+
+
+def test_without_a_gpu_least_capabilities_are_told_and_no_kernel(engine, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: "no `nvidia-smi` on PATH")
+    told = {check.name: (check.verdict, check.detail) for check in machine.doctor(sys.executable).checks}
+    assert told["vLLM, quantization"] == (
+        *("not checked", "no GPU is known here; least capability: compressed-tensors 70, awq 75, fp_quant 100"),
+    )
+    assert "vLLM, fp8" not in told
+
+
+def test_interpreter_without_an_engine_is_refused(engine, monkeypatch):
+    monkeypatch.setattr(kernels, "ENGINES", {"sglang": kernels.ENGINES["sglang"]})
+    with pytest.raises(MtpforgeError, match="no engine found to ask"):
+        machine.doctor(sys.executable)
+    with pytest.raises(MtpforgeError, match="no engine found to ask"):
+        machine.doctor("/nope")
+
+
+def test_extras_and_nccl_are_told_with_their_versions(monkeypatch):
+    rows = ["torch>=2.5", "matplotlib>=3.8; extra == 'plots'", 'nope-nope>=1; extra == "gguf"', "ruff; extra == 'dev'"]
+    monkeypatch.setattr(machine, "requires", lambda _: rows)
+    told = {check.name: (check.verdict, check.detail) for check in machine._extras()}
+    assert told == {
+        "matplotlib, for plots": ("passed", version("matplotlib")),
+        "nope-nope, for gguf": ("not checked", "not installed; `pip install 'mtpforge[gguf]'` brings it"),
+    }
+    package = SimpleNamespace(metadata={"Name": "nvidia-nccl-cu13"})
+    monkeypatch.setattr(machine, "distributions", lambda: [package])
+    monkeypatch.setattr(machine, "version", lambda name: {"nvidia-nccl-cu13": "2.27.5"}[name])
+    assert machine._nccl() == Check("NCCL", "passed", "2.27.5 (nvidia-nccl-cu13)")
+    monkeypatch.setattr(machine, "distributions", list)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(ncclGetVersion=answers(22_304)))
+    assert machine._nccl().detail == "2.23.4 (libnccl.so.2)"
+
+
+def answers(number):
+    def get(reference):
+        reference._obj.value = number
+        return 0
+
+    return get
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("name", "variable"), [("vllm", "MTPFORGE_TEST_ENGINE_PYTHON"), ("sglang", "MTPFORGE_TEST_SGLANG_PYTHON")]
+)
+def test_an_engine_s_tables_are_those_of_its_source(name, variable):
+    """The numbers stand in the engine's files, which are read here as text."""
+    python = os.environ[variable]
+    told = ENGINES[name].tables(90, python)
+    package = {"vllm": "vllm/model_executor/layers/quantization", "sglang": "sglang/srt/layers/quantization"}[name]
+    (home,) = Path(python).parents[1].glob(f"lib/python*/site-packages/{package}")
+    scheme = home / "compressed_tensors" / "schemes" / "compressed_tensors_w8a8_fp8.py"
+    (least,) = set(re.findall(r"def get_min_capability.*?return (\d+)", scheme.read_text(), flags=re.DOTALL))
+    assert told["schemes"]["CompressedTensorsW8A8Fp8"] == int(least)
+    assert {"compressed-tensors", "awq"} <= set(told["methods"])
+    if name == "vllm":
+        older = ENGINES[name].tables(75, python)["kernels"]
+        assert "CutlassFP8ScaledMMLinearKernel" in told["kernels"]["fp8"]
+        assert "CutlassFP8ScaledMMLinearKernel" not in older["fp8"]
+        assert older["int4, groups of 32, zero points"] == ["MarlinLinearKernel"]

@@ -15,14 +15,17 @@ from mtpforge.report import Check
 from mtpforge.units import file_size, memory_size
 
 _TOOL: Final = "nvidia-smi"
-_ASKED: Final = ("name", "compute_cap", "memory.total", "driver_version", "clocks.max.sm")
+_ASKED: Final = ("name", "compute_cap", "memory.total", "driver_version", "clocks.max.sm", "clocks.sm")
 _SECONDS: Final = 20  # a driver that hangs must not hold up what else is told
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?")
+_MEMORY: Final = Path("/proc/meminfo")
+# What a server on one Spark is given of the memory that all share: engines/machines/spark.toml.
+_SHARED: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """capability: as `9.0`. memory_bytes, megahertz: None where the driver does not tell.
+    """capability: as `9.0`. memory_bytes, megahertz, at most and now: None where the driver does not tell.
 
     Where memory is shared with the CPU, on a DGX Spark (GB10), it tells none: `[N/A]`.
     """
@@ -32,6 +35,12 @@ class Gpu:
     memory_bytes: int | None
     driver: str
     megahertz: int | None
+    megahertz_now: int | None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its memory is the CPU's, as far as the driver tells."""
+        return self.memory_bytes is None
 
     @property
     def told(self) -> str:
@@ -40,6 +49,7 @@ class Gpu:
             "memory shared with the CPU or not told" if self.memory_bytes is None else memory_size(self.memory_bytes)
         )
         clock = "" if self.megahertz is None else f", up to {self.megahertz:,} MHz"
+        clock += "" if self.megahertz_now is None else f", now at {self.megahertz_now:,}{'' if clock else ' MHz'}"
         return f"{self.name}, sm_{self.capability.replace('.', '')}, {memory}, driver {self.driver}{clock}"
 
 
@@ -67,15 +77,35 @@ def gpus() -> tuple[Gpu, ...] | str:
     return found
 
 
-def checks() -> tuple[Check, ...]:
+def checks(found: tuple[Gpu, ...] | str) -> tuple[Check, ...]:
     """A line a GPU, memory, and room where drafts and what is fetched would go. None of them fails: a CPU is enough."""
-    found = gpus()
     told = (
         (Check("GPU", "not checked", f"{found}; building and verifying need none"),)
         if isinstance(found, str)
         else tuple(Check(f"GPU {number}", "passed", gpu.told) for number, gpu in enumerate(found))
     )
-    return *told, Check("memory", "passed", _memory()), Check("disk", "passed", _disk())
+    shared = not isinstance(found, str) and any(gpu.shares_memory for gpu in found)
+    return *told, Check("memory", "passed", _memory()), *(_floor() if shared else ()), Check("disk", "passed", _disk())
+
+
+def _floor() -> tuple[Check, ...]:
+    """Whether a server finds free what it is given on a machine whose GPU shares its memory with the page cache.
+
+    vLLM 0.33 counts the cache as free there (utils/mem_utils.py), by what the system says is available; CUDA does not.
+    """
+    try:
+        lines = _MEMORY.read_text().splitlines()
+        kibibytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        total, free, cached = (kibibytes[name] << 10 for name in ("MemTotal", "MemFree", "Cached"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return (Check("memory of a server", "not checked", f"{_MEMORY} does not tell"),)
+    enough = free >= _SHARED * total
+    told = f"{memory_size(free)} of {memory_size(total)} free, {memory_size(cached)} of the rest page cache"
+    if enough:
+        return (Check("memory of a server", "passed", told),)
+    wanted = f"{told}; a server on a Spark is given {_SHARED:.0%}, and CUDA does not count the cache as free"
+    fix = "before a server starts, on every node: `sync; echo 3 | sudo tee /proc/sys/vm/drop_caches`"
+    return (Check("memory of a server", "warning", wanted, fix),)
 
 
 def _memory() -> str:
@@ -88,6 +118,6 @@ def _disk() -> str:
     return f"{file_size(shutil.disk_usage(here).free)} free in {here}"
 
 
-def _gpu(name: str, capability: str, mebibytes: str, driver: str, megahertz: str) -> Gpu:
-    memory, clock = (int(float(text)) if _NUMBER.fullmatch(text) else None for text in (mebibytes, megahertz))
-    return Gpu(name, capability, None if memory is None else memory << 20, driver, clock)
+def _gpu(name: str, capability: str, mebibytes: str, driver: str, *clocks: str) -> Gpu:
+    memory, most, now = (int(float(text)) if _NUMBER.fullmatch(text) else None for text in (mebibytes, *clocks))
+    return Gpu(name, capability, None if memory is None else memory << 20, driver, most, now)

@@ -101,6 +101,9 @@ class Engine:
     decides: by whose config the engine builds a draft.
     untold: the same engine, for trying schemes: its refusals propose none; None where the engine's never do.
     tied_formats: formats whose matrix-wide weight scale the engine keeps once for a fused set (NVFP4's global scale).
+    tables(capability, python): what its own tables take at a compute capability, as 90, by an interpreter, None for
+        this one: `methods` and `schemes` name -> least capability, `kernels` kind -> names; MtpforgeError where there
+        is no such engine.
     counters: what a running server tells of its drafting; None for what is no server.
     hiding_files: patterns of weight files beside which the engine reads no others -> why.
     """
@@ -141,6 +144,7 @@ class Engine:
     kv_cache: Callable[[Checkpoint, Family, Serving], KvCache | None] = lambda *_: None
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
     draft_options: tuple[str, ...] = ()
+    tables: Callable[[int, str | None], Mapping[str, object]] = lambda *_: {}
     untold: Engine | None = None
     counters: Counters | None = None
     hiding_files: Mapping[str, str] = field(default_factory=dict)

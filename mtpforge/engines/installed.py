@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
 from mtpforge import errors
+from mtpforge.engines.loading.device import Device
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef
@@ -95,6 +96,19 @@ def check(
         served = as_folder(target, home / "target", loader.reads_headers)
         findings = _ask(loader, interpreter, request(served), home, timeout_seconds)
     return _report(loader, findings, time.monotonic() - start)
+
+
+def tables(
+    loader: Loader, capability: int, python: str | None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Mapping[str, object]:
+    """What an engine's own tables take at a compute capability, as 90: the facts of its `loader.tables`.
+
+    Raises MtpforgeError with code MACHINE where no engine is found, it does not finish, or it dies.
+    """
+    interpreter = _interpreter(loader, python)
+    with tempfile.TemporaryDirectory(prefix="mtpforge-doctor-") as folder:
+        home = Path(folder)
+        return _ask(loader, interpreter, Device(capability), home, timeout_seconds, ".tables")["facts"]
 
 
 def refuse_no_program(python: str | None) -> None:
@@ -201,6 +215,7 @@ def _ask(
     request: Any,  # noqa: ANN401  a dataclass, each loader's own
     home: Path,
     timeout_seconds: float,
+    module: str = "",
 ) -> Findings:
     question, answer, said = home / "request.json", home / "report.json", home / "output.txt"
     question.write_text(json.dumps(dataclasses.asdict(request)))
@@ -210,7 +225,7 @@ def _ask(
         "CUDA_VISIBLE_DEVICES": "",  # the platform is stood in for: a real device would only take memory
         **loader.environment(home),
     }
-    command = [interpreter, "-m", module_of(loader, home), str(question), str(answer)]
+    command = [interpreter, "-m", module_of(loader, home) + module, str(question), str(answer)]
     with said.open("wb") as output:
         try:
             code = _run(loader, command, home, environment, output.fileno(), timeout_seconds)

@@ -10,7 +10,7 @@ from mtpforge.engines.sglang.counters import COUNTERS
 from mtpforge.engines.sglang.demands import demands, scheme_of
 from mtpforge.engines.sglang.draft_classes import decoded_on_load, never_quantized, runs
 from mtpforge.engines.sglang.draft_config import draft_config, refuse_misstated
-from mtpforge.engines.sglang.installed import ask, is_installed
+from mtpforge.engines.sglang.installed import ask, is_installed, tables
 from mtpforge.engines.sglang.serving import memory, path_traps, serve, serving_traps
 from mtpforge.engines.sglang.traps import block_traps, draft_traps, target_traps
 
@@ -40,6 +40,7 @@ SGLANG: Final = Engine(
     decoded_on_load=decoded_on_load,
     is_installed=is_installed,
     ask=ask,
+    tables=tables,
     decides="draft",
     most_experts="mtpforge has not tried a draft with more than the target's {n} in SGLang",
     fewer_experts=lambda _: "",

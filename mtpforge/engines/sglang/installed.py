@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +37,11 @@ _UNKNOWN: Final = Scheme("unknown", (Rule("*", BF16, "what SGLang builds is not 
 def is_installed() -> bool:
     """Whether SGLang can be found in this interpreter; it is not imported."""
     return LOADER.is_installed
+
+
+def tables(capability: int, python: str | None) -> Mapping[str, object]:
+    """What its own tables take at a compute capability, by an interpreter, None for this one: `loader/tables.py`."""
+    return installed.tables(LOADER, capability, python)
 
 
 def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:

@@ -34,6 +34,11 @@ def is_installed() -> bool:
     return LOADER.is_installed
 
 
+def tables(capability: int, python: str | None) -> Mapping[str, object]:
+    """What its own tables take at a compute capability, by an interpreter, None for this one: `loader/tables.py`."""
+    return installed.tables(LOADER, capability, python)
+
+
 def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
     """What `check` says of a draft folder, loaded as it would be served."""
     return check(
