@@ -11,9 +11,9 @@ acceptance than the total variation, whatever it is.  Leviathan et al. 2023 (arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mtpforge.nextn.heads import Head
 from mtpforge.nextn.threads import in_order
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LOGIT_BYTES: Final = 512 << 20  # of all models' logits for the rows that are compared at a time
 _SOME: Final = 16  # rows whose distributions a thread holds
+_Rows: TypeAlias = list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,16 @@ def distances(
 
     given = [reference, *drafts, *(() if target is None else (target,))]
     height = max(LOGIT_BYTES // (4 * head.n_tokens * len(given)), 1)
-    found: list[list[Tensor]] = []
+    found: list[list[_Rows]] = []
     for first in range(0, len(reference), height):
         logits = head.logits([each[first : first + height] for each in given], workers)
         pieces = zip(*(torch.split(each, _SOME) for each in logits), strict=True)
         found += in_order(lambda some: _of_rows(some, len(drafts)), pieces, workers)
         if on_progress:
             on_progress(Progress("predict", min(first + height, len(reference)), len(reference), "items"))
-    rows = [torch.cat(parts) for parts in zip(*found, strict=True)] if found else [torch.zeros(0, 5)] * len(drafts)
-    return [_distances(each.double(), target is not None) for each in rows]
+    parts: Iterable[Sequence[_Rows]] = zip(*found, strict=True) if found else [()] * len(drafts)
+    rows = [torch.tensor([row for some in each for row in some], dtype=torch.float64) for each in parts]
+    return [_distances(each.reshape(-1, 5), target is not None) for each in rows]
 
 
 def _distances(rows: Tensor, has_target: bool) -> Distances:
@@ -67,8 +69,11 @@ def _distances(rows: Tensor, has_target: bool) -> Distances:
     return Distances(*(variation, divergence, agreement), *((accepted, own) if has_target else (None, None)))
 
 
-def _of_rows(logits: tuple[Tensor, ...], n_drafts: int) -> list[Tensor]:
-    """Of every draft float64 [rows, 5]; the last two are zeros where there is no target."""
+def _of_rows(logits: tuple[Tensor, ...], n_drafts: int) -> list[_Rows]:
+    """Of every draft five numbers a row; the last two are zeros where there is no target.
+
+    No tensors: a small one that stays would keep the heap of its thread, distributions of 60 MB that were freed.
+    """
     import torch
 
     reference, drafts, target = logits[0].log_softmax(-1), logits[1 : 1 + n_drafts], logits[1 + n_drafts :]
@@ -85,5 +90,5 @@ def _of_rows(logits: tuple[Tensor, ...], n_drafts: int) -> list[Tensor]:
             torch.minimum(t, q).sum(-1, dtype=torch.float64),
             torch.minimum(t, p).sum(-1, dtype=torch.float64),
         )
-        found.append(torch.stack(columns, 1))
+        found.append(torch.stack(columns, 1).tolist())
     return found
