@@ -6,6 +6,8 @@ python child.py verify DRAFT SOURCE SCHEME
 python child.py floor SOURCE BYTES OUT            reads the source and writes so many bytes: a plain loop, one fsync
 python child.py library SOURCE SCHEME EXPERTS     compressed-tensors' functions, matrix by matrix, in memory
 python child.py start LIBRARY                     imports torch, modelopt or compressed_tensors, as the check does
+python child.py fidelity REFERENCE DRAFT INPUTS K WORKERS JSON
+                                                  the comparison, its answer written to a file; what an expert costs
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import os
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 STEP = 1 << 20
 
@@ -122,7 +126,56 @@ def start(library: str) -> dict[str, float]:
     return {}
 
 
-JOBS = {job.__name__: job for job in (build, verify, floor, library, start)}
+def fidelity(reference: str, draft: str, inputs: str, k: str, workers: str, answer: str) -> dict[str, float]:
+    """The comparison as the command runs it: its estimate; CPU seconds of steps, of swaps, and of an expert of each.
+
+    An expert of a step is read, decoded and run on its rows; of the swaps it is so for both layers, compared, and its
+    three projections are exchanged one at a time.
+    """
+    import mtpforge
+    from mtpforge.judging import cost as costs
+    from mtpforge.report import Progress, plain
+
+    told: list[tuple[float, costs.Cost]] = []
+    estimate = costs.cost
+
+    def cost(*of: Any) -> costs.Cost:  # noqa: ANN401
+        need = estimate(*of)
+        told.append((time.process_time(), need))
+        return need
+
+    costs.cost = cost
+    seen: list[tuple[float, Progress]] = []
+    found = mtpforge.fidelity(
+        *(draft, reference),
+        inputs=inputs,
+        k=int(k),
+        workers=int(workers),
+        on_progress=lambda progress: seen.append((time.process_time(), progress)),
+    )
+    end = time.process_time()
+    Path(answer).write_text(json.dumps(plain(found.document()), sort_keys=True))
+    (start, need), predicted = told[0], max(at for at, progress in seen if progress.stage == "predict")
+    return {
+        "told": need.seconds,
+        "told memory": need.memory_bytes / (1 << 20),
+        "steps": predicted - start,
+        "swaps": end - predicted,
+        "an expert of a step": _each([(at, p) for at, p in seen if at <= predicted], "experts"),
+        "an expert exchanged": _each(seen, "modules"),
+    }
+
+
+def _each(seen: list[tuple[float, Any]], stage: str) -> float:
+    """CPU seconds of one of a stage's items, from the first to the last of every sweep."""
+    seconds = items = 0.0
+    for (before, last), (after, progress) in pairwise(seen):
+        if last.stage == progress.stage == stage and progress.done > last.done:
+            seconds, items = seconds + after - before, items + progress.done - last.done
+    return seconds / items if items else 0.0
+
+
+JOBS = {job.__name__: job for job in (build, verify, floor, library, start, fidelity)}
 
 if __name__ == "__main__":
     began = time.perf_counter()

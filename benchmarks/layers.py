@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mtpforge.families import family_of
+from mtpforge.nextn.inputs import Sequence, write
 from mtpforge.tensors import DTYPES
 
 CONFIG = Path(__file__).parents[1] / "tests" / "data" / "configs" / "target-bf16.config.json"
@@ -65,6 +66,41 @@ def source(name: str, folder: Path, n_experts: int) -> Path:
             scheme(name, folder),
         ]
         subprocess.run([*command, "-o", str(made), "--check", "off", "--quiet"], check=True)
+    return made
+
+
+def whole(name: str, folder: Path, n_experts: int) -> Path:
+    """`source` with an embedding and a head around it, at random: what `fidelity` asks of a reference."""
+    made = source(name, folder, n_experts)
+    file = made / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    text = json.loads((made / "config.json").read_text())
+    for seed, around in enumerate(("model.embed_tokens.weight", "lm_head.weight"), 1):
+        if around in index["weight_map"]:
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.empty(text["vocab_size"], text["hidden_size"], dtype=torch.bfloat16)
+        shard = f"{around.split('.')[-2]}.safetensors"
+        save_file({around: weight.normal_(0, 0.02, generator=generator)}, made / shard, metadata={"format": "pt"})
+        index["weight_map"][around] = shard
+    file.write_text(json.dumps(index))
+    return made
+
+
+def inputs(folder: Path, n_tokens: int, length: int = 512) -> Path:
+    """A file of captured inputs as `capture` writes them, of random tokens and states."""
+    made = folder / f"inputs-{n_tokens}.safetensors"
+    if made.exists():
+        return made
+    config = json.loads(CONFIG.read_text())
+    generator = torch.Generator().manual_seed(3)
+    sequences = []
+    for first in range(0, n_tokens, length):
+        some = min(length, n_tokens - first)
+        ids = torch.randint(config["vocab_size"], (some,), generator=generator)
+        states = torch.randn(some, config["hidden_size"], generator=generator)
+        sequences.append(Sequence(ids, torch.arange(some), states))
+    write(made, sequences, target="random", dtype="BF16")
     return made
 
 
