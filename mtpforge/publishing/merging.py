@@ -8,6 +8,7 @@ it is stored as, and every module is held against it, tensor by tensor, before a
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,7 +29,7 @@ from mtpforge.publishing import patches
 from mtpforge.publishing.grafting import Link
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, without
-from mtpforge.sourcing import refuse_other_model
+from mtpforge.sourcing import refuse_other_model, under_layer_block
 from mtpforge.tensors import Quantization, Spec, TensorRef
 from mtpforge.writing.folder import DELTA, GRAFT, MERGE, OVERLAY
 from mtpforge.writing.layout import ShardLayout, index_of
@@ -221,8 +222,17 @@ def refuse_unproved(
                 f"`{shown(module)}` is stored otherwise than its config says",
                 where=sides[i].checkpoint.label,
                 why=f"it holds {_listed(held)}, the block says {_listed(wanted)}",
-                fix="`mtpforge inspect` shows what the checkpoint holds",
+                fix=_advice(sides[i].checkpoint, family, module),
             )
+
+
+def _advice(checkpoint: Checkpoint, family: Family, module: str) -> str:
+    """How a checkpoint that is stored otherwise than it says can be taken from all the same, where that is known."""
+    is_of_layer = module.startswith(family.prefix(family.layer(checkpoint.config)))
+    if is_of_layer and under_layer_block(checkpoint) is not checkpoint:
+        typed = shlex.join(["mtpforge", "graft", checkpoint.label, "--into", checkpoint.label, "-o"])
+        return f"its layer has a block of its own, for patched engines: `{typed} PATH` states it in the one, name that"
+    return "`mtpforge inspect` shows what the checkpoint holds"
 
 
 def _fits(held: Spec, wanted: Spec, *, dense: bool) -> bool:

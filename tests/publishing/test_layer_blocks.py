@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import mtpforge
 from mtpforge.engines.vllm import installed
+from mtpforge.errors import MtpforgeError
 
 LAYER = "model.layers.3."
 
@@ -76,6 +77,17 @@ def test_the_published_model_is_made_fit_for_a_stock_engine_by_its_own_layer(pub
     assert made.report.ok
     assert "mtp_quantization_config" not in json.loads((made.path / "config.json").read_text())
     assert weights(made.path)[f"{LAYER}mlp.experts.0.up_proj.weight"].dtype == torch.float8_e4m3fn
+
+
+def test_a_merge_with_it_says_how_its_layer_is_stated_in_one_block(published, tinyglm, tmp_path):
+    model, takes = published(), f"{LAYER}*"
+    with pytest.raises(MtpforgeError) as caught:
+        mtpforge.merge(tinyglm("awq-int4"), {takes: model}, out=tmp_path / "merged", link="sym")
+    assert f"`mtpforge graft {model} --into {model} -o PATH`" in caught.value.fix
+    stock = mtpforge.graft(model, model, out=tmp_path / "stock", link="sym").path
+    merged = mtpforge.merge(tinyglm("awq-int4"), {takes: stock}, out=tmp_path / "merged", link="sym")
+    assert merged.report.ok
+    assert weights(merged.path)[f"{LAYER}mlp.experts.0.up_proj.weight"].dtype == torch.float8_e4m3fn
 
 
 @pytest.mark.engine
