@@ -12,6 +12,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import ENGINES, Serving
 from mtpforge.engines.sglang import SGLANG
 from mtpforge.engines.sglang.draft_classes import draft_class
+from mtpforge.engines.sglang.serving import least_capability
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import families, family_of
 from mtpforge.scheme import Rule, Scheme, load
@@ -270,3 +271,52 @@ def test_a_family_without_a_class_is_refused():
 
 def test_it_is_not_the_default():
     assert next(iter(ENGINES)) == "vllm"
+
+
+def test_mxfp8_is_said_to_need_a_newer_device_and_is_asked_there(target):
+    family = family_of(target.config)
+    (trap,) = SGLANG.serving_traps(family, target.config, load("mxfp8"), Serving())
+    assert (trap.id, trap.severity) == ("compute-capability", "note")
+    assert [least_capability(load(name)) for name in ("mxfp8", "fp8-block128")] == [100, 90]
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("awq-int4-g128", True), ("gptq-int4-g128", True), ("bf16", False)])
+def test_experts_that_marlin_runs_are_served_so(target, name, is_told):
+    command = SGLANG.serve(target, "/draft", Serving(), load(name)).argv
+    assert ("--speculative-moe-runner-backend" in command) is is_told
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+
+
+@pytest.mark.parametrize(("dense", "experts"), [(["self_attn"], "dense"), (["kv_b_proj"], "awq")])
+def test_beside_an_awq_target_a_draft_is_dense_where_q_a_and_kv_a_are(target, tmp_path, dense, experts):
+    """SGLang joins the two as AWQ's wherever anything is AWQ."""
+    block = AWQ | {"modules_to_not_convert": [*dense, "indexer.wk"]}
+    (tmp_path / "config.json").write_text(json.dumps(target.config | {"quantization_config": block}))
+    served = open_checkpoint(str(tmp_path))
+    found = SGLANG.demands(served, None, family_of(served.config))
+    assert found.of("mlp.experts.*.up_proj").quantization.format == experts
+    assert found.of("self_attn.kv_b_proj").quantization == BF16
+    assert found.of("self_attn.q_a_proj").quantization.format == experts
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"zero_point": False}, "no such AWQ block is run by Marlin"),
+        ({"modules_to_not_convert": ["kv_b_proj", "q_a_proj", "kv_a_proj_with_mqa"]}, "are dense in a block of awq"),
+        ({"quant_method": "gptq", "sym": False, "desc_act": False}, "4 and 8 bits, symmetric"),
+        ({"quant_method": "gptq", "sym": True, "desc_act": True}, "no such GPTQ block is written"),
+        ({"quant_method": "gptq", "sym": True, "desc_act": False, "group_size": 16}, "no such groups of GPTQ"),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}, "Quark says MXFP4"),
+        ({"quant_method": "quark", "global_quant_config": {}}, "a block of Quark was not tried"),
+    ],
+)
+def test_a_block_that_no_kernel_of_sglang_takes_is_refused_by_name(target, config_of, changed, words):
+    config = config_of(load("bf16")) | {"quantization_config": AWQ | changed}
+    with pytest.raises(MtpforgeError) as refused:
+        SGLANG.demands(target, config, family_of(target.config))
+    assert words in refused.value.what
+    assert len(refused.value.why) > len("SGLang would not load the draft: ")
+    assert "--scheme bf16" in refused.value.fix or "--engine sglang" in refused.value.fix

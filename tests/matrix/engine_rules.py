@@ -71,11 +71,15 @@ def quantizations(name):
 
 
 def takes(engine, quantization, config):
-    """Whether the engine builds routed experts so by a block of its own, the other linears dense or in FP8."""
+    """Whether the engine builds routed experts so by a block of its own, the other linears dense or in FP8.
+
+    Or q_a and kv_a as the experts: SGLang joins them as AWQ's wherever the experts are.
+    """
     family, plain = family_of(config), alone(config)
-    for rest in (BF16, FP8):
+    for rest, joined in ((BF16, BF16), (FP8, FP8), (BF16, quantization)):
         always = [Rule(pattern, BF16, "") for pattern in ALWAYS_DENSE]
-        scheme = Scheme("given", (*always, Rule("mlp.experts.*", quantization, ""), Rule("*", rest, "")))
+        named = [Rule("mlp.experts.*", quantization, ""), Rule("self_attn.*_a_proj*", joined, "")]
+        scheme = Scheme("given", (*always, *named, Rule("*", rest, "")))
         try:
             stated = engine.draft_config(plain, config, family, scheme, EXPERTS)
             found = engine.demands(alone(stated), stated, family)

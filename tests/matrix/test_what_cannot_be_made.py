@@ -21,13 +21,12 @@ JOINED = "row by row, which their scalars and `weight_shape` do not survive"
 NO_METHOD = "no quantization method of SGLang states all formats of the scheme"
 # preset, engine -> why the engine builds no draft in it, beside a target that asks for it
 ENGINES_LACK = {
-    ("awq-int4-g128", "sglang"): NO_METHOD,
-    ("gptq-int4-g128", "sglang"): NO_METHOD,
+    ("awq-int4-g128", "sglang"): "No module named 'sglang.kernel_api_logging'",
+    ("gptq-int4-g128", "sglang"): "along an axis that GPTQ packs",
     ("int4-g128-sym", "sglang"): JOINED,
     ("int4-g32-asym", "sglang"): JOINED,
     ("int8-channel", "sglang"): JOINED,
-    ("mxfp4", "sglang"): "its loader was not tried with that",
-    ("mxfp8", "sglang"): JOINED,
+    ("mxfp4", "sglang"): "passes over `weight_packed` without a word",
     ("nvfp4", "sglang"): NO_METHOD,
     ("nvfp4-w4a16", "sglang"): NO_METHOD,
     ("w4afp8", "vllm"): "no quantization method stores all formats of the scheme",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.quantization import parse
-from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
-from mtpforge.engines.sglang.matrices import DECODER, Asked, questions
-from mtpforge.engines.sglang.quantization_methods import Decision, decide
-from mtpforge.errors import MtpforgeError, Where
+from mtpforge.engines.sglang import quantization_block
+from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class, unloadable
+from mtpforge.engines.sglang.matrices import DECODER, Asked, Decision, questions
+from mtpforge.engines.sglang.quantization_methods import decide
+from mtpforge.engines.sglang.refusals import refused
+from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
 from mtpforge.formats import label
 from mtpforge.scheme import Rule, Scheme
 from mtpforge.tensors import BF16, Quantization
+
+_JOINED: Final = "self_attn.q_a_proj"
+_AS_OTHERS: Final = "build both as the block says, or `--scheme bf16`"
 
 
 def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, family: Family) -> Scheme:
@@ -26,7 +32,7 @@ def demands(target: Checkpoint, draft_config: Mapping[str, object] | None, famil
     """
     if draft_config is None:
         with errors_of(target):
-            return _scheme(family, target.config, _wanted(target, family))
+            return _stated(family, target.config, _wanted(target, family))
     return scheme_of(draft_config, family)
 
 
@@ -39,13 +45,11 @@ def scheme_of(config: Mapping[str, object], family: Family) -> Scheme:
         quantization, reason = decide(stated, asked)
         for template in asked.templates:
             if why := known.refusal(template, quantization):
-                raise MtpforgeError(
-                    f"SGLang cannot load `{template}` as {label(quantization)}",
-                    where=Where("config.json", inside="quantization_config"),
-                    why=why,
-                    fix="leave it out of the scheme: `--scheme FILE`, or `--scheme bf16`",
-                )
+                raise unloadable(template, quantization, why)
             decided[template] = quantization, f"the draft's {reason}"
+        if quantization.is_dense and _JOINED in asked.templates and (joined := known.joined.get(stated.method)):
+            what = f"{' and '.join(asked.templates)} are dense in a block of {stated.method}"
+            raise refused(what, "", joined, _AS_OTHERS)
     return _scheme(family, config, decided)
 
 
@@ -72,6 +76,20 @@ def _wanted(target: Checkpoint, family: Family) -> dict[str, Decision]:
                 )
             )
     return wanted
+
+
+def _stated(family: Family, config: Mapping[str, object], wanted: Mapping[str, Decision]) -> Scheme:
+    """The scheme that is wanted where one block tells it to SGLang, else the dense one."""
+    scheme = _scheme(family, config, wanted)
+    try:
+        told = scheme_of({**config, "quantization_config": quantization_block.block(config, family, scheme)}, family)
+    except MtpforgeError as error:
+        why = error.what
+    else:
+        if all(told.of(rule.pattern).quantization == rule.quantization for rule in scheme.rules):
+            return scheme
+        why = "no block tells SGLang what of the layer is dense"
+    return _scheme(family, config, dict.fromkeys(wanted, (BF16, f"dense: {why}")))
 
 
 def _first_refusal(known: DraftClass, asked: Asked, quantization: Quantization) -> str:

@@ -8,9 +8,11 @@ renamed             how a block's entries may begin that SGLang takes for this l
 whole_layer         an entry of the ignore list that leaves all of it dense, "" where none does
 asked_whole         matrices of [fused] that the lists are asked about by their own names, not by their parts'
 [dense]             module -> why SGLang never asks whether it is quantized
+[joined]            quant_method -> why q_a_proj and kv_a_proj_with_mqa must be stored as it says, whatever else is
 [decoded_on_load]   module that is built dense -> formats that are decoded while loading
 [fused]             matrix that SGLang runs -> last names of its parts on disk
-[[loads]]           modules (fnmatch), formats that they load in, and why not in others; the first that fits counts
+[[loads]]           modules (fnmatch), formats that they load in, which of those without zero points alone (symmetric),
+                    why not in others, and why not in some (whys); the first that fits counts
 [split]             last part of a module's name -> the axis that is cut over ranks
 [repeated]          of those, the modules of key and value heads -> their count: more ranks than heads repeat them
 [fields]            of the draft's config.json: required, counts that may be 0, optional (none where they are absent),
@@ -21,35 +23,54 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Final, Literal
 
 from mtpforge.checkpoint.quantization import QuantConfig
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, Where
 from mtpforge.families import Family
+from mtpforge.formats import label
 from mtpforge.tensors import Quantization
 
 _FOLDER: Final = "classes"
 _NOT_TRIED: Final = "tensor"  # one FP8 scale a tensor
 _UNTRIED: Final = "its loader was not tried with that"
+# Format -> why no class loads it. Sources: layers/quantization/{mxfp4.py,compressed_tensors,quark} (0.5.23).
+NEVER: Final = {
+    "mxfp4": "it looks for MXFP4 experts as `weight`, as gpt-oss stores them, and passes over `weight_packed` without a"
+    " word; for linears it has no scheme (`No compressed-tensors compatible scheme was found`)",
+    "quark_mxfp4": "on NVIDIA's GPUs it has no kernel for Quark's MXFP4 (`currently requires the AITER runner`), and no"
+    " scheme for its weights alone (`No quark compatible scheme was found`)",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Loads:
-    """A `[[loads]]` table. symmetric: whether zero points are refused."""
+    """A `[[loads]]` table. symmetric: formats of which zero points are refused. whys: format -> why, where another."""
 
     modules: tuple[str, ...]
     formats: frozenset[str]
     why: str
-    symmetric: bool = False
+    symmetric: frozenset[str] = frozenset()
+    whys: Mapping[str, str] = field(default_factory=dict)
 
     def takes(self, quantization: Quantization) -> bool:
         """Whether a module of these loads so."""
         tried = quantization.format in self.formats and quantization.strategy != _NOT_TRIED
-        return tried and (quantization.symmetric or not self.symmetric)
+        return tried and not self._has_zero_points(quantization)
+
+    def refusal(self, quantization: Quantization) -> str:
+        """Why a module of these does not load so, "" where it does."""
+        if self.takes(quantization):
+            return ""
+        is_said = not self.symmetric or self._has_zero_points(quantization)
+        return self.whys.get(quantization.format) or (self.why if is_said else _UNTRIED)
+
+    def _has_zero_points(self, quantization: Quantization) -> bool:
+        return quantization.format in self.symmetric and not quantization.symmetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +85,7 @@ class DraftClass:
     whole_layer: str
     asked_whole: tuple[str, ...]
     dense: Mapping[str, str]
+    joined: Mapping[str, str]
     decoded_on_load: Mapping[str, frozenset[str]]
     fused: Mapping[str, list[str]]
     loads: tuple[Loads, ...]
@@ -90,16 +112,26 @@ class DraftClass:
 
     def refusal(self, template: str, quantization: Quantization) -> str:
         """Why a module does not load so, "" where it does."""
+        if quantization.format in NEVER:
+            return NEVER[quantization.format]
         row = next(row for row in self.loads if any(fnmatchcase(template, pattern) for pattern in row.modules))
-        if row.takes(quantization):
-            return ""
-        return _UNTRIED if row.symmetric and quantization.symmetric else row.why
+        return row.refusal(quantization)
 
 
 def _listed(block: QuantConfig) -> Collection[str]:
     """The list `ignore`, whatever the method makes of it."""
     stated = block.raw.get("ignore")
     return [entry for entry in stated if isinstance(entry, str)] if isinstance(stated, list) else ()
+
+
+def unloadable(template: str, quantization: Quantization, why: str) -> MtpforgeError:
+    """A module is stored as no draft of SGLang may store it."""
+    return MtpforgeError(
+        f"SGLang cannot load `{template}` as {label(quantization)}",
+        where=Where("config.json", inside="quantization_config"),
+        why=why,
+        fix="leave it out of the scheme: `--scheme FILE`, or `--scheme bf16`",
+    )
 
 
 @cache
@@ -142,7 +174,15 @@ def decoded_on_load(family: Family) -> Mapping[str, frozenset[str]]:
 
 def _read(text: str) -> DraftClass:
     table = tomllib.loads(text)
-    loads = ({**row, "modules": tuple(row["modules"]), "formats": frozenset(row["formats"])} for row in table["loads"])
+    loads = (
+        {
+            **row,
+            "modules": tuple(row["modules"]),
+            "formats": frozenset(row["formats"]),
+            "symmetric": frozenset(row.get("symmetric", ())),
+        }
+        for row in table["loads"]
+    )
     return DraftClass(
         model_types=tuple(table["model_types"]),
         expert_count_twins=tuple(table["expert_count_twins"]),
@@ -152,6 +192,7 @@ def _read(text: str) -> DraftClass:
         whole_layer=table.get("whole_layer", ""),
         asked_whole=tuple(table.get("asked_whole", ())),
         dense=table["dense"],
+        joined=table.get("joined", {}),
         decoded_on_load={module: frozenset(formats) for module, formats in table["decoded_on_load"].items()},
         fused=table["fused"],
         loads=tuple(Loads(**row) for row in loads),

@@ -13,7 +13,7 @@ from mtpforge.engines.engine import Serving, own_config
 from mtpforge.engines.sglang.demands import scheme_of
 from mtpforge.engines.sglang.draft_classes import draft_class
 from mtpforge.engines.sglang.loader.request import Request
-from mtpforge.engines.sglang.serving import serve
+from mtpforge.engines.sglang.serving import least_capability, serve
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.report import Report
@@ -45,14 +45,24 @@ def tables(capability: int, python: str | None) -> Mapping[str, object]:
 
 
 def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
-    """What `check` says of a draft folder, loaded by the very command that `serve` prints."""
+    """What `check` says of a draft folder, loaded by the very command that `serve` prints.
+
+    On the least device that takes its formats, of Hopper and newer ones.
+    """
     try:
         scheme = scheme_of(own_config(open_checkpoint(draft)), family_of(target.config))
     except MtpforgeError:
         scheme = _UNKNOWN
     command = serve(target, str(draft), serving, scheme)
     arguments = [word for flag in command.flags if flag.name != "--revision" for word in flag.words]
-    return check(draft, target, python=python, ranks=serving.tensor_parallel, arguments=arguments)
+    return check(
+        draft,
+        target,
+        python=python,
+        ranks=serving.tensor_parallel,
+        arguments=arguments,
+        capability=least_capability(scheme),
+    )
 
 
 def check(

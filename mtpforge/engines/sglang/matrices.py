@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeAlias
 
 from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
 from mtpforge.families import Family, Module
+from mtpforge.tensors import Quantization
 
 DECODER = "model.decoder."  # of a draft, whatever the tensors are called: DeepseekModelNextN (0.5.23)
+
+
+Decision: TypeAlias = tuple[Quantization, str]  # what is built, and which entry decided
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mtpforge.checkpoint import stating
-from mtpforge.engines.sglang.draft_classes import DraftClass, draft_class
+from mtpforge.engines.sglang.draft_classes import NEVER, DraftClass, draft_class, unloadable
 from mtpforge.engines.sglang.quantization_methods import BESIDE_W4AFP8, W4AFP8
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, Module
@@ -72,6 +72,15 @@ class Layer:
             found[module.template if module.expert is None else EXPERTS] = None
         return list(found)
 
+    def whole_names(self, modules: Iterable[Module]) -> list[str]:
+        """Names of the matrices that SGLang runs, the experts' stack once."""
+        found: dict[str, None] = {}
+        for module in modules:
+            stem = module.template.rpartition(".")[0]
+            fused = [f"{stem}.{name}" for name in self._fused(module)]
+            found |= dict.fromkeys([EXPERTS] if module.expert is not None else fused or [module.template])
+        return list(found)
+
     def _fused(self, module: Module) -> list[str]:
         last = module.template.rpartition(".")[2]
         return [name for name, parts in self.known.fused.items() if module.fused and last in parts]
@@ -83,10 +92,19 @@ def block(config: Mapping[str, object], family: Family, scheme: Scheme) -> dict[
     modules, stored, kinds = layer.modules, layer.stored, layer.kinds
     if not kinds:
         return {}
-    if stating.is_compressed(kinds):
+    for template, q in stored.items():
+        if q.format in NEVER:
+            raise unloadable(template, q, NEVER[q.format])
+    if {q.format for q in kinds} == {"mxfp8"}:
+        return _mxfp8(layer, next(iter(kinds)))
+    if stating.is_compressed(kinds) and all(q.format != "mxfp8" for q in kinds):
         return _compressed_tensors(layer)
     if stating.is_fp8(kinds):
         return _fp8(layer, next(iter(kinds)))
+    if stating.is_awq(kinds):
+        return _awq(layer, next(iter(kinds)))
+    if stating.is_gptq(kinds) and not stored[_one_expert(modules).template].is_dense:
+        return _gptq(layer)
     if all(stored[m.template] == (BESIDE_W4AFP8 if m.expert is None else W4AFP8) for m in modules):
         return _w4afp8()
     raise MtpforgeError(
@@ -134,6 +152,52 @@ def _fp8(layer: Layer, q: Quantization) -> dict[str, object]:
         "modules_to_not_convert": ["lm_head", *layer.names(layer.dense)],
         "weight_block_size": list(q.block or ()),
     }
+
+
+def _mxfp8(layer: Layer, q: Quantization) -> dict[str, object]:
+    """As ModelOpt says it: for compressed-tensors' words SGLang has no scheme. Names are matched as method fp8 does."""
+    return {
+        "quant_method": "modelopt",
+        "producer": {"name": "modelopt"},
+        **stating.algorithm(q),
+        "ignore": ["lm_head", *layer.names(layer.dense)],
+    }
+
+
+def _awq(layer: Layer, q: Quantization) -> dict[str, object]:
+    return {
+        "quant_method": "awq",
+        "bits": q.bits,
+        "group_size": q.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head", *layer.whole_names(layer.dense)],
+    }
+
+
+def _gptq(layer: Layer) -> dict[str, object]:
+    """The block says how the experts are stored: no rule changes that."""
+    first = layer.stored[_one_expert(layer.modules).template]
+    sets: dict[Quantization, list[Module]] = {}
+    for module in layer.modules:
+        sets.setdefault(layer.stored[module.template], []).append(module)
+    rules: dict[str, object] = {}
+    for q, modules in sets.items():
+        if q != first:
+            sign, changed = ("-:", {}) if q.is_dense else ("+:", stating.integers(q))
+            rules[sign + layer.pattern(modules).removeprefix("re:")] = changed
+    return {
+        "quant_method": "gptq",
+        **stating.integers(first),
+        "desc_act": False,
+        "checkpoint_format": first.format,
+        "lm_head": False,
+        "dynamic": rules,
+    }
+
+
+def _one_expert(modules: Iterable[Module]) -> Module:
+    return next(module for module in modules if module.expert is not None)
 
 
 def _w4afp8() -> dict[str, object]:

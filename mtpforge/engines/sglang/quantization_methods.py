@@ -7,22 +7,30 @@ srt/models/deepseek_nextn.py (0.5.23).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final
 
-from mtpforge.checkpoint.quantization import Group, QuantConfig, fp8_quantization, quantization_of
+from mtpforge.checkpoint.quantization import (
+    Group,
+    QuantConfig,
+    fp8_quantization,
+    modelopt_quantization,
+    quantization_of,
+)
 from mtpforge.engines.expressions import quoted
-from mtpforge.engines.sglang.matrices import Asked
+from mtpforge.engines.sglang import integer_methods
+from mtpforge.engines.sglang.draft_classes import NEVER
+from mtpforge.engines.sglang.matrices import Asked, Decision
 from mtpforge.engines.sglang.name_matching import ignored, skipped, targeted
+from mtpforge.engines.sglang.refusals import DENSE, refused
 from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.tensors import BF16, Quantization
 
-_BUILT_FOR_IT: Final = "build a draft whose block SGLang reads: `mtpforge build --target CKPT --engine sglang`"
-Decision: TypeAlias = tuple[Quantization, str]
 _CLASS: Final = "Linear"  # counts for the experts too
 _A_CLASS: Final = "ReplicatedLinear"  # stands for the classes of linears, whose names all end so
 _WEIGHT_ONLY: Final = "pack-quantized"
+_MXFP8: Final = "mxfp8-quantized"
 # Merged matrices, and kv_b_proj, are cut by the one `weight_block_size` that CompressedTensorsConfig has: that of the
 # target "Linear" (layers/linear.py, models/deepseek_common/deepseek_weight_loader.py). Others go by their own group.
 _CUT_BY_CLASS: Final = ("gate_up_proj", "qkv_proj", "kv_b_proj")
@@ -42,7 +50,7 @@ def decide(block: QuantConfig, asked: Asked) -> Decision:
             f"nothing is known of drafts of method `{shown(block.method)}`",
             where=Where("config.json", inside="quantization_config.quant_method"),
             why=f"known: {', '.join(sorted(filter(None, METHODS)))}",
-            fix="`--scheme bf16`: a dense draft loads beside any target",
+            fix=DENSE,
         )
     return method(block, asked)
 
@@ -99,6 +107,8 @@ def _stored(block: QuantConfig, asked: Asked, group: Group) -> Quantization:
     stored_as = group.format or block.format
     if asked.experts and stored_as == _WEIGHT_ONLY and block.format != _WEIGHT_ONLY:
         raise refused("the experts are packed, the block as a whole is not", "format", f"it must be {_WEIGHT_ONLY}")
+    if stored_as == _MXFP8:
+        raise refused("compressed-tensors says MXFP8", "format", "`No compressed-tensors compatible scheme was found`")
     if stored_as == _WEIGHT_ONLY and group.weights and group.weights.bits not in _PACKED_BITS:
         raise refused("the integers are not of 4 or 8 bits", "config_groups", "it has kernels for no others")
     if not asked.experts and asked.names[0].rpartition(".")[2] in _CUT_BY_CLASS:
@@ -122,13 +132,23 @@ def _same_blocks_as_the_class(block: QuantConfig, asked: Asked, group: Group) ->
 
 def _fp8(block: QuantConfig, asked: Asked) -> Decision:
     """Fp8Config.get_quant_method and is_layer_skipped: fused matrices by their parts."""
-    names = ("".join(asked.names[0].partition(".experts")[:2]),) if asked.experts else asked.shards
-    entries = [skipped(name, block.ignore) for name in names]
-    if any(entries):
-        return _agreed(asked, "modules_to_not_convert", names, entries)
+    if listed := _listed_in_fp8(block, asked, "modules_to_not_convert"):
+        return listed
     if block.block is None:
         raise refused("FP8 with one scale a tensor was not tried with SGLang's loader", "weight_block_size", "unknown")
     return fp8_quantization(block), f"method fp8, blocks of {'x'.join(map(str, block.block))}"
+
+
+def _listed_in_fp8(block: QuantConfig, asked: Asked, key: str) -> Decision | None:
+    """Dense by entries of the list, None where no entry names the matrix."""
+    names = ("".join(asked.names[0].partition(".experts")[:2]),) if asked.experts else asked.shards
+    entries = [skipped(name, block.ignore) for name in names]
+    return _agreed(asked, key, names, entries) if any(entries) else None
+
+
+def _mxfp8(block: QuantConfig, asked: Asked) -> Decision:
+    """Fp8Config with `use_mxfp8`: the lists of method fp8, blocks of 1 x 32 whatever the config says of them."""
+    return _listed_in_fp8(block, asked, "modules_to_not_convert") or (modelopt_quantization("MXFP8"), "method mxfp8")
 
 
 def _w4afp8(_block: QuantConfig, asked: Asked) -> Decision:
@@ -136,13 +156,24 @@ def _w4afp8(_block: QuantConfig, asked: Asked) -> Decision:
     return (W4AFP8, "method w4afp8") if asked.experts else (BESIDE_W4AFP8, "method w4afp8, which reads no list")
 
 
-def _modelopt(block: QuantConfig, _asked: Asked) -> Decision:
-    """DeepseekModelNextN drops a block of ModelOpt's NVFP4: the whole layer is built dense."""
+def _modelopt(block: QuantConfig, asked: Asked) -> Decision:
+    """DeepseekModelNextN drops a block of ModelOpt's NVFP4: the whole layer is built dense. MXFP8 is method mxfp8."""
+    if block.quant_algo == "MXFP8":
+        return _listed_in_fp8(block, asked, "ignore") or (modelopt_quantization("MXFP8"), "ModelOpt's MXFP8")
     if "NVFP4" not in block.quant_algo:
         raise refused(
             f"ModelOpt's {shown(block.quant_algo)} was not tried with SGLang's loader", "quant_algo", "unknown"
         )
     return BF16, f"SGLang drops ModelOpt's {block.quant_algo} for an MTP layer"
+
+
+def _quark(block: QuantConfig, _asked: Asked) -> Decision:
+    """QuarkConfig; the runner of its MXFP4 experts is AITER, which is AMD's (quark_w4a4_mxfp4_moe.py)."""
+    stated = block.raw.get("global_quant_config")
+    weight = stated.get("weight") if isinstance(stated, Mapping) else None
+    if isinstance(weight, Mapping) and weight.get("dtype") == "fp4":
+        raise refused("Quark says MXFP4", "global_quant_config", NEVER["quark_mxfp4"], DENSE)
+    raise refused("a block of Quark was not tried with SGLang's loader", "quant_method", "unknown", DENSE)
 
 
 def _agreed(asked: Asked, key: str, names: tuple[str, ...], entries: list[str | None]) -> Decision:
@@ -157,20 +188,14 @@ def _agreed(asked: Asked, key: str, names: tuple[str, ...], entries: list[str | 
     return BF16, f"{key} entry `{quoted(entries[0] or '')}`"
 
 
-def refused(what: str, key: str, why: str, fix: str = _BUILT_FOR_IT) -> MtpforgeError:
-    """SGLang would not start with a draft of this block."""
-    return MtpforgeError(
-        what,
-        where=Where("config.json", inside=f"quantization_config.{key}"),
-        why=f"SGLang would not load the draft: {why}",
-        fix=fix,
-    )
-
-
 METHODS: Final[dict[str, Callable[[QuantConfig, Asked], Decision]]] = {
     "": _unquantized,
+    "awq": integer_methods.awq,
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
+    "gptq": integer_methods.gptq,
     "modelopt": _modelopt,
+    "mxfp8": _mxfp8,
+    "quark": _quark,
     "w4afp8": _w4afp8,
 }

@@ -21,6 +21,12 @@ from mtpforge.tensors import Quantization, Spec
 
 _HOOK: Final = "srt/arg_groups/speculative_hook.py (0.5.23)"
 _ARGUMENTS: Final = "srt/server_args.py (0.5.23)"
+# Fp8Config.get_min_capability with MXFP8 (layers/quantization/fp8.py, 0.5.23).
+_ON_BLACKWELL: Final = ("mxfp8",)
+_HOPPER, _BLACKWELL = 90, 100
+# create_moe_runner of both asks for it; the target's runner is the draft's default.
+_BY_MARLIN: Final = ("awq", "gptq", "gptq_v2")
+_MARLIN: Final = "layers/quantization/awq/schemes/awq_moe.py (0.5.23)"
 _UNFUSED: Final = "--disable-shared-experts-fusion"
 _SHARED, _ROUTED = "mlp.shared_experts.", "mlp.experts.*."
 
@@ -37,6 +43,11 @@ def serve(target: Checkpoint, draft_path: str, serving: Serving, scheme: Scheme)
     if _must_stay_apart(scheme):
         reason = "shared experts are stored otherwise than routed ones; made one of them they would match nothing"
         flags.append(Flag(_UNFUSED, None, reason, "models/deepseek_v2.py (0.5.23)"))
+    if scheme.of(f"{_ROUTED}up_proj").quantization.format in _BY_MARLIN:
+        reason = (
+            "experts of AWQ and GPTQ take the runner of their method; else it is the target's, another on Blackwell"
+        )
+        flags.append(Flag("--speculative-moe-runner-backend", "auto", reason, _MARLIN))
     if serving.overrides:
         keys = keys_of(serving.overrides, "as asked for", "overrides of the call")
         flags.append(Flag("--json-model-override-args", keys, "what the target's config.json does not say", _ARGUMENTS))
@@ -95,7 +106,7 @@ def serving_traps(family: Family, config: Mapping[str, object], scheme: Scheme, 
         return (Trap("speculative-tokens", "error", "at least one token must be drafted", "`-k 1`"),)
     found = tuple(_cuts(family, config, scheme, serving.tensor_parallel, whole_experts=serving.expert_parallel))
     if not found:
-        return ()
+        return _of_the_device(scheme)
     fit = (
         n
         for n in range(serving.tensor_parallel - 1, 0, -1)
@@ -103,6 +114,18 @@ def serving_traps(family: Family, config: Mapping[str, object], scheme: Scheme, 
     )
     fix = f"`--tp {next(fit, 1)}`"
     return tuple(Trap("not-divisible", "error", message, fix) for message in found)
+
+
+def least_capability(scheme: Scheme) -> int:
+    """The least compute capability, as 90 for 9.0, of Hopper or newer, on which SGLang takes a draft in a scheme."""
+    return _BLACKWELL if any(rule.quantization.format in _ON_BLACKWELL for rule in scheme.rules) else _HOPPER
+
+
+def _of_the_device(scheme: Scheme) -> tuple[Trap, ...]:
+    if least_capability(scheme) == _HOPPER:
+        return ()
+    said = "SGLang takes MXFP8 on Blackwell and newer GPUs alone (`Minimum capability: 100`)"
+    return (Trap("compute-capability", "note", said, "on Hopper `--scheme fp8-block128`"),)
 
 
 def _cuts(

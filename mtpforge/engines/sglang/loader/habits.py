@@ -21,6 +21,7 @@ _CACHE = re.compile(r"\.(k_scale|v_scale|q_scale)$")
 _UNUSED = (
     (re.compile(r"/CompressedTensorsWNA16"), re.compile(r"\.(w13_|w2_)?weight_shape$")),
     (re.compile(r"/CompressedTensorsWNA16.*MoE"), re.compile(r"\.w(13|2)_(weight_g_idx|g_idx_sort_indices)$")),
+    (re.compile(r"GPTQMarlin"), re.compile(r"\.(w13_|w2_)?g_idx(_sort_indices)?$")),
     (re.compile(r"W4AFp8MoEMethod"), re.compile(r"\.w(13|2)_input_scale$")),
 )
 
@@ -32,7 +33,8 @@ def keeps_default(model: torch.nn.Module, parameter: str) -> bool:
     module = model.get_submodule(parameter.rpartition(".")[0])
     scheme = getattr(module, "scheme", None)
     kind = f"{type(getattr(module, 'quant_method', None)).__name__}/{type(scheme).__name__}"
-    if "g_idx" in parameter and getattr(scheme, "actorder", None) == "group":
+    act_order = getattr(getattr(getattr(module, "quant_method", None), "quant_config", None), "desc_act", False)
+    if "g_idx" in parameter and (act_order or getattr(scheme, "actorder", None) == "group"):
         return False
     if any(method.search(kind) and names.search(parameter) for method, names in _UNUSED):
         return True
@@ -44,7 +46,8 @@ def keeps_default(model: torch.nn.Module, parameter: str) -> bool:
 HABITS = Habits(
     engine="SGLang",
     shared=re.compile(r"(^model\.embed_tokens|^lm_head)\."),
-    unread=re.compile(r"weight_shape$"),
+    # Zero points of GPTQ's experts: for symmetric ones, which it takes alone, it has a place of another dtype.
+    unread=re.compile(r"weight_shape$|layers\.\d+\.mlp\.(experts\.\d+|shared_experts)\.\w+\.qzeros$"),
     # One value for gate and up.
     once_a_set=re.compile(r"(weight_shape|input_scale|input_global_scale)$"),
     # The layer's own embedding and head: the target's are used.
