@@ -58,7 +58,7 @@ FOR_BOTH = [row for row in MADE if row[3] == "both"]
 REFUSED = (
     ("fp8", "awq-int4", "fp8-block128", "is in FP8 blocks, the group of all linears is not", "is not subscriptable"),
     ("bf16", "awq-int4", "int8-channel", "`self_attn.q_a_proj` as INT8 channel", "no attribute 'weight'"),
-    ("fp8", "nvfp4", "mxfp8", "as MXFP8 g32", ""),
+    ("fp8", "nvfp4", "mxfp8", "ModelOpt's", ""),
 )
 
 
@@ -130,7 +130,7 @@ def test_what_its_loader_does_not_take_is_refused_by_name(tinyglm, tmp_path, row
     assert not (tmp_path / "graft").exists()
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize("method", ["auto-round", "exl3"])
 def test_target_of_a_method_that_was_not_tried_is_refused_with_the_reason(tinyglm, tmp_path, method):
     config = json.loads((tinyglm("bf16") / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 128}
