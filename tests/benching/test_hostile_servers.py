@@ -231,10 +231,7 @@ def hostile():
 
 
 @FUZZ
-@given(
-    events=st.lists(JSON | USAGE | SGLEXT | st.binary(max_size=30), max_size=6),
-    engine=st.sampled_from(["vllm", "sglang"]),
-)
+@given(events=EVENTS, engine=st.sampled_from(["vllm", "sglang"]))
 def test_any_reply_is_read_or_refused(hostile, events, engine):
     lines = [b"data: " + (each if isinstance(each, bytes) else json.dumps(each).encode()) + b"\n\n" for each in events]
     hostile.raw = {CHAT: lambda: iter([HEAD, *lines, DONE])}
