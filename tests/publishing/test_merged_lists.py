@@ -115,15 +115,15 @@ def test_method_whose_rules_are_not_known_is_refused_by_name(tinyglm, tmp_path, 
 @pytest.mark.engine
 @pytest.mark.skipif(not os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON"), reason="no interpreter with vLLM is named")
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-def test_vllm_takes_it_as_its_own_target_and_draft(merged, quantized, method):
+def test_vllm_takes_it_as_its_own_target_and_draft(merged, quantized, tmp_path, method):
     python = os.environ["MTPFORGE_TEST_ENGINE_PYTHON"]
     made = merged(method)
     report = installed.check(made.path, made.path, python=python)
     assert report.ok, report.facts["errors"]
-    (made.path / "config.json").write_bytes((quantized(method) / "config.json").read_bytes())
-    without = json.loads((made.path / "config.json").read_text())
+    other = shutil.copytree(made.path, tmp_path / "other", symlinks=True)
+    without = json.loads((quantized(method) / "config.json").read_text())
     without["quantization_config"]["modules_to_not_convert"] = ["lm_head"]
     without["quantization_config"]["modules_in_block_to_quantize"] = ["model."]
-    (made.path / "config.json").write_text(json.dumps(without))
-    refused = installed.check(made.path, made.path, python=python)
+    (other / "config.json").write_text(json.dumps(without))
+    refused = installed.check(other, other, python=python)
     assert not refused.ok  # a list that speaks of nothing leaves the layer quantized
