@@ -21,7 +21,7 @@ _HOW: Final = "`mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.jso
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One row. what: the command. how: on what. found: the numbers, with their units."""
+    """One row. what: the command. how: on what. found: the numbers, with their units, and what is doubted of them."""
 
     what: str
     how: str
@@ -91,11 +91,16 @@ def _of_fidelity(held: Fields, draft: Checkpoint, _: str) -> Measured:
         f" {_number(step, 'total_variation'):.3f}"
         for step in steps
     ]
-    return Measured("fidelity", f"against {_place(held, 'reference')}, {tokens}", "<br>".join(found) or "not computed")
+    return Measured(
+        "fidelity",
+        f"against {_place(held, 'reference')}, {tokens}",
+        "<br>".join([*(found or ["not computed"]), *_doubts(own)]),
+    )
 
 
 def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
-    drawn = _own(held, draft).within("sampled")
+    own = _own(held, draft)
+    drawn = own.within("sampled")
     if drawn is None:
         held.refuse("drafts", "an object with `sampled` for each draft")
     first, tokens = _objects(drawn, "positions"), drawn.within("tokens")
@@ -103,7 +108,8 @@ def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
         drawn.refuse("positions", "what was accepted, with `tokens` beside it")
     warmth, n = _number(held, "temperature"), held.whole("n_windows")
     how = f"beside {_place(held, 'target')}, {n} windows, k = {held.whole('k')}, temperature {warmth:g}"
-    return Measured("accept", how, f"{_mean(first[0])} of first tokens accepted; {_mean(tokens)} tokens a round")
+    found = f"{_mean(first[0])} of first tokens accepted; {_mean(tokens)} tokens a round"
+    return Measured("accept", how, "<br>".join((found, *_doubts(own))))
 
 
 def _of_bench(held: Fields, _: Checkpoint, target: str) -> Measured:
@@ -119,7 +125,14 @@ def _of_bench(held: Fields, _: Checkpoint, target: str) -> Measured:
             found.append(f"{cell.whole('concurrency')} at a time: {_span(length)} tokens a round{faster}")
     warmth = _number(held, "temperature")
     how = f"{shown(held.text('engine'))} serving {_place(held, 'model')}, k = {held.whole('k')}, temperature {warmth:g}"
-    return Measured("bench", how, "<br>".join(found) or "nothing counted")
+    return Measured("bench", how, "<br>".join([*(found or ["nothing counted"]), *_doubts(held)]))
+
+
+def _doubts(held: Fields) -> list[str]:
+    """What the command itself found wrong with it, or doubted: numbers alone would hide that."""
+    checks = _objects(held, "checks") if "checks" in held else []
+    doubted = [check for check in checks if check.text("verdict") in ("failed", "warning")]
+    return [f"{c.text('verdict')}: {shown(c.text('name'))}, {shown(c.text('detail'))}" for c in doubted]
 
 
 def _objects(held: Fields, key: str) -> list[Fields]:

@@ -95,6 +95,29 @@ def test_bench_of_a_server_with_a_name_of_its_own_is_taken_by_its_checkpoint(dra
     assert len(rows(mtpforge.card(draft, reports=[document("bench", tmp_path, of_target)]))) == 1
 
 
+def failing(checks):
+    checks[0] |= {"name": "one", "verdict": "failed", "detail": "of this | and that"}
+    checks[1] |= {"name": "two", "verdict": "warning", "detail": "less"}
+    for check in checks[2:]:
+        check["verdict"] = "passed"
+
+
+@pytest.mark.parametrize("name", ["fidelity", "accept", "bench"])
+def test_what_the_command_doubted_of_its_numbers_stands_beside_them(draft, tmp_path, name):
+    def of_doubtful(body):
+        if name == "bench":
+            body["bench"]["model"] = "awq-int4"
+            failing(body["bench"]["checks"])
+            return
+        of(draft, 0)(body)
+        own = body[{"fidelity": "fidelity", "accept": "acceptance"}[name]]["drafts"][0]
+        own["checks"] = [own["checks"][0] | {}, own["checks"][0] | {}]
+        failing(own["checks"])
+
+    card = mtpforge.card(draft, reports=[document(name, tmp_path, of_doubtful)])
+    assert "<br>failed: one, of this \\| and that<br>warning: two, less |" in card
+
+
 def test_validate_that_ran_fidelity_is_taken_for_it(draft, tmp_path):
     def of_validate(body):
         of(draft, 0)(body)
