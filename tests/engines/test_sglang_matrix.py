@@ -194,7 +194,8 @@ OF_ALL = {
     "INT4 experts": Row(experts=INT4, n_experts=8),
     "INT8 experts": Row(experts=INT8, n_experts=8),
     "W4AFP8": fp8(FP8, experts=W4AFP8, n_experts=8),
-    "MXFP8": fp8(MXFP8, n_experts=8, capability=100),
+    # Of a kv_b of published size SGLang reads hundreds of thousands of blocks one by one.
+    "MXFP8": fp8(MXFP8, n_experts=8, capability=100, kv_b=BF16),
     "AWQ": awq(AWQ, n_experts=8),
     "GPTQ": gptq(GPTQ, n_experts=8),
 }
