@@ -155,7 +155,7 @@ def fidelity(reference: str, draft: str, inputs: str, k: str, workers: str, answ
     )
     end = time.process_time()
     Path(answer).write_text(json.dumps(plain(found.document()), sort_keys=True))
-    (start, need), predicted = told[0], max(at for at, progress in seen if progress.stage == "predict")
+    (start, need), predicted = told[0], max(at for at, progress in seen if progress.phase == "predict")
     return {
         "told": need.seconds,
         "told memory": need.memory_bytes / (1 << 20),
@@ -166,11 +166,11 @@ def fidelity(reference: str, draft: str, inputs: str, k: str, workers: str, answ
     }
 
 
-def _each(seen: list[tuple[float, Any]], stage: str) -> float:
-    """CPU seconds of one of a stage's items, from the first to the last of every sweep."""
+def _each(seen: list[tuple[float, Any]], phase: str) -> float:
+    """CPU seconds of one of a phase's items, from the first to the last of every sweep."""
     seconds = items = 0.0
     for (before, last), (after, progress) in pairwise(seen):
-        if last.stage == progress.stage == stage and progress.done > last.done:
+        if last.phase == progress.phase == phase and progress.done > last.done:
             seconds, items = seconds + after - before, items + progress.done - last.done
     return seconds / items if items else 0.0
 
