@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 from sglang_asked import in_sglang, verdicts
@@ -139,6 +140,19 @@ def test_target_of_a_method_that_was_not_tried_is_refused_with_the_reason(tinygl
         overlay.carried(open_checkpoint(str(tmp_path)), SGLANG, load("bf16"))
     assert caught.value.what == f"SGLang would not load a layer of scheme bf16 from a target of method `{method}`"
     assert "nothing is known of drafts of method" in caught.value.why
+
+
+def test_target_in_awq_takes_what_its_block_makes_of_the_layer_and_nothing_else(tinyglm, tmp_path):
+    target = shutil.copytree(tinyglm("bf16"), tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    listed = ["lm_head", "kv_b_proj"]
+    block = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "modules_to_not_convert": listed}
+    (target / "config.json").write_text(json.dumps(config | {"quantization_config": block}))
+    made = mtpforge.graft(tinyglm("bf16"), target, out=tmp_path / "graft", engine="sglang", link="sym")
+    assert made.report.ok
+    assert json.loads((made.path / "config.json").read_text())["quantization_config"] == block
+    with pytest.raises(MtpforgeError, match="would not load a layer of scheme bf16 from a target of method `awq`"):
+        mtpforge.graft(tinyglm("bf16"), target, out=tmp_path / "dense", scheme="bf16", engine="sglang", link="sym")
 
 
 def test_serve_prints_both_commands_of_a_graft(tinyglm, tmp_path, capfd):
