@@ -148,7 +148,7 @@ ROWS = {
     "MXFP4 of Quark, weights alone": Row(
         experts=replace(QUARK, input_scale="none"),
         block=quark(inputs=False),
-        refused="No quark compatible scheme was found",
+        refused="Unsupported FusedMoe scheme",
     ),
     "AWQ": awq(AWQ),
     "AWQ, 256 experts": awq(AWQ, n_experts=256),

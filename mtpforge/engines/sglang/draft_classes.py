@@ -43,7 +43,7 @@ NEVER: Final = {
     "mxfp4": "it looks for MXFP4 experts as `weight`, as gpt-oss stores them, and passes over `weight_packed` without a"
     " word; for linears it has no scheme (`No compressed-tensors compatible scheme was found`)",
     "quark_mxfp4": "on NVIDIA's GPUs it has no kernel for Quark's MXFP4 (`currently requires the AITER runner`), and no"
-    " scheme for its weights alone (`No quark compatible scheme was found`)",
+    " scheme for its weights alone (`Unsupported FusedMoe scheme`)",
 }
 
 
