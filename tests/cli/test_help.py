@@ -85,7 +85,16 @@ def test_every_command_of_a_page_parses(page):
 )
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\(([^):]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if not ((ROOT / page).parent / link).is_file()] == []
+    assert [link for link in links if not leads((ROOT / page).parent, link)] == []
+
+
+def leads(home, link):
+    """Whether there is such a file, and in it such a heading."""
+    file, _, heading = link.partition("#")
+    if not (home / file).is_file():
+        return False
+    headings = re.findall(r"^#+ (.*)$", (home / file).read_text(), re.MULTILINE) if heading else []
+    return not heading or heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
 
 
 @pytest.mark.parametrize("name", NAMES)
