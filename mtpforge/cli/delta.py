@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mtpforge.cli import options
-from mtpforge.cli.grafting import ENGINE, carry_out_delta, decided, end_dry_run
+from mtpforge.cli.grafting import carry_out_delta, decided, end_dry_run
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 
@@ -35,7 +35,7 @@ from mtpforge.cli.output import Ending, Screen
     help="Checkpoint that it will be grafted into.",
 )
 @options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
-@options.engine(help=ENGINE)
+@options.engine(help=options.ENGINE_OF_GRAFT)
 @options.out(required=True)
 @options.force()
 @options.dry_run()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mtpforge.cli import options
-from mtpforge.cli.grafting import ENGINE, carry_out, decided, end_dry_run
+from mtpforge.cli.grafting import carry_out, decided, end_dry_run
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="In place of DRAFT: what `mtpforge delta` wrote for this target.",
 )
 @options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
-@options.engine(help=ENGINE)
+@options.engine(help=options.ENGINE_OF_GRAFT)
 @options.out(required=True)
 @options.link()
 @options.force()

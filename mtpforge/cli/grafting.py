@@ -11,7 +11,6 @@ from mtpforge.units import file_size
 if TYPE_CHECKING:
     from mtpforge.publishing.grafting import Asked, Graft
 
-ENGINE = "vllm, sglang, or both for one graft that either loads: whose rules apply; default: vllm."
 _COLUMNS = ("files", "n", "size", "")
 
 

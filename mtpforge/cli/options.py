@@ -232,6 +232,7 @@ overlay = _option(
     heading="Output",
     help="Where a scheme has to be told to the engine: write the target once more, as links with another config.json.",
 )
+ENGINE_OF_GRAFT: Final = "vllm, sglang, or both for one graft that either loads: whose rules apply; default: vllm."
 engine = _option(
     "--engine",
     type=OneOf("ENGINE", _engines),
