@@ -15,6 +15,7 @@ from mtpforge.drafting.remarks import Remark
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import shown
 from mtpforge.families.curves import curve_of
+from mtpforge.report import Check
 
 
 def bench(asked: Asked, watching: Watching, on_cell: Callable[[Cell], None] = lambda _: None) -> Bench:
@@ -79,6 +80,14 @@ def _refuse_roles(run: Run, counted: Sequence[counting.Counts]) -> None:
         )
 
 
+def _of_baseline(drafting: Opened, without: Opened) -> Iterator[Check]:
+    """In what the servers differ beside the draft, as far as they tell."""
+    yield from verdicts.of_baseline(drafting.engine.name, without.engine.name)
+    one, other = drafting.side.load, without.side.load
+    if not opening.is_same(one.model, one.root, other.model, other.root):
+        yield verdicts.of_folders(one.model, one.root, other.root)
+
+
 def _bench(
     asked: Asked,
     contents: Sequence[str],
@@ -103,7 +112,7 @@ def _bench(
     option = side.counters.schedule if len(advice) == len(totals) else None
     schedule = option(depths.schedule(advice)) if option else ""
     checks = (
-        *verdicts.of_baseline(drafting.engine.name, without.engine.name if without else ""),
+        *(_of_baseline(drafting, without) if without else ()),
         *verdicts.of_acceptance(whole),
         *verdicts.of_load(totals),
         verdicts.of_curve(alike, curve, k),

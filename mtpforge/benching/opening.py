@@ -41,10 +41,10 @@ def opened(stack: ExitStack, asked: Asked) -> tuple[Opened, Opened | None]:
         return drafting, None
     second = _connected(stack, asked.baseline)
     other = servers.model_beside(second, name, root)
-    if not is_same(name, root, *other):
+    if name != other[0] and not is_same(name, root, *other):
         raise second.refusal(
             "serves another model than the server that drafts",
-            "serve the same checkpoint at both addresses, here without its draft",
+            "serve the same checkpoint at both addresses, here without its draft; under one name where folders differ",
             why=f"`{_told(*other)}` here, `{_told(name, root)}` there",
         )
     return drafting, _opened(second, asked, *other)

@@ -12,6 +12,7 @@ from mtpforge.benching import depths
 from mtpforge.benching.counting import Counts
 from mtpforge.benching.found import Cell
 from mtpforge.engines.counters import Cause, Counters
+from mtpforge.errors import shown
 from mtpforge.families.curves import Curve
 from mtpforge.judging.verdicts import FALL, LOW, NONE
 from mtpforge.report import Check, Verdict
@@ -70,6 +71,12 @@ def of_baseline(engine: str, other: str) -> Iterator[Check]:
     if other and other != engine:
         detail = f"is {other}, the server that drafts {engine}: a gain is that of the engine too"
         yield Check("baseline", "warning", detail, "serve both by the same engine")
+
+
+def of_folders(name: str, root: str, other: str) -> Check:
+    """One name at both, and another checkpoint behind it by its path: whoever named them says that it is the same."""
+    detail = f"both serve `{shown(name)}`, here from `{shown(other)}`, the server that drafts from `{shown(root)}`"
+    return Check("baseline", "warning", detail, "see that both folders hold the same target")
 
 
 def of_acceptance(total: Cell) -> Iterator[Check]:

@@ -205,6 +205,22 @@ def test_baseline_of_another_engine_is_told():
     assert "is SGLang, the server that drafts vLLM" in detail(found, "baseline")
 
 
+def test_one_name_for_two_folders_is_told():
+    """Whoever serves a graft and its target under one name knows that they are one model; a mistake is seen."""
+    with serving(3, HEALTHY) as on, serving(3, None) as off:
+        off.models = [{"id": "tiny", "root": "/model"}]
+        found = mtpforge.bench(on.url, baseline=off.url, **FEW)
+        alike = mtpforge.bench(on.url, baseline=on_folder(off), **FEW)
+    assert checks(found)["baseline"] == "warning"
+    assert "both serve `tiny`, here from `/model`, the server that drafts from `org/tiny`" in detail(found, "baseline")
+    assert "baseline" not in checks(alike)
+
+
+def on_folder(server):
+    server.models = [{"id": "tiny", "root": "/models/tiny"}]
+    return server.url
+
+
 @pytest.mark.parametrize("taken", [3, 2])
 def test_acceptance_that_never_differs_is_a_remark(taken):
     """A text that repeats itself has every token accepted; so has a lot that is drawn."""

@@ -30,7 +30,7 @@ REFUSED = {
         "`rejection_sample_method` is `synthetic`",
     ),
     "another model": (
-        lambda on, off: setattr(off, "models", [{"id": "tiny", "root": "org/smaller"}]),
+        lambda on, off: setattr(off, "models", [{"id": "small", "root": "org/smaller"}]),
         "serves another model than the server that drafts",
         "`org/smaller` here, `org/tiny` there",
     ),
