@@ -70,7 +70,7 @@ def together(first: Engine, second: Engine) -> Engine:
         draft_config=draft_config,
         target_traps=_all_traps(lambda e: e.target_traps, both),
         draft_traps=_all_traps(lambda e: e.draft_traps, both),
-        block_traps=_all_traps(lambda e: e.block_traps, both),
+        block_traps=second.block_traps,  # whose block it is
         serving_traps=_all_traps(lambda e: e.serving_traps, both),
         path_traps=_all_traps(lambda e: e.path_traps, both),
         serve=_serve(both),

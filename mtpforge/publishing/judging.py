@@ -42,8 +42,8 @@ def judge(graft: Graft, folder: Path, layer: Checkpoint | None, on_progress: OnP
     wrong = mismatches(stored, held, family, engine)
     detail = f"{len(alone.names)} tensors, each as {engine.name} builds it by the graft's own config.json"
     loads = Check("loads as it is", "failed" if wrong else "passed", "; ".join(wrong[:_SHOWN]) or detail)
-    # What a draft's own files say is asked of drafts: the graft has a document of its own, and the target's block.
-    kept = tuple(check for check in found.checks if check.name not in ("manifest", "quantization block"))
+    # The manifest of drafts is none of a graft's: it has a document of its own.
+    kept = tuple(check for check in found.checks if check.name != "manifest")
     checks = (*kept, loads, rest(graft.files.folder, held, prefix), index(held))
     ok = all(check.verdict != "failed" for check in checks)
     summary = f"fits: layer {graft.addition.number} is {graft.addition.scheme}, and the config says so" if ok else ""

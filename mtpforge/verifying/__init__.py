@@ -200,10 +200,10 @@ def _look(
     headers = (files, names.names(judged), names.dtypes(judged), names.shapes(judged), names.experts(judged))
     config, traps = config_checks.config(judged)
     if serving is None:
-        return _Looked(judged, headers, (config, config_checks.block(judged)))
+        return _Looked(judged, headers, (config, *config_checks.block(judged)))
     around, more = config_checks.surroundings(judged, serving, served_as or held.location)
     found = tuple(dict.fromkeys((*traps, *more)))
-    return _Looked(judged, headers, (config, config_checks.block(judged)), tuple(around), found)
+    return _Looked(judged, headers, (config, *config_checks.block(judged)), tuple(around), found)
 
 
 def _read(judged: Subject, layer: tuple[Checkpoint, StoredLayer] | None, on_progress: OnProgress | None) -> Values:

@@ -41,12 +41,17 @@ def config(subject: Subject) -> tuple[Check, tuple[Trap, ...]]:
     return check, traps
 
 
-def block(subject: Subject) -> Check:
-    """The draft's own quantization block beside its tensors, by the engine's own rules."""
+def block(subject: Subject) -> tuple[Check, ...]:
+    """The draft's own quantization block beside its tensors, by the engine's own rules.
+
+    Of a layer inside its target there is none: the block is the whole model's, by which the tensors are judged already.
+    """
+    if subject.is_inside:
+        return ()
     quantized = any(form is not None and not form.is_dense for form in subject.stored.values())
     found = subject.engine.block_traps(subject.draft.quantization, quantized)
     good = "agrees with the tensors" if quantized else "none, the draft is dense"
-    return _of_traps("quantization block", found, good, subject.anew)
+    return (_of_traps("quantization block", found, good, subject.anew),)
 
 
 def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:

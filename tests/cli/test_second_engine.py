@@ -166,3 +166,10 @@ def test_nothing_is_told_of_the_target_where_the_draft_decides(run, in_folder, t
     assert "int4-g32-asym, as its own config asks" in ran.document["report"]["summary"]
     assert "--hf-overrides" not in ran.document["serve"]
     assert run("verify", "draft", "--target", str(tinyglm("bf16")), "--engine", "other").code == 0
+
+
+def test_a_draft_for_both_is_not_warned_of_the_block_that_the_second_reads(run, in_folder, tinyglm):
+    ran = run("build", "--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4")), "--engine", "both",
+              "--scheme", "nvfp4", "-o", "made")  # fmt: skip
+    assert ran.code == 0
+    assert "packed_modules_mapping" not in ran.out + ran.err

@@ -147,3 +147,18 @@ def test_a_side_that_changed_since_is_none(merge):
     config = merge.parent / "int4-int8mix" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert "int4-int8mix is not here" in checks(merge)["values"].detail
+
+
+@pytest.mark.parametrize("target", ["awq-int4", "bf16"])
+def test_a_graft_that_is_fresh_is_warned_of_nothing(tinyglm, tmp_path, target):
+    """The block is the whole model's: the engine's rules for a draft's own block say nothing of it."""
+    made = mtpforge.graft(tinyglm("bf16"), tinyglm(target), out=tmp_path / "graft", link="sym")
+    found = checks(made.path)
+    assert {check.name: check.verdict for check in found.values() if check.verdict in ("warning", "failed")} == {}
+    judged = {check.name for check in made.report.checks}
+    assert found.keys() - judged == {"manifest"}  # it is being written
+    assert judged - found.keys() <= {"router", "loads as it is"}
+
+
+def test_a_merge_that_is_fresh_is_warned_of_nothing(merge):
+    assert {check.verdict for check in checks(merge).values()} <= {"passed", "not checked"}
