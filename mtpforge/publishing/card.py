@@ -23,9 +23,11 @@ from mtpforge.engines.engine import Serving
 from mtpforge.inspecting import inspect
 from mtpforge.manifest import Manifest
 from mtpforge.publishing import measured
+from mtpforge.publishing.damage import refuse_changed
 from mtpforge.publishing.measured import Measured
 from mtpforge.report import Trap
 from mtpforge.units import count, file_size
+from mtpforge.verifying.tensor_hashes import hashed
 
 _TAGS: Final = ("mtp", "nextn", "speculative-decoding", "draft-model", "mtpforge")
 _LICENCE: Final = ("license", "license_name", "license_link")
@@ -44,9 +46,11 @@ def card(
 
     source, target: what the draft was made from and for, where they can be opened: licence and serving command come
     from them. name: hub id under which the draft will be found; its folder where there is none. reports: files of JSON
-    documents of fidelity, accept and bench; MtpforgeError for one of another draft.
+    documents of fidelity, accept and bench; MtpforgeError for one of another draft, and for a draft whose tensors are
+    not those of its manifest.
     """
     told = manifest.read(draft)
+    refuse_changed(draft, told, hashed(draft, told.tensors.keys() & draft.names))
     found = measured.rows(draft, told.target, reports)
     place = name or draft.location
     parts = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -24,7 +24,7 @@ from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
 from mtpforge.publishing import patches
-from mtpforge.publishing.layers import Taken, taken
+from mtpforge.publishing.layers import Taken, stated_hashes, taken
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, without
 from mtpforge.report import Trap
@@ -103,7 +103,8 @@ class Graft:
     shards: of the layer, as they will lie. kept: shards of the target that lose tensors, what stays of each and how it
     will lie. dropped: weight files of which nothing stays. linked: name -> file, of all that stays as it is. index:
     model.safetensors.index.json. superseded: tensors of the target that give way. why: of a layer that is built, why it
-    does not go in as it is stored. stated: of a delta, the sha256 of each tensor by its document.
+    does not go in as it is stored. stated: sha256 of each tensor by
+    the document of what it is from: a delta, a draft, a graft.
     """
 
     asked: Asked
@@ -177,7 +178,8 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
         scales=layer.job.plan.scales if layer.job else _scales(held),
     )
     found_traps = traps.of_other_version(target, held, family, "layer")
-    return laid_out(asked, files, addition, layer, None, found_traps, why)
+    stated = {files.spelled(name): sha256 for name, sha256 in stated_hashes(held, layer.refs).items()}
+    return replace(laid_out(asked, files, addition, layer, None, found_traps, why), stated=stated)
 
 
 def _scales(held: Checkpoint) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from mtpforge import manifest
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import overlay
@@ -45,6 +46,20 @@ def taken(held: Checkpoint, stored: StoredLayer, target: Checkpoint, family: Fam
         return "the rows of one expert do not lie together in its stack"
     named = {ref.name: ref for ref in sorted(refs, key=lambda ref: ref.name)}
     return Taken(held, told, scheme, stored.n_experts, named)
+
+
+def stated_hashes(held: Checkpoint, refs: Mapping[str, TensorRef]) -> dict[str, str]:
+    """Plain name -> the sha256 that the document of a draft or a graft gives for these tensors; {} where it has none.
+
+    refs: by the names that they get. Names may be respelled on the way, so that a tensor is known by where it lies.
+    """
+    told = manifest.find(held) or manifest.of_graft(held)
+    if told is None:
+        return {}
+    places = {(ref.file, ref.start): name for name, ref in refs.items()}
+    found = held.locate(name for name in told.tensors if name in held.names)
+    at = {name: places.get((ref.file, ref.start)) for name, ref in found.items() if ref.spec.n_bytes}
+    return {to: told.tensors[name].sha256 for name, to in at.items() if to is not None}
 
 
 def _respelled(stored: StoredLayer, scheme: Scheme, prefix: str) -> StoredLayer:

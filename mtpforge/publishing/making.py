@@ -18,9 +18,9 @@ from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.folder import open_folder
 from mtpforge.checkpoint.tensor_names import plain
-from mtpforge.errors import MtpforgeError, shown
+from mtpforge.errors import MtpforgeError
 from mtpforge.manifest import find
-from mtpforge.publishing import assembling, patches
+from mtpforge.publishing import assembling, damage, patches
 from mtpforge.publishing.assembling import SCHEMA, Copy, Made, at
 from mtpforge.publishing.grafting import Addition, Graft
 from mtpforge.report import OnProgress, Report
@@ -154,12 +154,8 @@ def _of_layer(graft: Graft, layer: Checkpoint) -> list[Copy]:
 
 
 def _refuse_damage(graft: Graft, digests: Mapping[str, str]) -> None:
-    """MtpforgeError for tensors of a delta that are not what its document says."""
+    """MtpforgeError for tensors that are not what the document beside them says: nobody could tell it of the graft."""
     wrong = sorted(name for name, stated in graft.stated.items() if digests[name] != stated)
     if wrong:
-        raise MtpforgeError(
-            f"{len(wrong)} tensors of the delta changed since it was made",
-            where=shown(graft.layer.checkpoint.location),
-            why=f"the first is {shown(wrong[0])}: its sha256 is another",
-            fix="fetch the delta again",
-        )
+        of, again = ("delta", "fetch the delta again") if graft.asked.delta else ("layer", damage.AGAIN)
+        raise damage.changed(of, graft.layer.checkpoint, wrong, again)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,14 @@ def test_push_shows_what_it_would_send(run, draft):
     assert "would send" in ran.out
     told = json.loads(run(*asked, "--json").out)
     assert set(told["upload"]["files"]) >= {"README.md", "config.json", "model.safetensors", "mtpforge.json"}
+
+
+def test_card_of_a_draft_that_changed_since_it_was_built_is_refused(run, draft, tmp_path):
+    shutil.copytree(draft, tmp_path / "d", ignore=shutil.ignore_patterns("README.md"))
+    weights = tmp_path / "d" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    weights.write_bytes(raw)
+    ran = run("card", tmp_path / "d")
+    assert (ran.code, "1 tensor of the draft changed since it was made" in ran.err) == (3, True)
+    assert not (tmp_path / "d" / "README.md").exists()

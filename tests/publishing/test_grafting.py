@@ -271,6 +271,40 @@ def test_damaged_layer_is_found_before_the_graft_appears(tinyglm, tmp_path, monk
     assert not (tmp_path / "graft").exists()
 
 
+def with_damage(folder, to):
+    """A copy with 64 bytes in the middle of its weights overwritten."""
+    shutil.copytree(folder, to)
+    weights = max(to.glob("model*.safetensors"), key=lambda path: path.stat().st_size)
+    raw = bytearray(weights.read_bytes())
+    at = len(raw) // 2
+    assert raw[at : at + 64] != b"\xff" * 64
+    raw[at : at + 64] = b"\xff" * 64
+    weights.write_bytes(raw)
+    return to
+
+
+@pytest.mark.parametrize("make", [mtpforge.graft, mtpforge.delta], ids=["graft", "delta"])
+def test_draft_that_changed_since_it_was_built_is_not_made_into_anything(tinyglm, tmp_path, make):
+    target = tinyglm("awq-int4")
+    mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")
+    damaged = with_damage(tmp_path / "draft", tmp_path / "damaged")
+    with pytest.raises(MtpforgeError, match="1 tensor of the layer changed since it was made") as caught:
+        make(damaged, target, out=tmp_path / "out")
+    assert "mtpforge verify" in caught.value.fix
+    assert not (tmp_path / "out").exists()
+    make(tmp_path / "draft", target, out=tmp_path / "out")
+
+
+def test_layer_of_a_graft_that_changed_since_it_was_made_is_not_taken(tinyglm, tmp_path):
+    mtpforge.graft(tinyglm("fp8"), tinyglm("bf16"), out=tmp_path / "graft", link="copy")
+    taken = tmp_path / "graft" / "model-mtp.safetensors"
+    raw = bytearray(taken.read_bytes())
+    raw[-1] ^= 1
+    taken.write_bytes(raw)
+    error = refusal(tmp_path / "graft", tinyglm("awq-int4"), out=tmp_path / "other")
+    assert error.what == "1 tensor of the layer changed since it was made"
+
+
 def test_delta_and_graft_of_it_are_the_graft(graft, tinyglm, tmp_path):
     whole = graft("bf16", "nvfp4")
     delta = mtpforge.delta(tinyglm("bf16"), tinyglm("nvfp4"), out=tmp_path / "delta")
@@ -301,7 +335,7 @@ def test_damaged_delta_is_refused(delta, tinyglm, tmp_path):
     raw[-1] ^= 1
     weights.write_bytes(raw)
     error = refusal(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft")
-    assert error.what == "1 tensors of the delta changed since it was made"
+    assert error.what == "1 tensor of the delta changed since it was made"
     (delta / "mtpforge-delta.json").write_text("{}")
     assert "has schema None" in refusal(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft").what
 
