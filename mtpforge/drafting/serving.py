@@ -17,6 +17,7 @@ from mtpforge.engines.hardware import Deployment, machine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
+from mtpforge.report import Trap
 from mtpforge.sourcing import has_layer
 from mtpforge.verifying import as_served, glance
 
@@ -40,7 +41,7 @@ def serving_command(
     if machine is not None and deployment is not None:
         serving = deploying.serving_on(machine, deployment, engine, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
-    doubts = () if held is target else traps.of_other_version(target, held, family_of(target.config))
+    doubts = _doubts(held, target, engine)
     traps.refuse_swapped("serve", held, target, family_of(target.config))
     _refuse_whole(held, target, engine)
     target = as_served(held, target, engine_of(engine))
@@ -52,6 +53,14 @@ def serving_command(
     if machine is None or deployment is None:
         return made
     return deploying.placed(made, machine, deployment, engine, target, scheme, serving)
+
+
+def _doubts(held: Checkpoint, target: Checkpoint, engine: str) -> tuple[Trap, ...]:
+    """What the engine would not say of this pair; what a draft cures is cured by the one that is served."""
+    family, is_alone = family_of(target.config), held is target
+    found = engine_of(engine).target_traps(target, family)
+    warned = tuple(trap for trap in found if trap.severity == "warning" and not (trap.draft_cures and not is_alone))
+    return warned if is_alone else (*traps.of_other_version(target, held, family), *warned)
 
 
 def _refuse_whole(held: Checkpoint, target: Checkpoint, engine: str) -> None:

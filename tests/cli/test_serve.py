@@ -44,6 +44,19 @@ def test_serve_of_damaged_weights_names_who_reads_them(run, demo, tinyglm, tmp_p
     assert run(*judge[1:]).code == 1
 
 
+def test_the_command_for_sglang_comes_with_what_it_reads_wrongly_of_the_target(run, tinyglm, in_folder):
+    target = str(tinyglm("awq-int4"))
+    made = run(
+        "build", "--target", target, "--source", tinyglm("nvfp4"), "--scheme", "nvfp4", "--engine", "both", "-o", "d"
+    )
+    assert (made.code, made.err.count("warning: the target's experts have zero points")) == (0, 1)
+    judged = run("verify", "d", "--target", target, "--engine", "both", "--json").document["report"]
+    assert next(c for c in judged["checks"] if c["name"] == "target")["verdict"] == "warning"
+    ran = run("serve", "d", "--target", target, "--engine", "both", "--print")
+    assert (ran.code, ran.err.count("warning: the target's experts have zero points")) == (0, 1)
+    assert "zero points" not in run("serve", "d", "--target", target, "--print").err
+
+
 def refusal(run, *argv: str) -> tuple[int, str]:
     ran = run("serve", *argv, "--print")
     assert "vllm serve" not in ran.out

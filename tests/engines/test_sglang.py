@@ -9,7 +9,7 @@ import pytest
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import ENGINES, Serving
+from mtpforge.engines import ENGINES, Serving, engine_of, overlay
 from mtpforge.engines.sglang import SGLANG
 from mtpforge.engines.sglang.draft_classes import draft_class
 from mtpforge.engines.sglang.serving import least_capability
@@ -225,6 +225,16 @@ def test_a_target_with_zero_points_is_warned_of(tinyglm):
 
     assert traps("awq-int4") == ["asymmetric-experts"]
     assert traps("fp8") == traps("bf16") == traps("nvfp4") == []
+
+
+def test_zero_points_are_warned_of_in_a_target_that_is_restated_to_vllm(tinyglm):
+    target = open_checkpoint(str(tinyglm("awq-int4")))
+    told, _ = overlay.beside(target, engine_of("both"), load("nvfp4"))
+    assert told.is_restated
+    for engine in (SGLANG, engine_of("both")):
+        assert engine.target_traps(told, family_of(told.config)) == SGLANG.target_traps(
+            target, family_of(target.config)
+        )
 
 
 def test_the_command(target):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines import fields
@@ -27,7 +28,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
     """What is wrong in the target itself: experts with zero points, which SGLang does not load (0.5.14 to 0.5.23)."""
     last = family.prefix(family.layer(target.config) - 1)
     try:
-        block = parse(target.quantization)
+        block = parse(_of_its_files(target))
         experts = [decide(block, asked)[0] for asked in questions(family, target.config, last) if asked.experts]
     except MtpforgeError:
         return ()
@@ -38,6 +39,12 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
     )
     fix = "serve this target with another engine, or name one with symmetric experts: `--target CKPT`"
     return (Trap("asymmetric-experts", "warning", message, fix, where=f"{_TARGET}, quantization_config"),)
+
+
+def _of_its_files(target: Checkpoint) -> Mapping[str, object]:
+    """The block that SGLang reads: a target is restated to vLLM alone, also where one draft is for both."""
+    raw = target.small_file(metadata.CONFIG) if target.is_restated else None
+    return target.quantization if raw is None else metadata.quantization(metadata.config(raw), target.small_file)
 
 
 def draft_traps(
