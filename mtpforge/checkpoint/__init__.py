@@ -45,7 +45,7 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
         return folder.open_local(path, label=text)
     if text.startswith((".", "~", "/")):
         raise _absent(text, f"no folder at `{shown(path.absolute())}`")
-    _refuse_below_a_folder(text)
+    refuse_below_a_folder(text)
     match = _hub_name(text)
     if match is None:
         nowhere = f"there is no such folder, and a hub id looks like `org/name` or `org/name@revision`{_meant(text)}"
@@ -114,7 +114,7 @@ def _hub_name(text: str) -> re.Match[str] | None:
     return match
 
 
-def _refuse_below_a_folder(text: str) -> None:
+def refuse_below_a_folder(text: str) -> None:
     """MtpforgeError for a name like a hub id whose first part is a folder here: the path is what was meant."""
     first, slash, rest = text.rstrip("/").partition("/")
     if not slash or {"@", ":"} & {*rest} or not _exists(Path(first)) or not Path(first).is_dir():

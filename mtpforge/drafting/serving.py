@@ -86,6 +86,8 @@ def _listed(draft: str, target: Checkpoint, engine: str) -> str:
 def _refuse_misfit(draft: str, target: Checkpoint, engine: str, serving: Serving) -> None:
     """Refuse a pair of which configs and headers alone show that the engine would not start, or draft nonsense."""
     if draft == target.location:  # the target's own layer, without a draft
+        for trap in traps.only_layer(target, family_of(target.config)):
+            raise MtpforgeError(trap.message, where=trap.where, fix=trap.fix)
         report = inspect(target, engine=engine, serving=serving, with_heads=False)
         anew = f"`{' '.join(('mtpforge build --target', shown(target.label), *named(engine)))}`"
         wrong = [replace(check, fix=anew) for check in report.checks if check.verdict != "passed"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from mtpforge import errors
-from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint import open_checkpoint, refuse_below_a_folder
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
@@ -55,10 +56,13 @@ def folder_of(draft: str) -> Path:
             why="it is a file" if path.exists() else "there is no such folder",
             fix="give the draft's folder, as `mtpforge build` printed it",
         )
+    refuse_below_a_folder(draft)
     download = shlex.join(["hf", "download", name, *(["--revision", revision] if revision else [])])
+    places = ("out/draft", *(f"out/draft-{number}" for number in range(2, 100)))
+    place = next((place for place in places if not os.path.lexists(place)), "DIR")  # over no draft that is there
     raise MtpforgeError(
         f"`{shown(draft)}` is no folder",
         why="the engine needs the draft's files on this machine",
-        fix=f"`{shown(download)} --local-dir out/draft`, then name `out/draft`",
+        fix=f"`{shown(download)} --local-dir {place}`, then name `{place}`",
         code=errors.MACHINE,
     )

@@ -271,3 +271,30 @@ def test_a_target_that_needs_a_draft_is_told_which_build(run, in_folder, tinyglm
     for each in words:
         assert run(*each[1:], "--dry-run").code == 0, each
     assert target.is_dir()
+
+
+def test_a_draft_as_its_own_target_is_refused(run, draft):
+    """It has no main model that an engine could run, whatever its configs say."""
+    ran = run("serve", str(draft), "--target", str(draft), "--print")
+    assert (ran.code, ran.out) == (3, "")
+    assert "error: the target holds only the MTP layer: this is a draft\n" in ran.err
+
+
+@pytest.mark.parametrize("command", [("serve", "--print"), ("validate",)])
+def test_a_mistyped_folder_is_never_a_repository_to_download(run, draft, tinyglm, command):
+    name, *rest = command
+    home = Path("out")
+    home.mkdir()
+    draft.rename(home / "draft-1")
+    ran = run(name, "out/draft1", "--target", str(tinyglm("awq-int4")), *rest)
+    assert (ran.code, ran.out) == (3, "")
+    assert "cause: `out` is a folder here and holds no `draft1`; the hub was not asked\n" in ran.err
+    assert "hf download" not in ran.err
+    assert "hint: did you mean `out/draft-1`? " in ran.err
+
+
+def test_a_draft_of_the_hub_is_downloaded_over_no_other(run, draft, tinyglm):
+    Path("out").mkdir()
+    draft.rename("out/draft")
+    ran = run("serve", "org/draft", "--target", str(tinyglm("awq-int4")), "--print")
+    assert "`hf download org/draft --local-dir out/draft-2`, then name `out/draft-2`" in ran.err
