@@ -24,6 +24,7 @@ from mtpforge.nextn import texts
 from mtpforge.nextn.speculating import Recycled
 from mtpforge.report import Check, Report
 from mtpforge.sourcing import refuse_other_model
+from mtpforge.verifying.tensor_hashes import layer_identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +94,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class DraftAcceptance:
-    """One draft, beside both kinds of text. identity: of its files."""
+    """One draft, beside both kinds of text. identity: a hash of its config and its layer, every byte."""
 
     draft: str
     identity: str
@@ -241,4 +242,4 @@ def estimate(values: Tensor) -> Estimate:
 
 def _judged(draft: Checkpoint, sampled: Drawn, greedy: Drawn) -> DraftAcceptance:
     checks = verdicts.of_acceptance(title(draft), sampled)
-    return DraftAcceptance(title(draft), draft.identity, sampled, greedy, tuple(checks))
+    return DraftAcceptance(title(draft), layer_identity(draft), sampled, greedy, tuple(checks))

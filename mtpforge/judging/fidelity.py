@@ -25,6 +25,7 @@ from mtpforge.nextn.speculating import RECYCLED, Recycled
 from mtpforge.report import Check, Report
 from mtpforge.sourcing import refuse_other_model
 from mtpforge.units import duration, memory_size
+from mtpforge.verifying.tensor_hashes import layer_identity
 
 if TYPE_CHECKING:
     from mtpforge.judging.distances import Distances
@@ -79,9 +80,9 @@ class StepFidelity:
 
 @dataclass(frozen=True, slots=True)
 class DraftFidelity:
-    """One draft. identity: of its files. n_bytes: of its layer. steps: none where it cannot be computed.
+    """One draft. identity: a hash of its config and its layer, every byte. n_bytes: of its layer.
 
-    swaps: which module costs what.
+    steps: none where it cannot be computed. swaps: which module costs what.
     """
 
     draft: str
@@ -262,7 +263,7 @@ class _Comparison:
 
         checks, found = [verdicts.of_config(differing)], list[Swap]()
         if side is None:
-            return DraftFidelity(title(draft), draft.identity, 0, 0, (), (), tuple(checks))
+            return DraftFidelity(title(draft), layer_identity(draft), 0, 0, (), (), tuple(checks))
         found = swaps(
             *(paired(self._reference, side), self._embedding, self._head, self._sample),
             workers=self._asked.workers,
@@ -271,7 +272,7 @@ class _Comparison:
         checks += [verdicts.of_modules(found), *verdicts.of_steps(steps, is_synthetic=self._sample.is_synthetic)]
         n_experts = side.stored.n_experts
         return DraftFidelity(
-            title(draft), draft.identity, side.n_bytes, n_experts, tuple(steps), tuple(found), tuple(checks)
+            title(draft), layer_identity(draft), side.n_bytes, n_experts, tuple(steps), tuple(found), tuple(checks)
         )
 
     def _sampled(self) -> Sample:

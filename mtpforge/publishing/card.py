@@ -50,8 +50,9 @@ def card(
     not those of its manifest.
     """
     told = manifest.read(draft)
-    refuse_changed(draft, told, hashed(draft, told.tensors.keys() & draft.names))
-    found = measured.rows(draft, told.target, reports)
+    hashes = hashed(draft, draft.names)
+    refuse_changed(draft, told, hashes)
+    found = measured.rows(draft, told.target, reports, hashes)
     place = name or draft.location
     parts = [
         f"---\n{_metadata(draft, told, source).to_yaml()}\n---\n",

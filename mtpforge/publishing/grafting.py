@@ -103,8 +103,8 @@ class Graft:
     shards: of the layer, as they will lie. kept: shards of the target that lose tensors, what stays of each and how it
     will lie. dropped: weight files of which nothing stays. linked: name -> file, of all that stays as it is. index:
     model.safetensors.index.json. superseded: tensors of the target that give way. why: of a layer that is built, why it
-    does not go in as it is stored. stated: sha256 of each tensor by
-    the document of what it is from: a delta, a draft, a graft.
+    does not go in as it is stored. stated: sha256 of each tensor by the
+    document of what it is from: a delta, a draft, a graft.
     """
 
     asked: Asked

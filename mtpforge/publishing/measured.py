@@ -1,7 +1,8 @@
 """rows(): what was measured of a draft, for its card: documents that fidelity, accept and bench print with `--json`.
 
-A document speaks of a draft by its identity, a hash of its files. That of bench speaks of a server, whose model is told
-and whose draft is not: it is taken where that model, by its name or by the checkpoint behind it, is the draft's target.
+A document speaks of a draft by its identity, a hash of its config and its layer. That of bench speaks of a
+server, whose model is told and whose draft is not: it is taken where that model, by its name or by the checkpoint
+behind it, is the draft's target.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mtpforge.checkpoint import json_fields
 from mtpforge.checkpoint.checkpoint import Checkpoint, own_name, place_of
 from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.verifying.tensor_hashes import layer_identity
 
 _HOW: Final = "`mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.json` writes one"
 
@@ -28,15 +30,26 @@ class Measured:
     found: str
 
 
-def rows(draft: Checkpoint, target: str, files: Sequence[str | Path]) -> tuple[Measured, ...]:
-    """A row for each document. target: identity of what the draft was made for, "" for none.
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The draft of the card: what the user typed, and the identity of its layer."""
+
+    label: str
+    identity: str
+
+
+def rows(
+    draft: Checkpoint, target: str, files: Sequence[str | Path], hashes: Mapping[str, str]
+) -> tuple[Measured, ...]:
+    """A row for each document. target: identity of what the draft was made for, "" for none. hashes: of its tensors.
 
     MtpforgeError for what is no such document, and for one of another draft.
     """
-    return tuple(_row(draft, target, Path(file)) for file in files)
+    own = Own(draft.label, layer_identity(draft, hashes))
+    return tuple(_row(own, target, Path(file)) for file in files)
 
 
-def _row(draft: Checkpoint, target: str, file: Path) -> Measured:
+def _row(draft: Own, target: str, file: Path) -> Measured:
     try:
         with file.open("rb") as opened:
             raw = opened.read(json_fields.MAX_JSON_BYTES + 1)
@@ -59,7 +72,7 @@ def _row(draft: Checkpoint, target: str, file: Path) -> Measured:
     return read[1](held, draft, target)
 
 
-def _own(held: Fields, draft: Checkpoint) -> Fields:
+def _own(held: Fields, draft: Own) -> Fields:
     """What a document says of this draft."""
     identity = draft.identity.rpartition("#")[2]
     listed = held.values.get("drafts")
@@ -80,7 +93,7 @@ def _refuse(held: Fields, why: str) -> NoReturn:
     )
 
 
-def _of_fidelity(held: Fields, draft: Checkpoint, _: str) -> Measured:
+def _of_fidelity(held: Fields, draft: Own, _: str) -> Measured:
     own = _own(held, draft)
     steps = _objects(own, "steps")
     tokens = (
@@ -98,7 +111,7 @@ def _of_fidelity(held: Fields, draft: Checkpoint, _: str) -> Measured:
     )
 
 
-def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
+def _of_accept(held: Fields, draft: Own, _: str) -> Measured:
     own = _own(held, draft)
     drawn = own.within("sampled")
     if drawn is None:
@@ -112,7 +125,7 @@ def _of_accept(held: Fields, draft: Checkpoint, _: str) -> Measured:
     return Measured("accept", how, "<br>".join((found, *_doubts(own))))
 
 
-def _of_bench(held: Fields, _: Checkpoint, target: str) -> Measured:
+def _of_bench(held: Fields, _: Own, target: str) -> Measured:
     own, names = place_of(target), [name for key in ("model", "checkpoint") if (name := held.text(key))]
     if not own or own_name(own) not in map(own_name, names):
         ran = ", ".join(map(shown, dict.fromkeys(names))) or "no model"
@@ -166,7 +179,7 @@ def _place(held: Fields, key: str) -> str:
     return f"`{shown(Path(name).name if name.startswith(('/', '.', '~')) else name)}`"
 
 
-_KINDS: Final[Mapping[str, tuple[str, Callable[[Fields, Checkpoint, str], Measured]]]] = {
+_KINDS: Final[Mapping[str, tuple[str, Callable[[Fields, Own, str], Measured]]]] = {
     "fidelity": ("fidelity", _of_fidelity),
     "validate": ("fidelity", _of_fidelity),
     "accept": ("acceptance", _of_accept),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint import metadata
+from mtpforge.checkpoint.checkpoint import Checkpoint, place_of
+from mtpforge.checkpoint.folder import Folder
+from mtpforge.families import family_of
 from mtpforge.tensors import TensorRef
 from mtpforge.weights.reading import Read
 
@@ -45,3 +48,19 @@ def hashed(held: Checkpoint, names: Iterable[str]) -> dict[str, str]:
             digest.update(piece)
         found[ref.name] = digest.hexdigest()
     return found
+
+
+def layer_identity(held: Checkpoint, hashes: Mapping[str, str] | None = None) -> str:
+    """`<folder name>#<16 hex digits>` over config.json and every byte of the layer: two drafts may differ in one code.
+
+    hashes: sha256 of tensors where they are known already. What is no folder keeps its own: a commit says all of it.
+    """
+    if not isinstance(held, Folder):
+        return held.identity
+    prefix = family_of(held.config).prefix(family_of(held.config).layer(held.config))
+    refs = held.locate(sorted(name for name in held.names if name.startswith(prefix)))
+    hashes = hashed(held, refs) if hashes is None else hashes
+    digest = hashlib.sha256(held.small_file(metadata.CONFIG) or b"")
+    for name, ref in refs.items():
+        digest.update(f"\n{name} {ref.spec} {hashes.get(name, '')}".encode("utf-8", "surrogateescape"))
+    return f"{place_of(held.identity)}#{digest.hexdigest()[:16]}"

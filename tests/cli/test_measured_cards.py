@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import mtpforge
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.errors import MtpforgeError
+from mtpforge.verifying.tensor_hashes import layer_identity
 
 STORED = Path(__file__).parents[1] / "data" / "reports"
 # The stored bench was made of a server of this model.
@@ -37,7 +39,7 @@ def of(draft, number):
         key = {"fidelity": "fidelity", "accept": "acceptance"}[body["command"]]
         for each in body[key]["drafts"]:
             each["identity"] = "other#0123456789abcdef"
-        body[key]["drafts"][number]["identity"] = open_checkpoint(draft).identity
+        body[key]["drafts"][number]["identity"] = layer_identity(open_checkpoint(draft))
 
     return change
 
@@ -66,6 +68,24 @@ def test_document_that_fidelity_itself_writes_is_taken(draft, tinyglm, run, tmp_
     (row,) = rows((tmp_path / "card.md").read_text())
     agreement = json.loads(ran.out)["fidelity"]["drafts"][0]["steps"][0]["agreement"]
     assert row[2].startswith(f"step 1: {agreement:.1%} the same token")
+
+
+def test_document_of_a_draft_with_other_codes_in_its_middle_is_refused(draft, tinyglm, run, tmp_path):
+    """Same names, sizes and ends: only the codes between are others, as those of another `--scales`."""
+    shutil.copytree(draft, tmp_path / "other")
+    weights = tmp_path / "other" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    weights.write_bytes(raw)
+    documents = {}
+    for each in (draft, tmp_path / "other"):
+        ran = run("fidelity", each, "--reference", tinyglm("nvfp4"), "-k", "1", "--json")
+        documents[each] = json.loads(ran.out)["fidelity"]["drafts"][0]["identity"]
+        (tmp_path / f"{each.name}.json").write_text(ran.out)
+    assert documents[draft].rpartition("#")[2] != documents[tmp_path / "other"].rpartition("#")[2]
+    assert mtpforge.card(draft, reports=[tmp_path / "draft.json"])
+    with pytest.raises(MtpforgeError, match="was measured of another draft"):
+        mtpforge.card(draft, reports=[tmp_path / "other.json"])
 
 
 def test_bench_is_taken_where_the_server_ran_the_target(draft, tmp_path):
