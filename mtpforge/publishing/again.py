@@ -52,7 +52,7 @@ def verify(
     report = verifying.verify(
         held, served, source, engine=engine, serving=serving, scheme=scheme, on_progress=on_progress
     )
-    around = tuple(_around(served)) if is_alone and isinstance(served, Folder) else ()
+    around = tuple(_around(served, source)) if is_alone and isinstance(served, Folder) else ()
     if not around:
         return report
     is_merge = served.small_file(metadata.MERGE) is not None and served.small_file(metadata.GRAFT) is None
@@ -76,17 +76,18 @@ def _refuse_whole(held: Checkpoint) -> None:
             )
 
 
-def _around(served: Folder) -> Iterator[Check]:
+def _around(served: Folder, source: Named | None) -> Iterator[Check]:
     """The checks of what is around the layer; none for what neither graft nor merge made."""
+    known = None if source is None else open_checkpoint(source)
     if (body := record(served, metadata.GRAFT)) is not None:
         family = family_of(served.config)
         yield judging.index(served)
-        target, why = _source(identity_of(body, "target"), served)
+        target, why = _source(identity_of(body, "target"), served, known)
         prefix = family.prefix(family.layer(served.config))
         yield Check("main model", "not checked", why) if target is None else _main_model(target, served, prefix)
     elif (body := record(served, metadata.MERGE)) is not None:
         wanted = [("", identity_of(body, "base")), *takes_of(body)]
-        found = [_source(identity, served) for _, identity in wanted]
+        found = [_source(identity, served, known) for _, identity in wanted]
         sides = [None if folder is None else _side(folder) for folder, _ in found]
         unread = "; ".join(dict.fromkeys(why for _, why in found if why))
         yield judging.index(served)
@@ -112,12 +113,13 @@ def _side(folder: Checkpoint) -> Side:
     return side_of(folder, target_files(folder, ENGINES[DEFAULT]))
 
 
-def _source(identity: str, served: Folder) -> tuple[Folder | None, str]:
+def _source(identity: str, served: Folder, known: Checkpoint | None) -> tuple[Folder | None, str]:
     """One of the checkpoints that it was made of, whole on this machine; None and why it could not be compared."""
-    place = found_at(identity, served) if identity else ""
+    place = found_at(identity, served, known) if identity else ""
     if not place:
         name = identity.rpartition("#")[0] or identity
-        return None, f"{shown(name) or 'what it was made of'} is not here, nor beside it, as it was then"
+        gone = f"{shown(name) or 'what it was made of'} is not here, nor beside it, as it was then"
+        return None, f"{gone}; `--source DIR` names it, or what lies beside it" if known is None else gone
     try:
         return target_files(open_checkpoint(place, offline=True), ENGINES[DEFAULT]).folder, ""
     except MtpforgeError as error:

@@ -18,6 +18,7 @@ from mtpforge.report import Check, Report
 from mtpforge.tensors import TensorRef
 
 _PIECE_BYTES: Final = 8 << 20
+_AROUND: Final = "taken tensors"  # of a merge that was made before; `values` are the layer's beside a source
 
 
 def judge(merge: Merge, folder: Path) -> Report:
@@ -77,12 +78,12 @@ def again(taken: Taken, alone: Side) -> Iterator[Check]:
     wanted = {module for i, found in enumerate(given) for module, of in found.items() if of == i}
     known = {module: i for module, i in origins.items() if taken.sides[i] is not None}
     if odd := sorted(wanted ^ known.keys()):
-        yield Check("values", "failed", f"`{shown(odd[0])}` is not in both the merge and what it was taken from")
+        yield Check(_AROUND, "failed", f"`{shown(odd[0])}` is not in both the merge and what it was taken from")
         return
-    check = values(known, taken.sides, alone)
+    check = replace(values(known, taken.sides, alone), name=_AROUND)
     left = sum(len(alone.modules[module]) for module in origins.keys() - known.keys())
     if check.verdict == "passed" and taken.unread:
-        check = Check("values", "not checked", f"of {left:,} tensors: {taken.unread}; {check.detail}")
+        check = Check(_AROUND, "not checked", f"of {left:,} tensors: {taken.unread}; {check.detail}")
     yield check
 
 

@@ -58,12 +58,16 @@ def takes_of(body: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(str(row.get("pattern", "")), str(row.get("id", ""))) for row in found]
 
 
-def found_at(identity: str, beside: Checkpoint) -> str:
-    """Where a side lies: a hub id, a folder that is found here, beside it, or behind its links; "" where none is."""
+def found_at(identity: str, beside: Checkpoint, known: Checkpoint | None = None) -> str:
+    """Where a side lies: a hub id, a folder that is found here, beside it, or behind its links; "" where none is.
+
+    known: another checkpoint that is at hand, and may be it, or lie beside it.
+    """
     name, mark, _ = identity.rpartition(_HASH)
     if not mark:
         return identity
-    for place in dict.fromkeys(_places(name, Path(beside.location))):
+    more = () if known is None else (Path(known.location), Path(known.location).parent / name)
+    for place in dict.fromkeys((*_places(name, Path(beside.location)), *more)):
         with suppress(MtpforgeError, OSError):
             if open_folder(place).identity == identity:
                 return str(place)

@@ -74,7 +74,9 @@ def test_a_tensor_around_the_layer_that_changed_is_found(graft):
 def test_a_target_that_is_gone_is_said(graft):
     shutil.rmtree(graft.parent / "awq-int4")
     found = checks(graft)["main model"]
-    assert (found.verdict, found.detail) == ("not checked", "awq-int4 is not here, nor beside it, as it was then")
+    gone = "awq-int4 is not here, nor beside it, as it was then"
+    named = f"{gone}; `--source DIR` names it, or what lies beside it"
+    assert (found.verdict, found.detail) == ("not checked", named)
 
 
 def test_the_record_names_the_file_that_is_missing(graft):
@@ -110,7 +112,8 @@ def test_a_merge_is_compared_with_what_it_was_made_of(merge):
     found = checks(merge)
     assert {check.verdict for check in found.values()} <= {"passed", "not checked", "warning"}
     assert (
-        found["values"].detail == f"0 tensors in shared files, {len(tensors(merge))} read beside where they come from"
+        found["taken tensors"].detail
+        == f"0 tensors in shared files, {len(tensors(merge))} read beside where they come from"
     )
     assert found["modules"].verdict == "passed"
     assert "manifest" not in found
@@ -121,7 +124,7 @@ def test_a_merge_is_compared_with_what_it_was_made_of(merge):
 )
 def test_a_tensor_of_a_merge_that_changed_is_found_on_either_side(merge, name):
     flip(merge, name)
-    found = checks(merge)["values"]
+    found = checks(merge)["taken tensors"]
     assert found.verdict == "failed"
     assert f"`{name}` holds other bytes than the one of " in found.detail
     home = merge.parent
@@ -131,22 +134,34 @@ def test_a_tensor_of_a_merge_that_changed_is_found_on_either_side(merge, name):
     )
 
 
+def test_what_a_merge_was_made_of_is_found_at_the_source_and_beside_it(merge):
+    elsewhere = merge.parent / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("int4-int8mix", "awq-int4"):
+        (merge.parent / name).rename(elsewhere / name)
+    assert checks(merge)["taken tensors"].verdict == "not checked"
+    report = mtpforge.verify(merge, merge, elsewhere / "int4-int8mix")
+    found = [check for check in report.checks if check.name in ("values", "taken tensors")]
+    assert [(check.name, check.verdict) for check in found] == [("values", "passed"), ("taken tensors", "passed")]
+
+
 def test_what_of_a_merge_could_not_be_compared_is_said(merge):
     shutil.rmtree(merge.parent / "awq-int4")
-    found = checks(merge)["values"]
+    found = checks(merge)["taken tensors"]
     n = sum(".mlp.experts." in name and ".layers.3." not in name for name in tensors(merge))
     assert found.verdict == "not checked"
     assert found.detail.startswith(
-        f"of {n:,} tensors: awq-int4 is not here, nor beside it, as it was then; 0 tensors in"
+        f"of {n:,} tensors: awq-int4 is not here, nor beside it, as it was then; `--source DIR` names it, or what lies"
+        " beside it; 0 tensors in"
     )
     flip(merge, "model.layers.0.self_attn.o_proj.weight")  # of the side that is here
-    assert checks(merge)["values"].verdict == "failed"
+    assert checks(merge)["taken tensors"].verdict == "failed"
 
 
 def test_a_side_that_changed_since_is_none(merge):
     config = merge.parent / "int4-int8mix" / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert "int4-int8mix is not here" in checks(merge)["values"].detail
+    assert "int4-int8mix is not here" in checks(merge)["taken tensors"].detail
 
 
 @pytest.mark.parametrize("target", ["awq-int4", "bf16"])
