@@ -107,6 +107,10 @@ def _variable(error: click.UsageError) -> str:
     return f"environment variable {next((name for name in [*named, own] if os.environ.get(name)), own)}"
 
 
+# What a typo never stands for: it would replace what is there.
+_REPLACES: Final = "--force"
+
+
 def _meant(typed: str, params: Sequence[click.Parameter]) -> str:
     """What an option stands for that a command does not have: another name, a slip, or the engine's own option."""
     named = next((p.opts[-1] for p in params if isinstance(p, Option) and p.elsewhere == typed), "")
@@ -114,7 +118,8 @@ def _meant(typed: str, params: Sequence[click.Parameter]) -> str:
         return f"did you mean `{named}`?"
     passes_on = any(isinstance(p, click.Argument) and p.nargs == -1 for p in params)
     behind = f"an option of the engine's comes last, behind `--`: `-- {shown(typed)}`" if passes_on else ""
-    return suggestion(typed, [name for p in params for name in p.opts]) or behind
+    safe = [name for p in params for name in p.opts if name != _REPLACES]
+    return suggestion(typed, safe) or behind
 
 
 def _wrong(what: str, fix: str, where: str = "") -> MtpforgeError:

@@ -298,3 +298,28 @@ def test_a_draft_of_the_hub_is_downloaded_over_no_other(run, draft, tinyglm):
     draft.rename("out/draft")
     ran = run("serve", "org/draft", "--target", str(tinyglm("awq-int4")), "--print")
     assert "`hf download org/draft --local-dir out/draft-2`, then name `out/draft-2`" in ran.err
+
+
+@pytest.mark.parametrize("command", [("graft", "--into"), ("delta", "--against")])
+def test_a_graft_of_what_has_no_layer_names_no_option_of_another_command(run, in_folder, tinyglm, command):
+    name, option = command
+    bare = str(tinyglm("awq-int4"))
+    ran = run(name, bare, option, bare, "-o", "made")
+    assert ran.code == 3
+    assert "hint: name a source that holds it, e.g. `zai-org/GLM-5" in ran.err
+    assert not options(ran.err)
+
+
+@pytest.mark.parametrize("typed", ["--source", "--forse", "--for"])
+def test_no_typo_is_taken_for_force(run, in_folder, tinyglm, typed):
+    ran = run("graft", "--into", str(tinyglm("awq-int4")), typed, "x", "-o", "made")
+    assert ran.code == 2
+    assert "--force" not in ran.err
+
+
+def test_the_warning_of_zero_points_names_no_option(run, draft, tinyglm):
+    """Commands call the checkpoint that is served `--target`, `--into`, `--against`, or nothing."""
+    ran = run("inspect", str(tinyglm("awq-int4")), "--engine", "sglang")
+    assert "the target's experts have zero points" in ran.out + ran.err
+    assert "name one with symmetric experts in its place" in ran.err
+    assert not [words for words in options(ran.err) if words[0] == "--target"]
