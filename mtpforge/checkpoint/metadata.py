@@ -134,7 +134,7 @@ def base_models(card: bytes | None) -> tuple[str, ...]:
     Only the lines of that key are looked at, and only for hub ids: a path of this machine is none, and YAML as a whole
     has merge keys that fill the memory from a few lines.
     """
-    matter = _front_matter(card)
+    matter = front_matter(card)
     begin = next((n for n, line in enumerate(matter) if line.startswith(_BASE)), len(matter))
     rest = takewhile(lambda line: line.startswith((" ", "-")), matter[begin + 1 :])
     stated = "\n".join((*(line.removeprefix(_BASE) for line in matter[begin : begin + 1]), *rest))
@@ -147,11 +147,11 @@ def card_field(card: bytes | None, key: str) -> str:
 
     As `base_models`, it reads lines and no YAML.
     """
-    line = next((line for line in _front_matter(card) if line.startswith(f"{key}:")), "")
+    line = next((line for line in front_matter(card) if line.startswith(f"{key}:")), "")
     return re.sub(r"\s#.*", "", line.removeprefix(f"{key}:")).strip().strip("\"'")
 
 
-def _front_matter(card: bytes | None) -> list[str]:
+def front_matter(card: bytes | None) -> list[str]:
     """The lines between the two marks at a card's head; none where it is larger than any card."""
     if not card or len(card) > MAX_DOCUMENT_BYTES:
         return []

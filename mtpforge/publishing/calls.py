@@ -139,8 +139,9 @@ def push(
 ) -> Upload:
     """Send a draft that verifies to a repository of the hub, with a model card where it has none.
 
-    private: where the repository is made by this; one that is there stays as it is. dry_run: verify, and say what would
-    be sent. MtpforgeError for a draft that does not verify, and where the hub does not take it.
+    A card of `card` that has no name yet gets this one. private: where the repository is made by this; one that is
+    there stays as it is. dry_run: verify, and say what would be sent. MtpforgeError for a draft that
+    does not verify, and where the hub does not take it.
     """
     from mtpforge.publishing import card as writing
     from mtpforge.publishing import pushing
@@ -149,8 +150,10 @@ def push(
     pushing.refuse_names(repo)
     origin, served = lineage(held, source, target, offline=offline)
     pushing.refuse_unverified(pushing.verified(held, served, on_progress))
-    has_card = held.small_file(CARD) is not None
-    text = None if has_card else writing.card(held, source=origin, target=served, name=repo).encode()
+    own = held.small_file(CARD)
+    pushing.refuse_local_card(held, own, repo)
+    made = writing.named(own, repo) if own else writing.card(held, source=origin, target=served, name=repo).encode()
+    text = None if made == own else made
     upload = pushing.decide(held, repo, private=private, card=text)
     return upload if dry_run else pushing.send(held, upload, text)
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.metadata import CARD, card_field
+from mtpforge.checkpoint.metadata import CARD, card_field, front_matter
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
@@ -29,8 +29,10 @@ from mtpforge.report import Trap
 from mtpforge.units import count, file_size
 from mtpforge.verifying.tensor_hashes import hashed
 
-_TAGS: Final = ("mtp", "nextn", "speculative-decoding", "draft-model", "mtpforge")
+_MARK: Final = "mtpforge"
+_TAGS: Final = ("mtp", "nextn", "speculative-decoding", "draft-model", _MARK)
 _LICENCE: Final = ("license", "license_name", "license_link")
+NAMELESS: Final = "ORG/NAME"  # for the hub id in a card that was written before there is one; push puts it in
 _HASHED: Final = "#"  # in the identity of a folder; of a hub repository it is `org/name@commit`
 
 
@@ -45,26 +47,35 @@ def card(
     """The text of README.md.
 
     source, target: what the draft was made from and for, where they can be opened: licence and serving command come
-    from them. name: hub id under which the draft will be found; its folder where there is none. reports: files of JSON
-    documents of fidelity, accept and bench; MtpforgeError for one of another draft, and for a draft whose tensors are
-    not those of its manifest.
+    from them. name: hub id under which the draft will be found; `NAMELESS` stands in its place where there is none yet.
+    reports: files of JSON documents of fidelity, accept and bench; MtpforgeError for one of another draft, and for a
+    draft whose tensors are not those of its manifest.
     """
     told = manifest.read(draft)
     hashes = hashed(draft, draft.names)
     refuse_changed(draft, told, hashes)
     found = measured.rows(draft, told.target, reports, hashes)
-    place = name or draft.location
     parts = [
         f"---\n{_metadata(draft, told, source).to_yaml()}\n---\n",
-        f"# {place.rstrip('/').rpartition('/')[2]}\n",
+        f"# {Path(name or draft.location).name}\n",
         *_about(told),
-        *_usage(draft, told, target, place),
+        *_usage(draft, told, target, name or NAMELESS),
         *_lineage(told, source),
         *_stored(draft, told),
         *_checks(told),
         *_measured(found),
     ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def is_ours(card: bytes | None) -> bool:
+    """Whether `card` wrote it, by its tags."""
+    return f"- {_MARK}" in (line.strip() for line in front_matter(card))
+
+
+def named(held: bytes, repo: str) -> bytes:
+    """A card that `card` wrote before there was a hub id, with it."""
+    return held.replace(NAMELESS.encode(), repo.encode()) if is_ours(held) else held
 
 
 def doubts(text: str) -> tuple[Trap, ...]:
@@ -130,7 +141,7 @@ def _usage(draft: Checkpoint, told: Manifest, target: Checkpoint | None, place: 
     command = serving_command(draft.location, target, key, Serving())
     # No path of the machine that made it: the draft under its name, a local target under the name of its folder.
     names = {str(Path(draft.location).absolute()): place}
-    names |= {} if target.revision else {target.location: _shown(told.target)}
+    names |= {} if target.revision else {target.location: _shown(told.target) or Path(target.location).name}
     yield "```bash"
     for each in command.each:
         yield shlex.join(_renamed(word, names) for word in each.argv)

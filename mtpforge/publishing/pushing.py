@@ -86,13 +86,24 @@ def verified(draft: Checkpoint, target: Checkpoint | None, on_progress: OnProgre
 
 
 def decide(draft: Checkpoint, repo: str, *, private: bool, card: bytes | None) -> Upload:
-    """What would be sent. card: README.md where the folder has none, else None."""
+    """What would be sent. card: README.md where the folder's is none or another, else None."""
     folder = Path(draft.location)
     found = {path for pattern in (*_FILES, *_PATTERNS) for path in folder.glob(pattern) if path.is_file()}
     files = {path.name: path.stat().st_size for path in found}
     if card is not None:
         files[CARD] = len(card)
     return Upload(repo, dict(sorted(files.items())), private)
+
+
+def refuse_local_card(draft: Checkpoint, card: bytes | None, repo: str) -> None:
+    """MtpforgeError for a README.md that names the draft's folder on this machine: whoever reads it has none."""
+    if card is not None and draft.location.encode("utf-8", "surrogateescape") in card:
+        raise MtpforgeError(
+            f"{CARD} names a folder of this machine",
+            where=shown(Path(draft.location) / CARD),
+            why=f"it says {shown(draft.location)}, where nobody else finds the draft",
+            fix=f"`mtpforge card {shown(draft.label)} --name {shown(repo)} --force` writes it again",
+        )
 
 
 def refuse_unverified(report: Report) -> None:

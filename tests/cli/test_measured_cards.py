@@ -79,7 +79,7 @@ def test_document_of_a_draft_with_other_codes_in_its_middle_is_refused(draft, ti
     weights.write_bytes(raw)
     documents = {}
     for each in (draft, tmp_path / "other"):
-        ran = run("fidelity", each, "--reference", tinyglm("nvfp4"), "-k", "1", "--json")
+        ran = run("fidelity", each, "--reference", tinyglm("nvfp4"), "--k", "1", "--json")
         documents[each] = json.loads(ran.out)["fidelity"]["drafts"][0]["identity"]
         (tmp_path / f"{each.name}.json").write_text(ran.out)
     assert documents[draft].rpartition("#")[2] != documents[tmp_path / "other"].rpartition("#")[2]

@@ -134,6 +134,28 @@ def test_a_card_of_ones_own_is_sent_as_it_is(draft, made, hub):
     assert hub.files["README.md"] == b"mine\n"
 
 
+def test_a_card_written_before_there_is_a_name_gets_it_when_it_is_sent(draft, made, hub):
+    card = mtpforge.card(draft, source=made[1], target=TARGET)
+    assert str(draft.parent) not in card
+    assert '"model": "ORG/NAME"' in card
+    (draft / "README.md").write_text(card)
+    would = push(draft, made, dry_run=True)
+    assert (draft / "README.md").read_text() == card
+    push(draft, made)
+    sent = hub.files["README.md"]
+    assert f'"model": "{REPO}"'.encode() in sent
+    assert b"ORG/NAME" not in sent
+    assert would.files["README.md"] == len(sent)
+
+
+def test_a_card_that_names_the_folder_is_not_sent(draft, made, hub):
+    (draft / "README.md").write_text(f"vllm serve with {draft}\n")
+    with pytest.raises(MtpforgeError, match="names a folder of this machine") as refused:
+        push(draft, made)
+    assert f"--name {REPO} --force" in refused.value.fix
+    assert not hub.seen
+
+
 def test_a_draft_that_does_not_verify_is_not_sent(draft, made, hub):
     whole = bytearray((draft / "model.safetensors").read_bytes())
     whole[-1] ^= 1
