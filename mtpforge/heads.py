@@ -75,6 +75,34 @@ def lightest(target: Checkpoint, engine: Engine) -> Scheme:
     return _stated(target, engine, family, _scheme(modules, chosen))[1]
 
 
+def beside(target: Checkpoint, engine: Engine, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
+    """What `overlay.beside` gives; where a draft's own config decides, a scheme that does not load is refused as there.
+
+    A config that lacks something under every scheme is no fault of this one: whoever plans the draft says so.
+    """
+    told, scheme = overlay.beside(target, engine, wanted)
+    if engine.decides == "draft":
+        try:
+            _demanded(told, engine, scheme)
+        except MtpforgeError as error:
+            able = [
+                name
+                for name in schemes.names()
+                if _can_state(target, engine, family_of(target.config), schemes.load(name))
+            ]
+            if able:
+                fix = f"`--scheme` with one of: {', '.join(able)}"
+                raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
+    return told, scheme
+
+
+def _demanded(target: Checkpoint, engine: Engine, scheme: Scheme) -> Scheme:
+    """What an engine that goes by the draft's own config would build of a draft that is made so."""
+    family = family_of(target.config)
+    config = engine.draft_config(target, target.config, family, scheme, served_experts(family, target))
+    return engine.demands(target, config, family)
+
+
 def _head(target: Checkpoint, engine: Engine, family: Family, wanted: Scheme | str | None) -> Head:
     if wanted is None:
         told, scheme = target, engine.demands(target, None, family)
@@ -108,10 +136,8 @@ def _templates(modules: Iterable[Module]) -> tuple[str, ...]:
 def _stated(target: Checkpoint, engine: Engine, family: Family, wanted: Scheme) -> tuple[Checkpoint, Scheme]:
     """Target and scheme as `overlay.attempt` has them. MtpforgeError where the engine would build another head."""
     told, scheme = overlay.attempt(target, engine, wanted)
-    if engine.decides == "draft":
-        config = engine.draft_config(target, target.config, family, scheme, served_experts(family, target))
-        if not _alike(engine.demands(target, config, family), scheme, family, target):
-            raise MtpforgeError(f"{engine.name} would build another head than {scheme.name}")
+    if engine.decides == "draft" and not _alike(_demanded(target, engine, scheme), scheme, family, target):
+        raise MtpforgeError(f"{engine.name} would build another head than {scheme.name}")
     return told, scheme
 
 

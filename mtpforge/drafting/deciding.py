@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtpforge import errors
+from mtpforge import errors, heads
 from mtpforge import scheme as schemes
 from mtpforge.checkpoint import open_base_model, open_checkpoint, open_scales, open_served
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import experts, overlaying, refusals, remarks
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import ENGINES, Engine, engine_of, overlay
+from mtpforge.engines import ENGINES, Engine, engine_of
 from mtpforge.engines.engine import own_config, refuse_unknown
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -99,7 +99,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
         given = lightest(target, engine_of(request.engine))
     own = None if given is None else _own(request, target)
     if given is not None:
-        target, given = overlay.beside(target, engine_of(request.engine), given)
+        target, given = heads.beside(target, engine_of(request.engine), given)
         for remark in remarks.of_restating(target, given, request.engine):
             watching.on_remark(remark)
     if request.overlay is not None:

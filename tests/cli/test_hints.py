@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from drafts import digests, reconfigured, unpruned
 
+from mtpforge import scheme as schemes
 from mtpforge.engines import installed as shared
 from mtpforge.engines.vllm import installed
 
@@ -323,3 +324,13 @@ def test_the_warning_of_zero_points_names_no_option(run, draft, tinyglm):
     assert "the target's experts have zero points" in ran.out + ran.err
     assert "name one with symmetric experts in its place" in ran.err
     assert not [words for words in options(ran.err) if words[0] == "--target"]
+
+
+def test_a_scheme_that_the_engine_does_not_load_leads_to_all_that_it_does(run, in_folder, tinyglm):
+    sides = ("build", "--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("nvfp4")), "--engine", "sglang")
+    ran = run(*sides, "--scheme", "int4-g128-sym", "--dry-run")
+    assert "error: SGLang cannot load `self_attn.q_a_proj` as INT4 g128\n" in ran.err
+    (listed,) = re.findall(r"hint: `--scheme` with one of: (.*)", ran.err)
+    takes = [name for name in schemes.names() if run(*sides, "--scheme", name, "--dry-run").code == 0]
+    assert listed.split(", ") == takes
+    assert {"bf16", "fp8-block128"} < set(takes)
