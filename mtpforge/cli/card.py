@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -40,7 +42,7 @@ _FILE = "README.md"
 )
 @click.option("--name", cls=Option, heading="Output", metavar="ORG/NAME", help="Where the draft will be found.")
 @options.out(help="The card; default: README.md in the draft's folder.")
-@options.force()
+@options.force(help="Replace a model card that mtpforge wrote, in one move; nothing else.")
 @click.pass_obj
 def command(  # noqa: D103 -- the help text above
     screen: Screen,
@@ -68,13 +70,7 @@ def command(  # noqa: D103 -- the help text above
             fix="a name that ends in .md: `-o card.md`",
             code=errors.USAGE,
         )
-    if place.exists() and not force:
-        raise MtpforgeError(
-            f"{place} exists",
-            where="option `-o`",
-            fix="`--force` replaces it, `-o` names another place",
-            code=errors.MACHINE,
-        )
+    _refuse_existing(place, draft, force=force)
     text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
     choose = "choose another place with `-o`"
     with refusals(place, Words("the disk is full", f"free some, or {choose}", "cannot write the card", choose)):
@@ -82,5 +78,46 @@ def command(  # noqa: D103 -- the help text above
     screen.traps(doubts(text))
     screen.line(f"wrote   {place}")
     screen.answer(str(place))
-    screen.next("mtpforge", "push", draft, name or "ORG/NAME", *options.kept("source", "target"))
+    if _is_own(place, draft):
+        screen.next(
+            "mtpforge", "push", draft, name or "ORG/NAME", *options.kept("source", "target"), *_open_target(draft)
+        )
+    else:
+        screen.note(f"note: `push` sends the card that lies in the draft's folder as {_FILE}, not this one")
     return Ending({"draft": draft, "out": place, "card": text})
+
+
+def _is_own(place: Path, draft: str) -> bool:
+    """Whether that is where `push` finds the card."""
+    return place.resolve() == (Path(draft).expanduser() / _FILE).resolve()
+
+
+def _open_target(draft: str) -> tuple[str, ...]:
+    """The option to fill in where neither the command nor the manifest names a target that `push` can open."""
+    from mtpforge import manifest
+    from mtpforge.checkpoint import open_checkpoint
+
+    told = manifest.read(open_checkpoint(draft, offline=True)).target
+    is_known = options.kept("target") or (told and "#" not in told)
+    return () if is_known else ("--target", "CKPT")
+
+
+def _refuse_existing(place: Path, draft: str, *, force: bool) -> None:
+    """MtpforgeError for a place that is taken; with `--force` for one that holds anything but a model card."""
+    from mtpforge.checkpoint.metadata import MAX_DOCUMENT_BYTES, front_matter
+    from mtpforge.publishing.card import is_ours
+
+    if not place.exists():
+        return
+    raw = b""
+    with suppress(OSError), (place if place.is_file() else Path(os.devnull)).open("rb") as opened:
+        raw = opened.read(MAX_DOCUMENT_BYTES + 1)
+    is_card = is_ours(raw) or (_is_own(place, draft) and bool(front_matter(raw)))
+    if not force or not is_card:
+        raise MtpforgeError(
+            f"{place} exists",
+            where="option `-o`",
+            why="" if is_card else "it is no model card of mtpforge's, which alone `--force` replaces",
+            fix="`--force` replaces it, `-o` names another place" if is_card else "name another place: `-o card.md`",
+            code=errors.MACHINE,
+        )

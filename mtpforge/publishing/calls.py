@@ -120,7 +120,10 @@ def card(
     reports: files that `fidelity --json`, `accept --json` or `bench --json` wrote of this draft.
     """
     from mtpforge.publishing import card as writing
+    from mtpforge.publishing import pushing
 
+    if name:
+        pushing.refuse_names(name, "option `--name`")
     held = open_checkpoint(draft, offline=True)
     sides = lineage(held, source, target, offline=offline)
     return writing.card(held, source=sides[0], target=sides[1], name=name, reports=reports)

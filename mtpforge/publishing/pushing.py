@@ -14,6 +14,7 @@ from typing import Final
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from mtpforge import errors, manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
@@ -60,13 +61,19 @@ class Upload:
         return sum(self.files.values())
 
 
-def refuse_names(repo: str) -> None:
-    """MtpforgeError for a name that is none of a repository."""
-    if repo.count("/") != 1 or not all(repo.split("/")):
+def refuse_names(repo: str, where: str = "argument REPO") -> None:
+    """MtpforgeError for a name that is none of a repository, or that the hub takes for none."""
+    why = ""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        why = str(error).partition(":")[0]
+    if why or repo.count("/") != 1 or not all(repo.split("/")):
         raise MtpforgeError(
             f"`{shown(repo)}` is no name of a repository",
-            where="argument REPO",
-            fix="`ORG/NAME`, your user or organisation first",
+            where=where,
+            why=why,
+            fix="`ORG/NAME`, your user or organisation first; letters, digits, `-`, `_` and `.`, 96 characters at most",
             code=errors.USAGE,
         )
 
@@ -144,14 +151,6 @@ def _refusals(repo: str) -> Iterator[None]:
         yield
     except LocalTokenNotFoundError as error:
         raise _refused(repo, *_REASONS[401]) from error
-    except HFValidationError as error:
-        raise MtpforgeError(
-            f"`{shown(repo)}` is no name that the hub takes",
-            where="argument REPO",
-            why=str(error).partition(":")[0],
-            fix="letters, digits, `-`, `_` and `.`; 96 characters at most",
-            code=errors.USAGE,
-        ) from error
     except (HfHubHTTPError, http.HTTPError, OSError, RuntimeError) as error:
         # What goes wrong with one object comes wrapped (huggingface_hub 2.4.0, _commit_api.py, _wrapped_lfs_upload).
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error

@@ -51,3 +51,45 @@ def test_card_of_a_draft_that_changed_since_it_was_built_is_refused(run, draft, 
     ran = run("card", tmp_path / "d")
     assert (ran.code, "1 tensor of the draft changed since it was made" in ran.err) == (3, True)
     assert not (tmp_path / "d" / "README.md").exists()
+
+
+@pytest.mark.parametrize("text", ["# the project\n", "---\ntitle: a page\n---\n# it\n", ""])
+def test_force_replaces_cards_of_drafts_and_nothing_else(run, draft, tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    ran = run("card", draft, "-o", tmp_path / "README.md", "--force")
+    assert (ran.code, "it is no model card" in ran.err, "`--force`" in ran.err.partition("hint:")[2]) == (
+        5,
+        True,
+        False,
+    )
+    assert (tmp_path / "README.md").read_text() == text
+    assert run("card", draft, "-o", tmp_path / "card.md").code == 0
+    assert run("card", draft, "-o", tmp_path / "card.md", "--force").code == 0
+
+
+def test_force_replaces_a_card_of_ones_own_beside_the_draft(run, draft, tmp_path):
+    shutil.copytree(draft, tmp_path / "d", ignore=shutil.ignore_patterns("README.md"))
+    (tmp_path / "d" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert run("card", tmp_path / "d", "--force").code == 0
+    assert "# d\n" in (tmp_path / "d" / "README.md").read_text()
+
+
+def next_of(ran):
+    return (ran.out + ran.err).partition("Next: ")[2].partition("\n")[0]
+
+
+def test_next_names_a_push_that_can_be_typed(run, draft, tmp_path):
+    shutil.copytree(draft, tmp_path / "d", ignore=shutil.ignore_patterns("README.md"))
+    ran = run("card", tmp_path / "d", "--name", "ann/x")
+    assert next_of(ran) == f"mtpforge push {tmp_path / 'd'} ann/x --target CKPT"
+    ran = run("card", tmp_path / "d", "--target", DEMO / "awq-int4", "--force")
+    assert next_of(ran) == f"mtpforge push {tmp_path / 'd'} ORG/NAME --target {DEMO / 'awq-int4'}"
+    elsewhere = run("card", tmp_path / "d", "-o", tmp_path / "card.md")
+    assert (next_of(elsewhere), "`push` sends the card that lies in the draft's folder" in elsewhere.err) == ("", True)
+
+
+@pytest.mark.parametrize("name", ["foo", "a/b/c", "ann/x y", "ann/x--y"])
+def test_name_that_push_refuses_is_refused(run, draft, tmp_path, name):
+    ran = run("card", draft, "--name", name, "-o", tmp_path / "card.md")
+    assert (ran.code, "is no name of a repository" in ran.err, "`--name`" in ran.err) == (2, True, True)
+    assert not (tmp_path / "card.md").exists()
