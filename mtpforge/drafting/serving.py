@@ -59,7 +59,8 @@ def _doubts(held: Checkpoint, target: Checkpoint, engine: str) -> tuple[Trap, ..
     """What the engine would not say of this pair; what a draft cures is cured by the one that is served."""
     family, is_alone = family_of(target.config), held is target
     found = engine_of(engine).target_traps(target, family)
-    warned = tuple(trap for trap in found if trap.severity == "warning" and not (trap.draft_cures and not is_alone))
+    silent = (trap for trap in found if trap.silent and trap.severity == "warning")
+    warned = tuple(trap for trap in silent if is_alone or not trap.draft_cures)
     return warned if is_alone else (*traps.of_other_version(target, held, family), *warned)
 
 

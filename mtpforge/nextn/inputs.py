@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.checkpoint import header
+from mtpforge.checkpoint import header, json_fields
 from mtpforge.checkpoint.folder_files import Files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.recording import write
@@ -145,11 +145,16 @@ def _header(files: Files, path: Path) -> tuple[dict[str, TensorRef], dict[str, s
     """Where the tensors lie, and the metadata."""
     name, label = _name(path), shown(path)
     size = files.size(name)
-    n_bytes = header.length(files.piece(name, header.LENGTH_BYTES, 0), label, size)
-    raw = files.piece(name, n_bytes, header.LENGTH_BYTES)
-    if len(raw) < n_bytes:
-        raise invalid(path, "the file is cut short")
-    refs = header.parse(raw, label, size)  # also that the metadata maps strings to strings
+    first = files.piece(name, header.LENGTH_BYTES, 0)
+    json_fields.refuse_pointer(first, label)
+    try:
+        n_bytes = header.length(first, label, size)
+        raw = files.piece(name, n_bytes, header.LENGTH_BYTES)
+        if len(raw) < n_bytes:
+            raise invalid(path, "the file is cut short")
+        refs = header.parse(raw, label, size)  # also that the metadata maps strings to strings
+    except MtpforgeError as error:  # nothing that was published: whoever made it makes it again
+        raise invalid(path, f"{error.what}: {error.why}") from None
     return refs, json.loads(raw).get("__metadata__") or {}
 
 

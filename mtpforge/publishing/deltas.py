@@ -16,7 +16,7 @@ from pathlib import Path
 from mtpforge import errors
 from mtpforge.checkpoint import header, metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.error_places import place_in
+from mtpforge.checkpoint.error_places import errors_of, place_in
 from mtpforge.checkpoint.folder import Folder
 from mtpforge.checkpoint.folder_files import Files
 from mtpforge.checkpoint.json_fields import Fields, load
@@ -93,7 +93,8 @@ def _document(asked: Asked) -> tuple[Folder, Fields]:
             fix="`mtpforge delta DRAFT --against TARGET -o DIR` makes one",
         )
     folder = Folder(path, str(path), config={})
-    document = load(folder.small_file(DELTA) or b"", DELTA)
+    with errors_of(folder):
+        document = load(folder.small_file(DELTA) or b"", DELTA)
     if document.values.get("schema") != SCHEMA:
         raise MtpforgeError(
             f"{DELTA} has schema {shown(document.values.get('schema'))}, this mtpforge reads {SCHEMA}",

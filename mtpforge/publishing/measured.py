@@ -60,7 +60,10 @@ def _row(draft: Own, target: str, file: Path) -> Measured:
             why=str(error.strerror or error),
             fix=_HOW,
         ) from None
-    body = json_fields.load(raw, str(file))
+    try:
+        body = json_fields.load(raw, str(file))
+    except MtpforgeError as error:
+        raise MtpforgeError(error.what, where="option `--measured`", why=error.why, fix=_HOW) from None
     read = _KINDS.get(body.text("command"))
     if read is None or (held := body.within(read[0])) is None:
         raise MtpforgeError(

@@ -180,3 +180,11 @@ def test_no_file_there(run, pair):
     ran = run("build", *pair, "--inputs", "absent.safetensors", "--dry-run")
     assert ran.code == 3
     assert "absent.safetensors" in ran.err
+
+
+def test_a_text_is_no_captured_inputs_and_nothing_to_download(run, pair, in_folder):
+    (in_folder / "README.md").write_text("# A project\n" * 9)
+    ran = run("build", *pair, "--inputs", "README.md", "--dry-run")
+    assert (ran.code, "download" in ran.err) == (3, False)
+    assert "error: the file holds no calibration inputs\nwhere: README.md\n" in ran.err
+    assert "hint: make it again with `mtpforge capture`" in ran.err

@@ -184,3 +184,10 @@ def test_other_drafts_and_other_documents_are_refused(draft, tmp_path, name, cha
 def test_file_that_is_not_there_is_an_error_of_one_paragraph(run, draft, tmp_path):
     ran = run("card", draft, "--measured", tmp_path / "none.json", "-o", tmp_path / "c.md")
     assert (ran.code, "cannot be read" in ran.err, (tmp_path / "c.md").exists()) == (3, True, False)
+
+
+def test_a_text_is_no_measured_document_and_nothing_to_fetch_again(run, draft, tmp_path):
+    (tmp_path / "README.md").write_text("# A project\n")
+    ran = run("card", draft, "--measured", tmp_path / "README.md", "-o", tmp_path / "c.md")
+    assert (ran.code, "fetch" in ran.err) == (3, False)
+    assert "hint: `mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.json` writes one" in ran.err

@@ -318,6 +318,12 @@ def delta(tinyglm, tmp_path):
     return mtpforge.delta(tinyglm("bf16"), tinyglm("awq-int4"), out=tmp_path / "delta").path
 
 
+def test_a_broken_record_is_named_with_its_folder(delta, tinyglm, tmp_path):
+    (delta / "mtpforge-delta.json").write_text("{")
+    error = refusal(None, tinyglm("awq-int4"), delta=delta, out=tmp_path / "graft")
+    assert str(error.place) == str(delta / "mtpforge-delta.json")
+
+
 def test_delta_is_refused_beside_another_revision(delta, tinyglm, tmp_path):
     target = tmp_path / "target"
     shutil.copytree(tinyglm("awq-int4"), target)

@@ -38,7 +38,7 @@ def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
         "the target's experts have zero points: SGLang 0.5.14 to 0.5.23 reads them untransposed and in another order"
     )
     fix = "serve this target with another engine, or name one with symmetric experts in its place"
-    return (Trap("asymmetric-experts", "warning", message, fix, where=f"{_TARGET}, quantization_config"),)
+    return (Trap("asymmetric-experts", "warning", message, fix, where=f"{_TARGET}, quantization_config", silent=True),)
 
 
 def _of_its_files(target: Checkpoint) -> Mapping[str, object]:
