@@ -64,6 +64,7 @@ def command(  # noqa: D103 -- the help text above
         force=force,
         max_shard_bytes=max_shard_size,
         offline=screen.offline,
+        is_delta=True,
     )
     graft = decided(screen, asked, is_delta=True)
     if dry_run:

@@ -82,6 +82,7 @@ def delta(
         force=force,
         max_shard_bytes=max_shard_bytes,
         offline=offline,
+        is_delta=True,
     )
     return making.make_delta(decide(asked, Watching.by(on_remark, on_progress)), on_progress)
 

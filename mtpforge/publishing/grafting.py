@@ -7,6 +7,7 @@ is asked for, it is planned as `build` plans a draft for this target, and that d
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deciding, remarks
 from mtpforge.drafting.deciding import Job
 from mtpforge.drafting.request import Request, Watching
-from mtpforge.engines import DEFAULT, engine_of, overlay
+from mtpforge.engines import DEFAULT, engine_of, named, overlay
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family, family_of
@@ -31,6 +32,7 @@ from mtpforge.report import Trap
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import refuse_other_model, stored_layer
 from mtpforge.tensors import Spec, TensorRef
+from mtpforge.verifying.remaking import as_typed, where_absent
 from mtpforge.writing.claim import hidden_folder
 from mtpforge.writing.folder import DELTA, GRAFT, OVERLAY
 from mtpforge.writing.layout import ShardLayout, index_of, place
@@ -47,6 +49,7 @@ class Asked:
     """What is asked for. layer: a draft, or a checkpoint with the layer; None for what a delta adds. scheme: build so.
 
     engine: whose rules apply, where no delta says it. link: hard or symbolic links to the target's files, or copies.
+    is_delta: a delta is to be made, not the graft itself.
     """
 
     layer: Named | None
@@ -59,6 +62,7 @@ class Asked:
     force: bool = False
     max_shard_bytes: int | None = None
     offline: bool = False
+    is_delta: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +237,22 @@ def _taken(asked: Asked, held: Checkpoint, target: Checkpoint, family: Family, e
             "this draft cannot go into this target as it is stored",
             where=held.label,
             why=found,
-            fix=f"graft what it was made from: `mtpforge graft SOURCE --into {target.label}`",
+            fix=f"name what it was made from: {_from_source(asked, held, target)}",
         )
     return found
+
+
+def _from_source(asked: Asked, draft: Checkpoint, target: Checkpoint) -> str:
+    """The command that was typed, with what the draft was made from in its place."""
+    told = None
+    with suppress(MtpforgeError):
+        told = manifest.find(draft)
+    source = as_typed(told.source if told else "", draft, "SOURCE", target.location)
+    words = ["mtpforge", "delta" if asked.is_delta else "graft", source]
+    words += ["--against" if asked.is_delta else "--into", target.label, *named(asked.engine)]
+    words += ["--link", asked.link] if asked.link != LINKS[0] else []
+    words += [*(["--force"] if asked.force else []), "-o", str(asked.out)]
+    return f"`{shlex.join(words)}`{where_absent(words)}"
 
 
 def _built(

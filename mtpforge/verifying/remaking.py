@@ -19,6 +19,7 @@ from mtpforge.checkpoint.folder import open_folder
 from mtpforge.engines import named
 from mtpforge.errors import MtpforgeError, shown
 
+_ABSENT: Final = "FOLDER/"
 _HASH: Final = "#"  # in the identity of a folder
 
 
@@ -28,8 +29,15 @@ def advice(checkpoint: Checkpoint) -> str:
         body = record(checkpoint, file)
         if body is not None:
             typed = ["mtpforge", *words(body, checkpoint), "--force", "-o", _out(checkpoint)]
-            return f"{verb} again: `{shlex.join(typed)}`"
+            return f"{verb} again: `{shlex.join(typed)}`{where_absent(typed)}"
     return ""
+
+
+def where_absent(typed: list[str]) -> str:
+    """What to put in for the folders of which nobody knows where they lie."""
+    absent = dict.fromkeys(f"`{word.rpartition(_ABSENT)[2]}`" for word in typed if _ABSENT in word)
+    held = "holds" if len(absent) == 1 else "hold"
+    return f", where `{_ABSENT[:-1]}` is the folder that {held} {' and '.join(absent)}" if absent else ""
 
 
 def record(checkpoint: Checkpoint, file: str) -> Mapping[str, object] | None:
@@ -83,24 +91,27 @@ def _places(name: str, home: Path) -> Iterator[Path]:
                 yield Path(os.path.abspath(entry.readlink())).parent  # noqa: PTH100  # no further than the link says
 
 
-def _named(identity: str, beside: Checkpoint, unknown: str) -> str:
-    """A side as it could be typed."""
-    return found_at(identity, beside) or (f"./{shown(identity.rpartition(_HASH)[0])}" if identity else unknown)
+def as_typed(identity: str, beside: Checkpoint, unknown: str, known: str = "") -> str:
+    """A side as it could be typed. known: where another side lies, beside which it may be found."""
+    other = None
+    with suppress(MtpforgeError, OSError):
+        other = open_folder(Path(known)) if known else None
+    name = shown(identity.rpartition(_HASH)[0])
+    return found_at(identity, beside, other) or (f"{_ABSENT}{name}" if identity else unknown)
 
 
 def _graft(body: Mapping[str, object], made: Checkpoint) -> list[str]:
-    layer, target = (
-        _named(identity_of(body, side), made, word) for side, word in (("layer", "DRAFT"), ("target", "CKPT"))
-    )
+    target = as_typed(identity_of(body, "target"), made, "CKPT")
+    layer = as_typed(identity_of(body, "layer"), made, "DRAFT", target)
     return ["graft", layer, "--into", target, *named(str(body.get("engine", "")))]
 
 
 def _merge(body: Mapping[str, object], made: Checkpoint) -> list[str]:
-    takes = (("--take", f"{pattern}={_named(of, made, 'CKPT')}") for pattern, of in takes_of(body))
+    takes = (("--take", f"{pattern}={as_typed(of, made, 'CKPT')}") for pattern, of in takes_of(body))
     return [
         "merge",
         "--base",
-        _named(identity_of(body, "base"), made, "CKPT"),
+        as_typed(identity_of(body, "base"), made, "CKPT"),
         *(word for take in takes for word in take),
     ]
 

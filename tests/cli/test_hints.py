@@ -334,3 +334,29 @@ def test_a_scheme_that_the_engine_does_not_load_leads_to_all_that_it_does(run, i
     takes = [name for name in schemes.names() if run(*sides, "--scheme", name, "--dry-run").code == 0]
     assert listed.split(", ") == takes
     assert {"bf16", "fp8-block128"} < set(takes)
+
+
+def test_a_layer_that_lies_beside_the_target_is_found_there_and_grafted_again(run, in_folder, tinyglm):
+    for name in ("awq-int4", "bf16"):
+        shutil.copytree(tinyglm(name), in_folder / "models" / name)
+    assert run("graft", "models/bf16", "--into", "models/awq-int4", "--link", "sym", "-o", "made/graft").code == 0
+    (layer,) = (path for path in Path("made/graft").glob("model-mtp*") if not path.is_symlink())
+    raw = bytearray(layer.read_bytes())
+    raw[-5] ^= 1
+    layer.write_bytes(raw)
+    again = ("verify", "made/graft", "--target", "made/graft")
+    ran = run(*again)
+    (words,) = hinted(ran.err)
+    assert (ran.code, words[2]) == (1, str(in_folder / "models" / "bf16"))
+    assert run(*words[1:]).code == 0
+    assert run(*again).code == 0
+
+
+@pytest.mark.parametrize("command", [("graft", "--into"), ("delta", "--against")])
+def test_a_draft_for_another_engine_is_grafted_from_what_it_was_made_of(run, follow, draft, tinyglm, command):
+    name, option = command
+    target = str(tinyglm("awq-int4"))
+    typed = (name, draft, option, target, "--engine", "sglang", "-o", "made")
+    made_of = str(tinyglm("nvfp4"))
+    assert follow(*typed) == {shlex.join(["mtpforge", name, made_of, *map(str, typed[2:])]): 0}
+    assert Path("made").is_dir()

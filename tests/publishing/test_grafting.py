@@ -212,7 +212,7 @@ def test_draft_that_the_target_cannot_state_is_refused_with_the_way_around(tinyg
     error = refusal(draft, tinyglm("fp8"), out=tmp_path / "graft")
     assert error.what == "this draft cannot go into this target as it is stored"
     assert "not INT4 g32 asymmetric" in error.why
-    assert error.fix.startswith("graft what it was made from: `mtpforge graft SOURCE --into ")
+    assert error.fix.startswith("name what it was made from: `mtpforge graft FOLDER/nvfp4 --into ")
 
 
 @pytest.mark.slow

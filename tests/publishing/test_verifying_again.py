@@ -59,7 +59,8 @@ def test_a_layer_that_changed_since_is_found_and_grafted_again(graft, tinyglm):
     assert found.verdict == "failed"
     assert "1 tensors changed since" in found.detail
     assert found.fix == (
-        f"graft the layer again: `mtpforge graft ./bf16 --into {graft.parent / 'awq-int4'} --force -o {graft}`"
+        f"graft the layer again: `mtpforge graft FOLDER/bf16 --into {graft.parent / 'awq-int4'} --force -o {graft}`,"
+        " where `FOLDER` is the folder that holds `bf16`"
     )
 
 
