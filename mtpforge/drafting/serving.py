@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
@@ -20,6 +22,8 @@ from mtpforge.inspecting import inspect
 from mtpforge.report import Trap
 from mtpforge.sourcing import has_layer
 from mtpforge.verifying import as_served, glance
+
+MOST_STEPS: Final = 16  # that `fidelity` and `accept` take
 
 
 def serving_command(
@@ -41,7 +45,7 @@ def serving_command(
     if machine is not None and deployment is not None:
         serving = deploying.serving_on(machine, deployment, engine, target, serving)
     held = target if draft == target.location else open_checkpoint(draft)
-    doubts = _doubts(held, target, engine)
+    doubts = (*_doubts(held, target, engine), *_too_deep(serving))
     traps.refuse_swapped("serve", held, target, family_of(target.config))
     _refuse_whole(held, target, engine)
     target = as_served(held, target, engine_of(engine))
@@ -62,6 +66,16 @@ def _doubts(held: Checkpoint, target: Checkpoint, engine: str) -> tuple[Trap, ..
     silent = (trap for trap in found if trap.silent and trap.severity == "warning")
     warned = tuple(trap for trap in silent if is_alone or not trap.draft_cures)
     return warned if is_alone else (*traps.of_other_version(target, held, family), *warned)
+
+
+def _too_deep(serving: Serving) -> Iterator[Trap]:
+    """More tokens at a time than `fidelity` and `accept` measure: each takes a pass of the layer, few are accepted."""
+    if serving.speculative_tokens > MOST_STEPS:
+        said = (
+            f"{serving.speculative_tokens} tokens at a time: each takes a pass of the layer, and few so deep are taken"
+        )
+        fix = f"`-k 3`, as GLM-5.2 is served; `mtpforge accept` measures up to {MOST_STEPS}"
+        yield Trap("deep-drafts", "warning", said, fix, where="option `-k`", silent=True)
 
 
 def _refuse_whole(held: Checkpoint, target: Checkpoint, engine: str) -> None:

@@ -57,6 +57,15 @@ def test_the_command_for_sglang_comes_with_what_it_reads_wrongly_of_the_target(r
     assert "zero points" not in run("serve", "d", "--target", target, "--print").err
 
 
+def test_a_depth_that_cannot_pay_is_warned_of(run, demo, tinyglm):
+    asked = ("serve", demo / "out" / "demo", "--target", tinyglm("awq-int4"), "--print", "-k")
+    deep, usual = run(*asked, "99"), run(*asked, "16")
+    assert (deep.code, 'num_speculative_tokens": 99' in deep.out) == (0, True)
+    assert "warning: 99 tokens at a time: " in deep.err
+    assert "hint: `-k 3`" in deep.err
+    assert "warning" not in usual.err
+
+
 def refusal(run, *argv: str) -> tuple[int, str]:
     ran = run("serve", *argv, "--print")
     assert "vllm serve" not in ran.out
