@@ -17,8 +17,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from itertools import chain
@@ -29,6 +30,7 @@ from mtpforge.engines.command import Flag
 from mtpforge.errors import MtpforgeError, shown
 
 _FOLDER: Final = "machines"
+_LONG_WORD: Final = 80  # difflib takes seconds for a word of a megabyte
 Row = Mapping[str, object]
 Facts = Mapping[str, object]
 
@@ -108,9 +110,7 @@ def machine_of(asked: Deployment) -> Machine:
     """The machine that is asked for; MtpforgeError for an unknown one, and for a fork or node that it has not."""
     known = machines()
     if asked.machine not in known:
-        meant = [
-            f"`--hardware {name}`" for name in known if name.partition("-x")[0] == asked.machine.partition("-x")[0]
-        ]
+        meant = [f"`--hardware {name}`" for name in _meant(asked.machine, tuple(known))]
         fix = f"did you mean {' or '.join(meant)}?" if meant else ""
         _refuse("--hardware", f"no machine `{shown(asked.machine)}` is known", f"known: {', '.join(known)}", fix)
     found = known[asked.machine]
@@ -119,13 +119,28 @@ def machine_of(asked: Deployment) -> Machine:
         _refuse("--fork", f"`{shown(asked.fork)}` is no fork that {found.name} is served with", why, "")
     if not 0 <= asked.node_rank < found.nodes:
         why = f"{found.name} has {found.nodes} node{'s' * (found.nodes > 1)}, counted from 0"
-        _refuse("--node-rank", f"there is no node {asked.node_rank}", why, "")
+        fix = f"`--node-rank` from 0 to {found.nodes - 1}" if found.nodes > 1 else "leave `--node-rank` out"
+        _refuse("--node-rank", f"there is no node {asked.node_rank}", why, fix)
     if found.nodes > 1 and not asked.head_node:
         why = f"{found.name} has {found.nodes} nodes, and each must reach node 0"
         _refuse("--head-node", "where is node 0?", why, "`--head-node ADDRESS`, an address that every node reaches")
     if found.nodes == 1 and asked.head_node:
         _refuse("--head-node", f"{found.name} is one node", "there is none to be reached", "leave `--head-node` out")
     return found
+
+
+def _meant(typed: str, known: Sequence[str]) -> list[str]:
+    """Machines that a wrong name may stand for: the same chip in another number first, else the nearest names."""
+    plain = {_plain(name): name for name in known}
+    if _plain(typed) in plain:
+        return [plain[_plain(typed)]]
+    chip = typed.lower().partition("-x")[0]
+    same = [name for name in known if name.partition("-x")[0] == chip]
+    return same or [plain[near] for near in get_close_matches(_plain(typed)[:_LONG_WORD], plain, n=1)]
+
+
+def _plain(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum())
 
 
 def flags(machine: Machine, asked: Deployment, engine: str, facts: Facts) -> tuple[tuple[Flag, ...], tuple[Flag, ...]]:

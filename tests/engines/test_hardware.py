@@ -194,6 +194,20 @@ def test_machine_of_another_number_of_gpus_is_answered_with_those_that_are_known
     assert refused.value.fix == "did you mean `--hardware h200-x4` or `--hardware h200-x8`?"
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("h200x8", "h200-x8"), ("H200-x8", "h200-x8"), ("h20-x8", "h200-x8")])
+def test_machine_that_is_spelled_otherwise_is_answered_with_the_one_that_is_meant(typed, meant):
+    with pytest.raises(MtpforgeError) as refused:
+        mtpforge.engines.hardware.machine_of(deployment(typed, "", 0, ""))
+    assert refused.value.fix == f"did you mean `--hardware {meant}`?"
+
+
+def test_node_that_is_not_there_is_answered_with_those_that_are():
+    for name, fix in (("h200-x8", "leave `--node-rank` out"), ("spark-x4", "`--node-rank` from 0 to 3")):
+        with pytest.raises(MtpforgeError) as refused:
+            mtpforge.engines.hardware.machine_of(deployment(name, "", 5, "head"))
+        assert refused.value.fix == fix
+
+
 @pytest.mark.engine
 @pytest.mark.skipif(not PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
 def test_vllms_own_parser_takes_every_command():
