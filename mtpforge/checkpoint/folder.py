@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shlex
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -57,6 +58,22 @@ def _model(holder: Folder, folder: Path, wanted: str) -> tuple[str, ...]:
     return gguf.chosen(holder.files, wanted, holder.label, lambda _, file: f"`{shown(folder / file)}`")
 
 
+def _without_config(label: str, path: Path, files: Files) -> MtpforgeError:
+    if metadata.DELTA in files.names():
+        return MtpforgeError(
+            f"`{shown(label)}` is a delta, no checkpoint",
+            where=shown(path),
+            why="it holds what a graft adds to one target, and no config of its own",
+            fix=f"graft it: `mtpforge graft --delta {shlex.quote(shown(label))} --into CKPT -o DIR`",
+        )
+    return MtpforgeError(
+        f"`{shown(label)}` has no {metadata.CONFIG}",
+        where=shown(path),
+        why="a checkpoint is read by its config",
+        fix=f"give a folder that holds {metadata.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
+    )
+
+
 def open_file(path: Path, config: Mapping[str, object], *, label: str = "") -> Folder:
     """One *.safetensors file as a checkpoint of its own, described by the config of another."""
     return Folder(path.parent, label or str(path), only=path.name, config=config)
@@ -79,12 +96,7 @@ class Folder:
             return
         raw = self._files.whole(metadata.CONFIG)
         if raw is None:
-            raise MtpforgeError(
-                f"`{shown(label)}` has no {metadata.CONFIG}",
-                where=shown(self._path),
-                why="a checkpoint is read by its config",
-                fix=f"give a folder that holds {metadata.CONFIG}, or a hub id such as `zai-org/GLM-5.2-FP8`",
-            )
+            raise _without_config(label, self._path, self._files)
         with errors_of(self):
             self._config = metadata.config(raw)
 

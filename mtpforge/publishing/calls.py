@@ -15,7 +15,7 @@ from mtpforge.drafting.validating import folder_of
 from mtpforge.engines import DEFAULT
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
-from mtpforge.publishing import again, deltas, grafting, judging, making, making_merges, merging
+from mtpforge.publishing import again, deltas, grafting, judging, kinds, making, making_merges, merging
 from mtpforge.publishing.assembling import Made
 from mtpforge.publishing.grafting import Asked, Graft, Link
 from mtpforge.publishing.pushing import Upload
@@ -125,6 +125,7 @@ def card(
 
     if name:
         pushing.refuse_names(name, "option `--name`")
+    kinds.refuse_no_draft(draft, "only drafts get a card", name or writing.NAMELESS)
     held = open_checkpoint(draft, offline=True)
     sides = lineage(held, source, target, offline=offline)
     return writing.card(held, source=sides[0], target=sides[1], name=name, reports=reports)
@@ -150,8 +151,9 @@ def push(
     from mtpforge.publishing import card as writing
     from mtpforge.publishing import pushing
 
-    held = open_checkpoint(folder_of(str(draft)), offline=True)
     pushing.refuse_names(repo)
+    kinds.refuse_no_draft(draft, "only drafts are pushed", repo)
+    held = open_checkpoint(folder_of(str(draft)), offline=True)
     origin, served = lineage(held, source, target, offline=offline)
     pushing.refuse_unverified(pushing.verified(held, served, on_progress))
     own = held.small_file(CARD)
