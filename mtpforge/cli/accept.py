@@ -11,6 +11,7 @@ import click
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command, Option
 from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.showing import beside
 from mtpforge.cli.verify import draft_argument
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def command(  # noqa: D103 -- the help text above
     report = found.report
     screen.report(report)
     best = max(range(len(found.drafts)), key=lambda n: found.drafts[n].sampled.tokens.mean)
-    screen.next("mtpforge", "serve", (draft, *compare)[best], "--target", target, "--print")
+    screen.next("mtpforge", *beside("serve", (draft, *compare)[best], target, "--print", offline=screen.offline))
     return Ending(found.document(), report.exit_code)
 
 

@@ -11,6 +11,7 @@ import click
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
+from mtpforge.cli.showing import beside
 from mtpforge.cli.verify import draft_argument
 from mtpforge.units import file_size
 
@@ -99,7 +100,7 @@ def command(  # noqa: D103 -- the help text above
     report = found.report
     if report.ok and target:
         nearest = found.drafts.index(found.ranked[0])
-        screen.next("mtpforge", "validate", (draft, *compare)[nearest], "--target", target)
+        screen.next("mtpforge", *beside("validate", (draft, *compare)[nearest], target, offline=screen.offline))
     return Ending({**found.document(), "picture": picture}, report.exit_code)
 
 

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from mtpforge.planning import Plan
 
 
+def beside(verb: str, draft: str, target: str, *more: str, offline: bool) -> tuple[str, ...]:
+    """`verb` of a draft beside its target; of a graft or merge alone, as it is served; of a source its build."""
+    from mtpforge.checkpoint import metadata, open_checkpoint
+    from mtpforge.families import family_of
+    from mtpforge.traps import is_whole
+
+    held, served = (open_checkpoint(name, offline=offline) for name in (draft, target))
+    if held.location == served.location or not is_whole(held, family_of(held.config)):
+        return (verb, draft, "--target", target, *more)
+    if any(held.small_file(file) is not None for file in (metadata.GRAFT, metadata.MERGE)):
+        return (verb, draft, "--target", draft, *more)
+    return ("build", "--target", target, "--source", draft)
+
+
 def show_plan(screen: Screen, plan: Plan, out: Path, request: Request) -> None:
     """The table of modules, sizes, what was renamed or dropped, and every trap."""
     from mtpforge.engines import engine_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mtpforge.cli.showing import beside
+
 
 def test_dry_run_says_what_becomes_of_which_files_and_writes_nothing(run, tinyglm, in_folder):
     ran = run("graft", tinyglm("bf16"), "--into", tinyglm("nvfp4"), "-o", "graft", "--dry-run")
@@ -47,3 +49,19 @@ def test_neither_layer_nor_delta_is_an_error_of_usage(run, tinyglm, in_folder):
     ran = run("graft", "--into", tinyglm("awq-int4"), "-o", "graft")
     assert ran.code == 2
     assert "a graft takes either a layer or a delta" in ran.err
+
+
+def test_what_comes_next_of_a_graft_is_served_alone_and_of_a_source_is_built(run, tinyglm, in_folder):
+    target, source = str(tinyglm("awq-int4")), str(tinyglm("nvfp4"))
+    assert run("graft", tinyglm("bf16"), "--into", target, "--link", "sym", "-o", "grafted").code == 0
+    assert run("build", "--target", target, "--source", source, "-o", "draft").code == 0
+
+    def words(draft):
+        return beside("serve", draft, target, "--print", offline=True)
+
+    assert words("grafted") == ("serve", "grafted", "--target", "grafted", "--print")
+    assert words("draft") == ("serve", "draft", "--target", target, "--print")
+    assert words(target) == ("serve", target, "--target", target, "--print")
+    assert words(source) == ("build", "--target", target, "--source", source)
+    for draft in ("grafted", "draft"):
+        assert run(*words(draft)).code == 0
