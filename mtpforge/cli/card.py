@@ -75,7 +75,7 @@ def command(  # noqa: D103 -- the help text above
     choose = "choose another place with `-o`"
     with refusals(place, Words("the disk is full", f"free some, or {choose}", "cannot write the card", choose)):
         files.replace(place, text.encode())
-    screen.traps(doubts(text))
+    screen.traps(doubts(text, source or ""))
     screen.line(f"wrote   {place}")
     screen.answer(str(place))
     if _is_own(place, draft):

@@ -20,6 +20,7 @@ from mtpforge.checkpoint.metadata import CARD, card_field, front_matter
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
+from mtpforge.errors import shown
 from mtpforge.inspecting import inspect
 from mtpforge.manifest import Manifest
 from mtpforge.publishing import measured
@@ -78,13 +79,16 @@ def named(held: bytes, repo: str) -> bytes:
     return held.replace(NAMELESS.encode(), repo.encode()) if is_ours(held) else held
 
 
-def doubts(text: str) -> tuple[Trap, ...]:
-    """What a reader of the card will miss: a licence, a base model."""
+def doubts(text: str, source: str = "") -> tuple[Trap, ...]:
+    """What a reader of the card will miss: a licence, a base model. source: the checkpoint that was named as such."""
     said = ModelCard(text).data.to_dict()
     missing = {
         "license": "its source's card could not be read, or names none: `--source CKPT`",
         "base_model": "its source is a folder whose card names no base: `--source CKPT`",
     }
+    if source:
+        into = f"in the front matter of README.md of `{shown(source)}`, or of the card itself"
+        missing = {"license": f"`license: NAME` {into}", "base_model": f"`base_model: ORG/NAME` {into}"}
     return tuple(
         Trap(f"card-without-{key}", "warning", f"the card states no `{key}`", fix)
         for key, fix in missing.items()
