@@ -23,8 +23,8 @@ def test_card_writes_once_and_says_what_is_missing(run, draft):
     ran = run("card", draft, *sides, "--name", "ann/x")
     assert ran.code == 0
     named = f"in the front matter of README.md of `{DEMO / 'nvfp4'}`, or of the card itself"
-    assert f"the card states no `license`\n hint: `license: NAME` {named}\n" in ran.err
-    assert "--source" not in ran.err
+    assert f"the card states no `license`\n   hint: `license: NAME` {named}\n" in ran.err
+    assert "`--source CKPT`" not in ran.err
     assert (draft / "README.md").read_text() == mtpforge.card(
         draft, source=DEMO / "nvfp4", target=DEMO / "awq-int4", name="ann/x"
     )
