@@ -107,7 +107,7 @@ def test_nothing_is_said_of_tensors_and_indexes_that_are_not_there(drafts, tinyg
 
     found = checks(judged(changed(drafts / "awq-int4", tmp_path / "draft", renamed), tinyglm("awq-int4")))
     for name in ("dtypes", "shapes"):
-        assert found[name] == ("not checked", "no tensor has a name that vLLM expects")
+        assert found[name] == ("not checked", "no tensor has a name expected by vLLM")
     assert found["tied scales"][0] == found["numbers"][0] == "not checked"
     assert not any("0 tensors" in detail for _, detail in found.values())
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import click
 
 from mtpforge import errors
 from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.formats import label
 from mtpforge.scheme import Scheme
 
@@ -37,6 +40,13 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
 
     if origin:
         return _explain(screen, _derived(screen, origin, engine))
+    if name and Path(name).is_dir():
+        raise MtpforgeError(
+            f"`{shown(name)}` is a folder, no scheme",
+            where="argument NAME",
+            fix=f"`{shlex.join(['mtpforge', 'schemes', '--from', name])}` derives the scheme of a checkpoint",
+            code=errors.USAGE,
+        )
     if name:
         return _explain(screen, schemes.load(name))
     known = [schemes.load(each) for each in schemes.names()]

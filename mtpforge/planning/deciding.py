@@ -200,7 +200,8 @@ def refuse_other_count(judge: Engine, family: Family, target: Checkpoint, n_draf
         fix = fix if chosen else f"name a source that has {n_target}, {versions.example_for(target, family)}"
     else:
         return
-    what = f"{'to be kept are' if chosen else 'the layer has'} {n_draft} experts, the target {n_target}"
+    what = f"the layer has {n_draft} experts, the target {n_target}"
+    what = f"{n_draft} experts are to be kept, the target has {n_target}" if chosen else what
     raise MtpforgeError(what, where=target.label, why=why, fix=fix)
 
 

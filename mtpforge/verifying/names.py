@@ -52,7 +52,7 @@ def names(subject: Subject) -> Check:
         return Check("names", "failed", "; ".join(wrong), subject.anew)
     if replaced:
         return Check("names", "warning", f"the engine puts the target's own in their place: {some(replaced)}")
-    return Check("names", "passed", f"all {len(subject.expected)} that {subject.engine.name} expects, no other")
+    return Check("names", "passed", f"all {len(subject.expected)} expected by {subject.engine.name}, no other")
 
 
 def _replaced(subject: Subject, name: str) -> bool:
@@ -81,8 +81,8 @@ def _compare(subject: Subject, check: str, rows: list[tuple[str, object, object]
     if wrong:
         return Check(check, "failed", f"{len(wrong)} differ: {some(wrong)}", subject.anew)
     if not rows:
-        return Check(check, "not checked", f"no tensor has a name that {subject.engine.name} expects")
-    return Check(check, "passed", f"{len(rows)} tensors as {subject.engine.name} builds them")
+        return Check(check, "not checked", f"no tensor has a name expected by {subject.engine.name}")
+    return Check(check, "passed", f"{len(rows)} tensors as built by {subject.engine.name}")
 
 
 def experts(subject: Subject) -> Check:

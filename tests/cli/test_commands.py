@@ -306,6 +306,11 @@ def test_validate_without_an_engine_is_verify_and_exit_5(run, demo, tinyglm, mon
     assert document["error"]["what"] == "no engine found to ask"
 
 
+def test_schemes_of_a_folder_names_the_option_that_derives_one(run, tinyglm):
+    ran = run("schemes", tinyglm("awq-int4"))
+    assert (ran.code, f"hint: `mtpforge schemes --from {tinyglm('awq-int4')}` derives" in ran.err) == (2, True)
+
+
 def test_schemes_lists_every_preset(run):
     names = run("schemes", "-q").out.split()
     assert names == sorted(path.stem for path in (Path(__file__).parents[2] / "schemes").glob("*.toml"))

@@ -158,7 +158,7 @@ def test_what_the_refusal_names_instead_works(run, in_folder, source, target, wa
 
 
 FEWER = (
-    "error: to be kept are 2 experts, the target 4\n"
+    "error: 2 experts are to be kept, the target has 4\n"
     "where: {target}\n"
     "cause: vLLM sizes this layer by the target's config: it would stop at the router, whose rows are fewer\n"
     " hint: keep 4 of them: `--experts match`; `mtpforge prune-plan` shows which\n"

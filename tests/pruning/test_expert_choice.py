@@ -57,7 +57,7 @@ def test_more_than_the_target_has_are_the_plans_to_refuse(opened):
     source, target = opened("bf16"), opened("awq-int4-12experts")
     for n in (13, 14):
         kept = pruned(source, target, Wish(n)).kept
-        with pytest.raises(MtpforgeError, match=f"to be kept are {n} experts, the target 12") as caught:
+        with pytest.raises(MtpforgeError, match=f"{n} experts are to be kept, the target has 12") as caught:
             plan(source, target, kept=kept)
         assert "`--experts match`" in caught.value.fix
     with pytest.raises(MtpforgeError, match="the layer has 16 experts, the target 12"):
