@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from mtpforge import versions
 from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
+from mtpforge.checkpoint.folder import Folder
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.families.counting import config_experts, expert_numbers, served_experts
@@ -176,6 +177,12 @@ def _config_only(pair: Pair) -> Iterator[tuple[str, str]]:
         yield pair.target.label, "config.json alone"
 
 
+def _cut_short(pair: Pair) -> Iterator[tuple[str, str]]:
+    cut = pair.target.cut_short() if isinstance(pair.target, Folder) else ()
+    if cut:
+        yield pair.target.label, ", ".join(shown(file) for file in cut[:_SHOWN])
+
+
 def _outside_index(pair: Pair) -> Iterator[tuple[str, str]]:
     for checkpoint, found_strays in pair.strays:
         strays = [s for s in found_strays if not s.indexed and len(s.files) == 1]
@@ -205,6 +212,14 @@ def _prefix(family: Family, checkpoint: Checkpoint) -> str:
 
 
 TRAPS: Final[tuple[Row, ...]] = (
+    Row(
+        "cut-short",
+        "warning",
+        False,
+        _cut_short,
+        "files of the target are cut short ({found}): no engine loads it so",
+        "copy or download them again before it is served",
+    ),
     Row(
         _OTHER_VERSION,
         "warning",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from types import MappingProxyType
 
 import pytest
 
 from mtpforge import traps
+from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Stray
 from mtpforge.engines import ENGINES
 from mtpforge.families import family_of
@@ -133,3 +136,16 @@ def test_a_target_without_a_main_layer_is_a_draft(config):
 
 def test_a_source_may_hold_the_layer_alone(config):
     assert "only-the-layer" not in found(Claimed(config, "t"), Claimed(config, "s", names=LAYER - {MAIN}))
+
+
+def test_a_target_of_which_a_file_is_cut_short(tinyglm, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(tinyglm("awq-int4"), target)
+    whole, source = open_checkpoint(str(target)), open_checkpoint(str(tinyglm("bf16")))
+    family = family_of(whole.config)
+    assert "cut-short" not in {trap.id for trap in traps.found(whole, source, family, ENGINE)}
+    file = min(target.glob("*.safetensors"))
+    os.truncate(file, file.stat().st_size - 1)
+    cut = open_checkpoint(str(target))
+    (trap,) = (t for t in traps.found(cut, source, family, ENGINE) if t.id == "cut-short")
+    assert (trap.severity, file.name in trap.message) == ("warning", True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 import shlex
 import threading
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,9 @@ from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
 
 SAMPLE_BYTES: Final = 16 * 1024  # of each end of a shard, for the identity: the header or its start, and real weights
+
+
+_ENDS: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})')
 
 
 def open_folder(path: Path, *, label: str = "") -> Folder:
@@ -293,6 +297,17 @@ class Folder:
         """The JSON header of a weight file, as it lies there."""
         n_bytes = header.length(self._files.piece(file, header.LENGTH_BYTES, 0), file, self._files.size(file))
         return self._files.piece(file, n_bytes, header.LENGTH_BYTES)
+
+    def cut_short(self) -> tuple[str, ...]:
+        """Weight files that end before their last tensor does, by their headers' own words; nothing is parsed."""
+        found = []
+        for file in self.weight_files:
+            with errors_of(self):
+                raw = self.raw_header(file)
+            ends = [int(end) for end in _ENDS.findall(raw)]
+            if ends and header.LENGTH_BYTES + len(raw) + max(ends) > self._files.size(file):
+                found.append(file)
+        return tuple(found)
 
     def _under(self, prefix: str, file: str) -> list[str]:
         """Names under `prefix` in one file. A header that does not contain the prefix as text is not parsed.
