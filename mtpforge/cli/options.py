@@ -330,7 +330,7 @@ link = _option(
     default="hard",
     show_default=True,
     heading="Output",
-    help="How files of the target are shared: hard or sym (links), or copy.",
+    help="How unchanged files are shared: hard or sym (links), or copy.",
 )
 workers = _option("--workers", type=click.IntRange(min=1), metavar="N", heading="Compute", help="Threads.")
 memory = _option(
