@@ -15,6 +15,7 @@ from mtpforge import scheme as schemes
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines.sglang.loader.request import Request
+from mtpforge.engines.sglang.serving import least_capability
 from mtpforge.engines.vllm import installed
 from mtpforge.planning import plan
 
@@ -68,5 +69,9 @@ def test_vllm_takes_the_preset(made, preset):
 @in_sglang
 def test_sglang_takes_the_presets(made):
     folders = {preset: made(preset, "sglang") for preset in of("sglang")}
-    asked = {preset: Request(target.location, str(draft)) for preset, (draft, target) in folders.items()}
+    least = {preset: least_capability(schemes.load(preset)) for preset in folders}
+    asked = {
+        preset: Request(target.location, str(draft), capability=least[preset])
+        for preset, (draft, target) in folders.items()
+    }
     assert {preset: found.get("errors", found) for preset, found in verdicts(asked).items()} == {p: [] for p in folders}
