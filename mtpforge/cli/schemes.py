@@ -40,7 +40,7 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
 
     if origin:
         return _explain(screen, _derived(screen, origin, engine))
-    if name and Path(name).is_dir():
+    if name and name not in schemes.names() and Path(name).is_dir():
         raise MtpforgeError(
             f"`{shown(name)}` is a folder, no scheme",
             where="argument NAME",

@@ -366,3 +366,9 @@ def test_what_needs_no_tensor_imports_no_torch(argv, tinyglm, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_name_of_a_scheme_comes_before_a_folder_that_is_called_so(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bf16").mkdir()
+    assert run("schemes", "bf16").code == 0
