@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -185,7 +186,10 @@ def test_an_engine_s_tables_are_those_of_its_source(name, variable):
     python = os.environ[variable]
     told = ENGINES[name].tables(90, python)
     package = {"vllm": "vllm/model_executor/layers/quantization", "sglang": "sglang/srt/layers/quantization"}[name]
-    (home,) = Path(python).parents[1].glob(f"lib/python*/site-packages/{package}")
+    prefix = subprocess.run(
+        [python, "-c", "import sys; print(sys.prefix)"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    (home,) = Path(prefix).glob(f"lib/python*/site-packages/{package}")
     scheme = home / "compressed_tensors" / "schemes" / "compressed_tensors_w8a8_fp8.py"
     (least,) = set(re.findall(r"def get_min_capability.*?return (\d+)", scheme.read_text(), flags=re.DOTALL))
     assert told["schemes"]["CompressedTensorsW8A8Fp8"] == int(least)
