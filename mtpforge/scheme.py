@@ -65,6 +65,16 @@ def sparing(scheme: Scheme, dense: Collection[str]) -> Scheme:
     return replace(scheme, rules=(*rules, *scheme.rules)) if caught else scheme
 
 
+def built_otherwise(built: Scheme, wanted: Scheme) -> str:
+    """The first rule of what an engine would build that is not as wanted, for people; "" where all of it is."""
+    for rule in built.rules:
+        want = wanted.of(rule.pattern).quantization
+        if rule.quantization != want:
+            found, asked = formats.label(rule.quantization), formats.label(want)
+            return f"`{rule.pattern}` would be {found} ({rule.reason}), not {asked}"
+    return ""
+
+
 def names() -> tuple[str, ...]:
     """The presets, in alphabetical order."""
     return tuple(sorted(file.stem for file in _folder().glob(f"*{_SUFFIX}")))

@@ -30,8 +30,7 @@ from mtpforge.engines.sglang.quantization_block import Layer
 from mtpforge.engines.sglang.quantization_methods import decide
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
-from mtpforge.formats import label
-from mtpforge.scheme import Rule, Scheme
+from mtpforge.scheme import Rule, Scheme, built_otherwise
 from mtpforge.tensors import Quantization
 
 Block: TypeAlias = Mapping[str, object]
@@ -91,11 +90,7 @@ def _contradiction(told: Checkpoint, family: Family, wanted: Scheme) -> str:
         built = scheme_of(own_config(told), family)
     except MtpforgeError as error:
         return "; ".join(filter(None, (error.what, error.why)))
-    for rule in built.rules:
-        want = wanted.of(rule.pattern).quantization
-        if rule.quantization != want:
-            return f"`{rule.pattern}` would be {label(rule.quantization)} ({rule.reason}), not {label(want)}"
-    return ""
+    return built_otherwise(built, wanted)
 
 
 def _spelled(wanted: Scheme, family: Family, config: Block, method: str) -> Scheme:

@@ -25,8 +25,7 @@ from mtpforge.engines.vllm.target_names import as_asked
 from mtpforge.engines.vllm.wish import Wish
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
-from mtpforge.formats import label
-from mtpforge.scheme import Rule, Scheme
+from mtpforge.scheme import Rule, Scheme, built_otherwise
 
 
 def restate(target: Checkpoint, family: Family, wanted: Scheme) -> Mapping[str, object]:
@@ -85,11 +84,7 @@ def _contradiction(block: Mapping[str, object], config: Mapping[str, object], fa
         built = scheme_under(config, block, family)
     except MtpforgeError as error:
         return "; ".join(filter(None, (error.what, error.why)))
-    for rule in built.rules:
-        want = wanted.of(rule.pattern).quantization
-        if rule.quantization != want:
-            return f"`{rule.pattern}` would be {label(rule.quantization)} ({rule.reason}), not {label(want)}"
-    return ""
+    return built_otherwise(built, wanted)
 
 
 @lru_cache(maxsize=2)
