@@ -29,6 +29,7 @@ FP8 = Quantization("fp8_scaled", 8, strategy="channel", scale_dtype="F32", input
 BLOCKS = Quantization("fp8_scaled", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
 OF_DEEPSEEK = Quantization("fp8_block", 8, strategy="block", block=(128, 128), scale_dtype="F32", input_scale="dynamic")
 TENSOR = Quantization("fp8_scaled", 8, strategy="tensor", scale_dtype="F32", input_scale="static")
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 UNPACKED = Quantization("int_quantized", 8, strategy="channel", scale_dtype="BF16", input_scale="dynamic")
 
 
@@ -227,6 +228,15 @@ def test_a_target_with_zero_points_is_warned_of(tinyglm):
     assert traps("fp8") == traps("bf16") == traps("nvfp4") == []
 
 
+@pytest.mark.parametrize("engine", ["sglang", "both"])
+def test_a_target_in_awq_has_zero_points_that_load(target, tmp_path, engine):
+    """test_sglang_matrix.py sends such experts through SGLang's loader."""
+    (tmp_path / "config.json").write_text(json.dumps(target.config | {"quantization_config": AWQ}))
+    told = open_checkpoint(str(tmp_path))
+    assert not SGLANG.demands(told, None, family_of(told.config)).of("mlp.experts.*.up_proj").quantization.symmetric
+    assert engine_of(engine).target_traps(told, family_of(told.config)) == ()
+
+
 def test_zero_points_are_warned_of_in_a_target_that_is_restated_to_vllm(tinyglm):
     target = open_checkpoint(str(tinyglm("awq-int4")))
     told, _ = overlay.beside(target, engine_of("both"), load("nvfp4"))
@@ -294,9 +304,6 @@ def test_mxfp8_is_said_to_need_a_newer_device_and_is_asked_there(target):
 def test_experts_that_marlin_runs_are_served_so(target, name, is_told):
     command = SGLANG.serve(target, "/draft", Serving(), load(name)).argv
     assert ("--speculative-moe-runner-backend" in command) is is_told
-
-
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 
 
 @pytest.mark.parametrize(("dense", "experts"), [(["self_attn"], "dense"), (["kv_b_proj"], "awq")])

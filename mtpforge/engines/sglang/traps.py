@@ -25,14 +25,20 @@ _DTYPE: Final = "bfloat16"
 
 
 def target_traps(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
-    """What is wrong in the target itself: experts with zero points, which SGLang does not load (0.5.14 to 0.5.23)."""
+    """What is wrong in the target itself: experts with zero points in a format that it loads without them alone.
+
+    AWQ's load; those of compressed-tensors do not (0.5.14 to 0.5.23): rows `symmetric` of its classes.
+    """
     last = family.prefix(family.layer(target.config) - 1)
     try:
         block = parse(_of_its_files(target))
-        experts = [decide(block, asked)[0] for asked in questions(family, target.config, last) if asked.experts]
+        experts = [
+            (decide(block, asked)[0], asked) for asked in questions(family, target.config, last) if asked.experts
+        ]
     except MtpforgeError:
         return ()
-    if all(quantization.symmetric for quantization in experts):
+    known = draft_class(family)
+    if not any(known.refusal(t, q) for q, asked in experts if not q.symmetric for t in asked.templates):
         return ()
     message = (
         "the target's experts have zero points: SGLang 0.5.14 to 0.5.23 reads them untransposed and in another order"
