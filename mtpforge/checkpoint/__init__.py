@@ -94,7 +94,7 @@ def open_scales(named: Named, config: Mapping[str, object], *, offline: bool = F
     if isinstance(named, str | os.PathLike):
         text = os.fspath(named)
         path = Path(text).expanduser()
-        if text.endswith(_SCALES) and path.is_file():
+        if text.endswith(_SCALES) and _exists(path) and path.is_file():
             return folder.open_file(path, config, label=text)
     return open_checkpoint(named, offline=offline)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from pathlib import Path
 
 import click
 
@@ -40,7 +40,7 @@ def command(screen: Screen, *, name: str | None, origin: str | None, engine: str
 
     if origin:
         return _explain(screen, _derived(screen, origin, engine))
-    if name and name not in schemes.names() and Path(name).is_dir():
+    if name and name not in schemes.names() and os.path.isdir(name):  # noqa: PTH112 -- Path's raises for a long name
         raise MtpforgeError(
             f"`{shown(name)}` is a folder, no scheme",
             where="argument NAME",

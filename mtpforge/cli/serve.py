@@ -239,7 +239,8 @@ def _refuse_twice(argv: list[str], more: tuple[str, ...]) -> None:
 
 def _is_same(draft: str, target: str) -> bool:
     """Whether both name one place: the target is to draft with a layer of its own."""
-    return draft == target or (Path(target).exists() and Path(draft).resolve() == Path(target).resolve())
+    is_here = os.path.exists(target)  # noqa: PTH110 -- Path's raises for a name that is too long
+    return draft == target or (is_here and Path(draft).resolve() == Path(target).resolve())
 
 
 def _replace_process(screen: Screen, argv: list[str], engine: str) -> Ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def capture(asked: Capture, watching: Watching) -> Captured:
 
 def _refuse_remote(target: str) -> None:
     """Only what lies here can be computed; nobody has to be asked for that."""
-    if not Path(target).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", target):
+    is_here = os.path.exists(target)  # noqa: PTH110 -- Path's raises for a name that is too long
+    if not is_here and re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", target):
         name = shown(target.split("@", maxsplit=1)[0])
         raise MtpforgeError(
             f"there is no folder `{shown(target)}`, capture needs every weight on this machine",

@@ -29,7 +29,9 @@ def wish(request: Request, inputs: Inputs | None, watching: Watching) -> Wish:
     named, kept, copy = request.keep_experts, None, None
     if isinstance(named, Sequence) and not isinstance(named, str):
         kept = tuple(named)
-    elif isinstance(named, str | os.PathLike) and (str(named).endswith(".json") or Path(named).is_file()):
+    elif isinstance(named, str | os.PathLike) and (
+        str(named).endswith(".json") or os.path.isfile(named)  # noqa: PTH113 -- Path's raises for a long name
+    ):
         kept = lists.read(Path(named))
     elif named is not None:
         copy = open_checkpoint(named, offline=request.offline)

@@ -46,14 +46,15 @@ def loaded(
 def folder_of(draft: str) -> Path:
     """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
     path = Path(draft).expanduser()
-    if path.is_dir():
+    is_there = os.path.exists(path)  # noqa: PTH110 -- Path's raises for a name that is too long
+    if is_there and path.is_dir():
         return path
     name, _, revision = draft.partition("@")
-    if draft.startswith((".", "~", "/")) or name.count("/") != 1 or path.exists():
+    if draft.startswith((".", "~", "/")) or name.count("/") != 1 or is_there:
         raise MtpforgeError(
             f"`{shown(draft)}` is no folder",
             where=shown(path.absolute()),
-            why="it is a file" if path.exists() else "there is no such folder",
+            why="it is a file" if is_there else "there is no such folder",
             fix="give the draft's folder, as `mtpforge build` printed it",
         )
     refuse_below_a_folder(draft)

@@ -126,12 +126,13 @@ def read(path: Path, *, hidden_size: int | None = None, vocab_size: int | None =
 
 def refuse_no_file(path: Path) -> None:
     """MtpforgeError where the name of an inputs file is no file's."""
-    if path.is_file():
+    is_there = os.path.exists(path)  # noqa: PTH110 -- Path's raises for a name that is too long
+    if is_there and path.is_file():
         return
     what = f"there is no inputs file `{shown(path)}`"
     if path == Path():  # also what an empty name becomes
         what = "the name of the inputs file is empty, or `.`"
-    elif path.exists():
+    elif is_there:
         what = f"`{shown(path)}` is {'a folder' if path.is_dir() else 'no regular file'}, inputs are one regular file"
     fix = "`mtpforge capture --help` says how to make one"
     raise MtpforgeError(what, where=shown(path), fix=fix)

@@ -10,6 +10,7 @@ With the target it gives the graft that it was made beside, byte for byte.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _foreign(where: Where, why: str) -> MtpforgeError:
 
 def _document(asked: Asked) -> tuple[Folder, Fields]:
     path = Path(str(asked.delta)).expanduser()
-    if not (path / DELTA).is_file():
+    if not os.path.isfile(path / DELTA):  # noqa: PTH113 -- Path's raises for a name that is too long
         raise MtpforgeError(
             f"`{shown(path)}` is no delta",
             where=shown(path.absolute()),

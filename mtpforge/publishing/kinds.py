@@ -16,8 +16,8 @@ _KINDS: Final = {metadata.DELTA: "delta", metadata.GRAFT: "graft", metadata.MERG
 def refuse_no_draft(named: Named, what_for: str, repo: str = "ORG/NAME") -> None:
     """MtpforgeError for a folder of mtpforge's that holds no draft. what_for: as in `a graft is not pushed`."""
     place, path = _place(named)
-    found = [kind for file, kind in _KINDS.items() if (path / file).is_file()]
-    if not found or (path / metadata.MANIFEST).is_file():
+    found = [kind for file, kind in _KINDS.items() if _holds(path, file)]
+    if not found or _holds(path, metadata.MANIFEST):
         return
     upload = f"`{shlex.join(['hf', 'upload', repo, shown(place), '--private'])}`"
     fix = {
@@ -31,6 +31,10 @@ def refuse_no_draft(named: Named, what_for: str, repo: str = "ORG/NAME") -> None
         why="a card is made of a draft's manifest, and a draft is verified beside its target before it is sent",
         fix=fix[found[0]],
     )
+
+
+def _holds(folder: Path, file: str) -> bool:
+    return os.path.isfile(folder / file)  # noqa: PTH113 -- Path's raises for a name that is too long
 
 
 def _place(named: Named) -> tuple[str, Path]:

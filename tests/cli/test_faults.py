@@ -35,6 +35,31 @@ def test_place_that_takes_no_files_is_told_as_such(run, draft):
         assert (ran.code, "it is no disk" in ran.err, "not enough" in ran.err) == (5, True, False)
 
 
+LONG = "a" * 300  # a file system takes 255
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("schemes", LONG),
+        ("card", LONG),
+        ("card", DEMO / "nvfp4", "-o", f"{LONG}.md"),
+        ("push", LONG, "org/name"),
+        ("serve", LONG, "--target", DEMO / "awq-int4", "--print"),
+        ("graft", "--delta", LONG, "--into", DEMO / "awq-int4", "-o", "graft"),
+        ("capture", "--target", LONG, "--text", Path(__file__)),
+        ("build", "--target", DEMO / "awq-int4", "--source", DEMO / "nvfp4", "--inputs", LONG),
+        ("build", "--target", DEMO / "awq-int4", "--source", DEMO / "nvfp4", "--keep-experts", LONG),
+        ("build", "--target", DEMO / "awq-int4", "--source", DEMO / "nvfp4", "--input-scales", f"{LONG}.safetensors"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-2] if str(words[-2]).startswith('-') else ''}",
+)
+def test_name_longer_than_a_file_may_have_is_no_bug(run, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    ran = run(*words)
+    assert (ran.code in {2, 3, 5}, "a bug" in ran.err, " hint: " in ran.err) == (True, False, True), ran.err
+
+
 def test_error_of_a_replaced_file_names_the_file_that_was_asked_for(tmp_path):
     folder = tmp_path / "card.md"
     (folder / "inside").mkdir(parents=True)
