@@ -61,6 +61,7 @@ def cell(content: str, concurrency: int, found: Sequence[Measured], steps: int =
     total = counting.summed(units)
     is_told = total.positions or not total.accepted  # nothing accepted is nothing at each position
     counted = (*total.positions, *(0.0 for _ in range(steps - len(total.positions)) if is_told))
+    most = max(steps, len(total.positions))  # accepted in a round, also where no position is told
     on = [busy(each.drafting.replies) for each in found]
     off = [busy(each.without.replies) for each in found if each.without]
     # Prompts of one slice run together: what slows one slows all. So a slice is the unit, as it is for the counters.
@@ -70,7 +71,7 @@ def cell(content: str, concurrency: int, found: Sequence[Measured], steps: int =
         concurrency=concurrency,
         n_prompts=sum(len(each.drafting.replies) for each in found),
         n_rounds=round(total.rounds),
-        length=estimates.length([unit.accepted for unit in units], [unit.rounds for unit in units], len(counted)),
+        length=estimates.length([unit.accepted for unit in units], [unit.rounds for unit in units], most),
         positions=tuple(n / total.rounds for n in counted) if total.rounds else (),
         speed=_speed(on, concurrency),
         first=_first(each.drafting for each in found),

@@ -147,6 +147,19 @@ def test_replies_that_come_whole_tell_nothing_of_decoding():
         assert found.gain is not None
 
 
+def test_interval_ends_where_every_step_is_accepted():
+    """The server tells its three steps and no position: no round has more than four tokens all the same."""
+    counts = [Counts(10, accepted, 0, (), 10 + accepted) for accepted in (30, 16, 29, 30)]
+    found = [
+        Measured(slices.Slice("code", 1, at, at, at + 1, 4), taken((9, 2.0, 1.0), counts=each), None)
+        for at, each in enumerate(counts)
+    ]
+    told, untold = cells.cell("code", 1, found, steps=3), cells.cell("code", 1, found)
+    assert told.positions == ()
+    assert (told.length.mean, told.length.high) == (untold.length.mean, 4)
+    assert untold.length.high > 4
+
+
 def test_without_a_baseline_nothing_is_compared():
     found = cells.cell("code", 2, [Measured(each.slice, each.drafting, None) for each in SLICES])
     assert (found.gain, found.decode_gain, found.speed_without) == (None, None, None)
