@@ -22,8 +22,8 @@ _PAUSE: Final = 0.1  # seconds between two looks
 def results(calls: Sequence[Callable[[], T]], at_a_time: int, look: Callable[[], None]) -> Iterator[tuple[int, T]]:
     """Place and result of each call, in the order in which they come; so many are under way at each moment.
 
-    The first call that fails raises here, as does `look`, which is called several times a second: no further call is
-    begun then, and those under way are left alone.
+    The first call that fails raises here, as does `look`, which is called several times a second, however often results
+    come: no further call is begun then, and those under way are left alone.
     """
     waiting = deque(enumerate(calls))
     done: SimpleQueue[tuple[int, T | BaseException]] = SimpleQueue()
@@ -41,11 +41,12 @@ def results(calls: Sequence[Callable[[], T]], at_a_time: int, look: Callable[[],
                 done.put((place, error))
                 return
 
+    looks = _Looks(look)
     try:
         for _ in range(min(at_a_time, len(calls))):
             threading.Thread(target=work, daemon=True, name="bench").start()
         for _ in calls:
-            place, result = _next(done, look)
+            place, result = _next(done, looks)
             if isinstance(result, BaseException):
                 raise result
             yield place, result
@@ -64,9 +65,23 @@ def within(seconds: float, call: Callable[[], T], late: Callable[[], MtpforgeErr
     return next(result for _, result in results([call], 1, look))
 
 
-def _next(done: SimpleQueue[T], look: Callable[[], None]) -> T:
+class _Looks:
+    """Calls of `look`, by the time that has passed since the last one."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look, self._due = look, time.monotonic() + _PAUSE
+
+    def left(self) -> float:
+        """Seconds until the next one; it is made here where it is due."""
+        if time.monotonic() >= self._due:
+            self._look()
+            self._due = time.monotonic() + _PAUSE
+        return max(0.0, self._due - time.monotonic())
+
+
+def _next(done: SimpleQueue[T], looks: _Looks) -> T:
     while True:
         try:
-            return done.get(timeout=_PAUSE)
+            return done.get(timeout=looks.left())
         except Empty:
-            look()
+            continue

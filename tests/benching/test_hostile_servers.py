@@ -178,6 +178,31 @@ def test_reply_that_does_not_end_is_given_up(monkeypatch, part, what):
     assert what in refused.value.what
 
 
+def short():
+    time.sleep(0.02)
+    yield from (HEAD, TOKEN, usage("1"), DONE)
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [(b":\n", "gave no token for 0.3 seconds"), (TOKEN, "needs more than 0 seconds for a reply of 24 tokens")],
+    ids=["silent", "slow"],
+)
+def test_reply_that_does_not_end_is_given_up_while_others_come(monkeypatch, part, what):
+    """They come more often than it is looked, and leave no pause."""
+    monkeypatch.setattr(servers, "SILENCE", 0.3)
+    monkeypatch.setattr(streaming, "TOKEN", 0.0)
+    end, prompts = threading.Event(), [Prompt("words", seed) for seed in range(400)]
+    with serving(3, HEALTHY) as server:
+        server.raw = {CHAT: lambda: trickling(HEAD, part, end) if len(server.asked) == 1 else short()}
+        load = streaming.Load("tiny", "", "chat", 24, 1.0, ENGINES["vllm"].counters)
+        with pytest.raises(MtpforgeError) as refused:
+            streaming.send(servers.connected(server.url), load, prompts, 4, lambda: None)
+        end.set()
+        assert len(server.asked) < len(prompts)
+    assert what in refused.value.what
+
+
 def test_page_that_does_not_end_is_given_up(monkeypatch):
     monkeypatch.setattr(servers, "_LOOK", 0.3)
     end = threading.Event()
