@@ -21,10 +21,11 @@ from mtpforge.errors import REMOTE, MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.publishing import judging, judging_merges
 from mtpforge.publishing.judging_merges import Taken
-from mtpforge.publishing.merging import Side, side_of
+from mtpforge.publishing.merging import Side, origins_of, side_of
 from mtpforge.publishing.target_files import target_files
 from mtpforge.report import Check, OnProgress, Report
 from mtpforge.scheme import Scheme
+from mtpforge.sourcing import has_layer
 from mtpforge.verifying.remaking import found_at, identity_of, record, takes_of
 
 _KINDS: Final = {metadata.GRAFT: "graft", metadata.MERGE: "merge"}
@@ -49,10 +50,12 @@ def verify(
     is_alone = held.location == served.location
     if not is_alone:
         _refuse_whole(held)
+    known = None if source is None else open_checkpoint(source)
+    layer = known if known is None or not is_alone or _may_give_the_layer(known, served) else None
     report = verifying.verify(
-        held, served, source, engine=engine, serving=serving, scheme=scheme, on_progress=on_progress
+        held, served, layer, engine=engine, serving=serving, scheme=scheme, on_progress=on_progress
     )
-    around = tuple(_around(served, source)) if is_alone and isinstance(served, Folder) else ()
+    around = tuple(_around(served, known)) if is_alone and isinstance(served, Folder) else ()
     if not around:
         return report
     is_merge = served.small_file(metadata.MERGE) is not None and served.small_file(metadata.GRAFT) is None
@@ -76,9 +79,27 @@ def _refuse_whole(held: Checkpoint) -> None:
             )
 
 
-def _around(served: Folder, source: Named | None) -> Iterator[Check]:
+def _may_give_the_layer(known: Checkpoint, served: Checkpoint) -> bool:
+    """Whether values of the layer are compared with this: not with what is named to be found, and gave all but that."""
+    try:
+        family = family_of(served.config)
+        has_one = has_layer(known, family_of(known.config))
+    except MtpforgeError:
+        return True  # verify says what it is
+    if (body := record(served, metadata.GRAFT)) is not None:
+        layer, sides = identity_of(body, "layer"), {identity_of(body, "target")}
+    elif (body := record(served, metadata.MERGE)) is not None:
+        wanted = [("", identity_of(body, "base")), *takes_of(body)]
+        name = f"{family.prefix(family.layer(served.config))}eh_proj"  # half a layer no merge takes
+        giver = origins_of([pattern for pattern, _ in wanted[1:]], [name])[name]
+        layer, sides = wanted[giver][1], {identity for _, identity in wanted}
+    else:
+        return True
+    return has_one and (known.identity == layer or known.identity not in sides)
+
+
+def _around(served: Folder, known: Checkpoint | None) -> Iterator[Check]:
     """The checks of what is around the layer; none for what neither graft nor merge made."""
-    known = None if source is None else open_checkpoint(source)
     if (body := record(served, metadata.GRAFT)) is not None:
         family = family_of(served.config)
         yield judging.index(served)

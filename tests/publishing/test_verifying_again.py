@@ -72,12 +72,27 @@ def test_a_tensor_around_the_layer_that_changed_is_found(graft):
     assert found.fix.startswith("graft the layer again: `mtpforge graft ")
 
 
-def test_a_target_that_is_gone_is_said(graft):
-    shutil.rmtree(graft.parent / "awq-int4")
+def test_a_target_that_moved_is_said_and_found_where_the_hint_names_it(graft):
+    elsewhere = graft.parent / "elsewhere" / "awq-int4"  # without a layer: no values are compared with it
+    elsewhere.parent.mkdir()
+    (graft.parent / "awq-int4").rename(elsewhere)
     found = checks(graft)["main model"]
     gone = "awq-int4 is not here, nor beside it, as it was then"
     named = f"{gone}; `--source DIR` names it, or what lies beside it"
     assert (found.verdict, found.detail) == ("not checked", named)
+    followed = checks(graft, elsewhere)
+    assert (followed["main model"].verdict, followed["values"].verdict) == ("passed", "not checked")
+
+
+def test_a_target_whose_own_layer_gave_way_is_no_source_of_the_one_in_the_graft(tinyglm, tmp_path):
+    target, elsewhere = tmp_path / "fp8", tmp_path / "elsewhere" / "fp8"
+    shutil.copytree(tinyglm("fp8"), target)
+    graft = mtpforge.graft(tinyglm("nvfp4"), target, out=tmp_path / "graft", link="copy").path
+    elsewhere.parent.mkdir()
+    target.rename(elsewhere)
+    followed = checks(graft, elsewhere)
+    assert (followed["main model"].verdict, followed["values"].verdict) == ("passed", "not checked")
+    assert checks(graft, tinyglm("nvfp4"))["values"].verdict == "passed"
 
 
 def test_the_record_names_the_file_that_is_missing(graft):
@@ -144,6 +159,14 @@ def test_what_a_merge_was_made_of_is_found_at_the_source_and_beside_it(merge):
     report = mtpforge.verify(merge, merge, elsewhere / "int4-int8mix")
     found = [check for check in report.checks if check.name in ("values", "taken tensors")]
     assert [(check.name, check.verdict) for check in found] == [("values", "passed"), ("taken tensors", "passed")]
+
+
+def test_a_side_of_a_merge_that_gave_no_layer_is_found_where_the_hint_names_it(merge):
+    elsewhere = merge.parent / "elsewhere" / "awq-int4"
+    elsewhere.parent.mkdir()
+    (merge.parent / "awq-int4").rename(elsewhere)
+    followed = checks(merge, elsewhere)
+    assert (followed["taken tensors"].verdict, followed["values"].verdict) == ("passed", "not checked")
 
 
 def test_what_of_a_merge_could_not_be_compared_is_said(merge):
