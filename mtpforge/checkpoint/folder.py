@@ -34,7 +34,7 @@ _ENDS: Final = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})
 
 def open_folder(path: Path, *, label: str = "") -> Folder:
     """The checkpoint in a folder; a path to its config.json means the folder."""
-    folder = path.parent if path.name == metadata.CONFIG and path.is_file() else path
+    folder = _meant(path)
     if not folder.is_dir():
         raise MtpforgeError(
             f"`{shown(path)}` is no folder",
@@ -51,10 +51,16 @@ def open_local(path: Path, *, label: str = "") -> Checkpoint:
     if path.name.endswith(gguf.SUFFIX) and path.is_file():
         holder = Folder(path.parent, label or str(path), config={})
         return gguf.Gguf(holder, _model(holder, path.parent, path.name))
-    if path.is_dir() and gguf.is_all(Files(path).names()):
-        holder = Folder(path, label or str(path), config={})
-        return gguf.Gguf(holder, _model(holder, path, ""))
+    folder = _meant(path)
+    if folder.is_dir() and gguf.is_all(Files(folder).names()):
+        holder = Folder(folder, label or str(path), config={})
+        return gguf.Gguf(holder, _model(holder, folder, ""))
     return open_folder(path, label=label)
+
+
+def _meant(path: Path) -> Path:
+    """The folder, where a path leads to its config.json."""
+    return path.parent if path.name == metadata.CONFIG and path.is_file() else path
 
 
 def _model(holder: Folder, folder: Path, wanted: str) -> tuple[str, ...]:

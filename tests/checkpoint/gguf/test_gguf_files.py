@@ -255,6 +255,15 @@ def test_of_several_models_in_a_repository_one_is_named(hub, model, tmp_path):
     assert open_checkpoint(chosen.identity).names == chosen.names, "what a manifest keeps can be typed"
 
 
+def test_a_path_to_a_config_means_the_folder_of_gguf_files_too(model, tmp_path):
+    folder = tmp_path / "repo"
+    shutil.copytree(model, folder)
+    (folder / "config.json").write_text('{"model_type": "glm_moe_dsa"}')
+    whole, by_config = open_checkpoint(folder), open_checkpoint(folder / "config.json")
+    assert isinstance(whole, checkpoint.Gguf)
+    assert (by_config.identity, by_config.names) == (whole.identity, whole.names)
+
+
 def test_types_that_no_weight_has_are_refused_by_name(tinyglm, tmp_path):
     made = convert(tinyglm("bf16"), tmp_path / "x.gguf", {"": Type.Q8_0})
     raw = made.first.read_bytes()
