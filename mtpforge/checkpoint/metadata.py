@@ -28,6 +28,7 @@ GRAFT: Final = "mtpforge-graft.json"
 DELTA: Final = "mtpforge-delta.json"
 MERGE: Final = "mtpforge-merge.json"
 OVERLAY: Final = "mtpforge-overlay.json"
+_LARGEST_BYTES: Final = 1 << 63
 MAX_BASE_MODELS: Final = 8  # of a card; each is asked for on the hub
 _BASE: Final = "base_model:"
 _HUB_ID: Final = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -56,10 +57,12 @@ def index(raw: bytes, file: str = INDEX) -> dict[str, str]:
 
 
 def total_size(raw: bytes, file: str = INDEX) -> int | None:
-    """Bytes of all tensors, as an index counts them; None where it does not say."""
+    """Bytes of all tensors, as an index counts them; None where it does not say, or what no disk holds (1e999, NaN)."""
     held = json_fields.load(raw, file).values.get("metadata")
     count = held.get("total_size") if isinstance(held, Mapping) else None
-    return int(count) if isinstance(count, int | float) and not isinstance(count, bool) else None
+    if not isinstance(count, int | float) or isinstance(count, bool):
+        return None
+    return int(count) if 0 <= count < _LARGEST_BYTES else None  # so compared, NaN is out of range
 
 
 def is_below(path: str) -> bool:

@@ -69,5 +69,9 @@ def index(held: Folder) -> Check:
     stated = metadata.total_size(raw or b"{}")
     total = sum(ref.spec.n_bytes for ref in held.locate(sorted(metadata.index(raw or b"{}"))).values())
     if stated != total:
-        return Check("index", "failed", f"total_size is {stated}, the tensors have {total} bytes")
+        return Check(
+            "index",
+            "failed",
+            f"total_size is {'no count of bytes' if stated is None else stated}, the tensors have {total} bytes",
+        )
     return Check("index", "passed", f"total_size is the {total:,} bytes of all tensors")

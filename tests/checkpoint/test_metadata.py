@@ -37,6 +37,16 @@ def test_modelopts_side_file_counts_when_the_config_has_no_block(config):
     assert metadata.quantization(config, sides(hf_quant_config=b'{"bits": 4}')) == {"bits": 4}
 
 
+@pytest.mark.parametrize("stated", ["1e999", "-1e999", "NaN", "Infinity", "-1", str(1 << 63), "true", '"8"', "null"])
+def test_a_total_that_no_disk_holds_is_none(stated):
+    assert metadata.total_size(f'{{"metadata": {{"total_size": {stated}}}}}'.encode()) is None
+
+
+@pytest.mark.parametrize(("stated", "wanted"), [("8", 8), ("8.0", 8), ("0", 0), (str(1 << 62), 1 << 62)])
+def test_a_total_is_a_whole_number_of_bytes(stated, wanted):
+    assert metadata.total_size(f'{{"metadata": {{"total_size": {stated}}}}}'.encode()) == wanted
+
+
 def test_an_empty_block_is_a_block():
     assert metadata.quantization({"quantization_config": {}}, sides(hf_quant_config=b'{"bits": 4}')) == {}
 

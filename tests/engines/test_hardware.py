@@ -87,7 +87,13 @@ def test_a_pattern_that_was_asked_for_stands_over_the_derived_one():
     assert told["index_topk_pattern"] == "FS"
 
 
-@pytest.mark.parametrize("index", [b"", b"{}", b"[]", b"no json", b'{"metadata": {"total_size": "many"}}'])
+@pytest.mark.parametrize(
+    "index",
+    [
+        *(b"", b"{}", b"[]", b"no json", b'{"metadata": {"total_size": "many"}}'),
+        *(f'{{"metadata": {{"total_size": {stated}}}}}'.encode() for stated in ("1e999", "NaN", "9" * 4000)),
+    ],
+)
 def test_weights_that_no_index_counts_are_taken_to_fit(index):
     served = machine_commands.target("target-bf16", index)
     assert machine_commands.command("vllm", served, machine_commands.asked("h100-x4")).traps == ()
