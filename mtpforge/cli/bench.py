@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -169,10 +169,7 @@ def command(  # noqa: D103 -- the help text above
     )
     whole: list[Cell] = []
     screen.result = {"measured": whole}
-    held = "`measured` holds" if screen.json else "lines above hold"
-    screen.kept = lambda: (
-        "nothing is judged" if screen.quiet else f"{held} what was measured until then; nothing is judged"
-    )
+    screen.kept = lambda: _kept(screen, whole)
     with screen.watching() as watching:
         found = bench(asked, watching, whole.append)
     screen.result = found.document()
@@ -183,6 +180,14 @@ def command(  # noqa: D103 -- the help text above
     screen.report(found.report)
     _explain(screen, found)
     return Ending(found.document(), found.report.exit_code)
+
+
+def _kept(screen: Screen, whole: Sequence[Cell]) -> str:
+    """What a run that was stopped leaves."""
+    if not whole:
+        return "nothing was measured to its end, so nothing is judged"
+    held = "`measured` holds" if screen.json else "lines above hold"
+    return "nothing is judged" if screen.quiet else f"{held} what was measured until then; nothing is judged"
 
 
 def _show(screen: Screen, found: Bench) -> None:

@@ -300,3 +300,14 @@ def test_interrupt_tells_what_was_measured(run):
     (whole,) = as_json.document["measured"]
     assert (whole["content"], whole["n_prompts"]) == ("chat", 8)
     assert "`measured` holds what was measured until then" in as_json.err
+
+
+@pytest.mark.parametrize("more", [(), ("--json",), ("-q",)])
+def test_interrupt_of_the_first_cell_points_at_nothing(run, more):
+    with serving(3, HEALTHY, lambda _: 0.002) as server:
+        server.on_request = lambda n: n == 3 and os.kill(os.getpid(), signal.SIGINT)
+        ran = run("bench", server.url, *WORDS, *more)
+    assert ran.code == 130
+    assert "nothing was measured to its end, so nothing is judged" in ran.err
+    assert "above" not in ran.err
+    assert "`measured`" not in ran.err
