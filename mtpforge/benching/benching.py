@@ -11,6 +11,7 @@ from mtpforge.benching.drivers import source_of
 from mtpforge.benching.found import Bench, Cell
 from mtpforge.benching.measuring import Measured, Run, pooled
 from mtpforge.benching.opening import Opened
+from mtpforge.benching.slices import Source
 from mtpforge.drafting.remarks import Remark
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import shown
@@ -30,7 +31,7 @@ def bench(asked: Asked, watching: Watching, on_cell: Callable[[Cell], None] = la
         run = Run(asked, source, drafting.side, without.side if without else None, watching.on_progress)
         _tell(watching, asked, run, drafting, without)
         found = dict(_measured(run, watching, drafting.steps, on_cell))
-    return _bench(asked, source.contents, found, drafting, without)
+    return _bench(asked, source, found, drafting, without)
 
 
 def _tell(watching: Watching, asked: Asked, run: Run, drafting: Opened, without: Opened | None) -> None:
@@ -90,21 +91,24 @@ def _of_baseline(drafting: Opened, without: Opened) -> Iterator[Check]:
 
 def _bench(
     asked: Asked,
-    contents: Sequence[str],
+    source: Source,
     found: dict[tuple[str, int], list[Measured]],
     drafting: Opened,
     without: Opened | None,
 ) -> Bench:
     """What it comes to."""
     side = drafting.side
-    together = {n: [each for content in contents for each in found[content, n]] for n in asked.concurrency}
+    together = {n: [each for content in source.contents for each in found[content, n]] for n in asked.concurrency}
     totals = tuple(cells.cell("", n, some, drafting.steps) for n, some in together.items())
     # Each number of requests gets the same prompts, the fewest first of all: pooled, they would count several times.
     fewest = min(asked.concurrency)
     whole = next(total for total in totals if total.concurrency == fewest)
     curve = curve_of((side.load.model, side.load.root))
     like_it = [
-        each for name in contents if curve and curve.is_like(name, asked.temperature) for each in found[name, fewest]
+        each
+        for name in source.contents
+        if curve and curve.is_like(name, asked.temperature)
+        for each in found[name, fewest]
     ]
     alike = cells.cell("", fewest, like_it, drafting.steps) if like_it else None
     k = max(drafting.steps, len(whole.positions))
@@ -115,7 +119,7 @@ def _bench(
         *(_of_baseline(drafting, without) if without else ()),
         *verdicts.of_acceptance(whole),
         *verdicts.of_load(totals),
-        verdicts.of_curve(alike, curve, k),
+        verdicts.of_curve(alike, curve, k, source.known, "--dataset" if asked.text is None else "--text"),
         *verdicts.of_speed(totals),
         *verdicts.of_depths(asked.depths, k),
         verdicts.of_others(*_tokens(found.values())),

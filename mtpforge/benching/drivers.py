@@ -69,4 +69,4 @@ def source_of(asked: Asked) -> Source:
             fix="name some of them, or leave `--content` out for all",
             code=errors.USAGE,
         )
-    return Source(asked.content or source.contents, source.send)
+    return Source(asked.content or source.contents, source.send, source.contents)

@@ -30,10 +30,11 @@ Send: TypeAlias = "Callable[[Server, Load, Slice, Callable[[], None]], list[Repl
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Classes of content, and what sends a slice of one."""
+    """Classes of content, and what sends a slice of one. known: all that could be asked for, contents among them."""
 
     contents: tuple[str, ...]
     send: Send
+    known: tuple[str, ...] = ()
 
 
 def fewest(concurrency: int) -> int:

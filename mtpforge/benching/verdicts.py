@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtpforge.benching import depths
+from mtpforge.benching import corpus, depths
 from mtpforge.benching.counting import Counts
 from mtpforge.benching.found import Cell
 from mtpforge.engines.counters import Cause, Counters
@@ -115,22 +115,32 @@ def of_load(totals: Sequence[Cell]) -> Iterator[Check]:
             yield Check("acceptance under load", "warning", detail, fix)
 
 
-def of_curve(alike: Cell | None, curve: Curve | None, k: int) -> Check:
-    """Beside what healthy drafts of the release give, on the content and at the temperature that they gave it."""
+def of_curve(alike: Cell | None, curve: Curve | None, k: int, known: Sequence[str], instead: str) -> Check:
+    """Beside what healthy drafts of the release give, on the content and at the temperature that they gave it.
+
+    known: classes of content that could be asked for here. instead: the option to leave out for those of the corpus.
+    """
     expected = curve.at(k) if curve else None
     if curve is None or expected is None:
         why = f"none is known for {k} draft steps" if curve else "none is known for this model"
         return Check("published curve", "not checked", why)
     if alike is None:
         where = f"that of {curve.name} is of {' or '.join(curve.content)} at temperature {curve.temperature:g} alone"
-        fix = f"`--content {curve.content[0]} --temperature {curve.temperature:g}`"
-        return Check("published curve", "not checked", f"{where}, which was not measured", fix)
+        return Check("published curve", "not checked", f"{where}, which was not measured", _like(curve, known, instead))
     told = f"{alike.length.mean:.2f} tokens a round; {curve.name} gave {expected:.2f} at k = {k} ({curve.conditions})"
     if not is_enough(alike):
         return Check("published curve", "not checked", f"{told}; {alike.n_rounds} rounds are too few")
     if alike.length.mean < curve.alarm_share * expected:
         return Check("published curve", "warning", f"{told}, below {curve.alarm_share * expected:.2f} look for a cause")
     return Check("published curve", "passed", told)
+
+
+def _like(curve: Curve, known: Sequence[str], instead: str) -> str:
+    """What to type to be measured as it was."""
+    own = next((name for name in curve.content if name in known), None)
+    names = (name for name in curve.content if name in corpus.classes())
+    words = f"`--content {own or next(names)} --temperature {curve.temperature:g}`"
+    return words if own else f"leave `{instead}` out: {words}"
 
 
 def of_speed(totals: Sequence[Cell]) -> Iterator[Check]:

@@ -110,47 +110,6 @@ def test_healthy_draft_has_no_cause():
         assert mtpforge.bench(server.url, **FEW).causes == ()
 
 
-@pytest.mark.parametrize(
-    ("chances", "verdict"), [((0.84, 0.66, 0.49), "passed"), ((0.55, 0.35, 0.2), "warning")], ids=["near", "below"]
-)
-def test_published_curve_is_a_yardstick(chances, verdict):
-    with serving(3, by_chance(*chances)) as server:
-        server.models = [{"id": "served", "root": "someone/GLM-5.2-NVFP4"}]
-        found = mtpforge.bench(server.url, **{**FEW, "content": ["code", "chat"], "prompts": 8, "generate": 80})
-    assert checks(found)["published curve"] == verdict
-    # of the code alone
-    assert f"{found.cells[0].length.mean:.2f} tokens a round; GLM-5.2 gave 2.99 at k = 3" in detail(
-        found, "published curve"
-    )
-    assert found.curve.name == "GLM-5.2"
-
-
-@pytest.mark.parametrize("other", [{"content": ["chat"]}, {"content": ["code"], "temperature": 0.0}])
-def test_published_curve_holds_for_its_content_and_temperature_alone(other):
-    with serving(3, HEALTHY) as server:
-        server.models = [{"id": "GLM-5.2"}]
-        found = mtpforge.bench(server.url, **FEW | other)
-    assert detail(found, "published curve") == (
-        "that of GLM-5.2 is of code or coding at temperature 1 alone, which was not measured"
-    )
-    assert (checks(found)["published curve"], found.curve) == ("not checked", None)
-
-
-def test_published_curve_says_nothing_of_few_rounds():
-    with serving(3, by_chance(0.0, 0.0, 0.0)) as server:
-        server.models = [{"id": "GLM-5.2"}]
-        found = mtpforge.bench(server.url, **FEW | {"content": ["code"], "prompts": 2})
-    assert checks(found)["published curve"] == "not checked"
-
-
-@pytest.mark.parametrize("name", ["zai-org/GLM-5.3", "GLM-5.21", "Qwen3.5", "bigglm-5.2"])
-def test_published_curve_is_of_no_other_release(name):
-    with serving(1, by_chance(0.8)) as server:
-        server.models = [{"id": name}]
-        found = mtpforge.bench(server.url, **FEW)
-    assert detail(found, "published curve") == "none is known for this model"
-
-
 @pytest.mark.slow
 def test_drafting_that_loses_under_load_is_named_with_its_number(run):
     on, off = (lambda running: 0.01 * (1 + 1.5 * (running - 1))), (lambda _: 0.01)
