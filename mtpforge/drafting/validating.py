@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtpforge import errors
-from mtpforge.checkpoint import open_checkpoint, refuse_below_a_folder
+from mtpforge.checkpoint import Named, open_checkpoint, refuse_below_a_folder
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
@@ -43,8 +43,9 @@ def loaded(
     return replace(report, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in report.checks))
 
 
-def folder_of(draft: str) -> Path:
+def folder_of(named: Named) -> Path:
     """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
+    draft = os.fspath(named) if isinstance(named, str | os.PathLike) else named.location
     path = Path(draft).expanduser()
     is_there = os.path.exists(path)  # noqa: PTH110 -- Path's raises for a name that is too long
     if is_there and path.is_dir():

@@ -153,7 +153,7 @@ def push(
 
     pushing.refuse_names(repo)
     kinds.refuse_no_draft(draft, "only drafts are pushed", repo)
-    held = open_checkpoint(folder_of(str(draft)), offline=True)
+    held = open_checkpoint(folder_of(draft), offline=True)
     origin, served = lineage(held, source, target, offline=offline)
     pushing.refuse_unverified(pushing.verified(held, served, on_progress))
     own = held.small_file(CARD)

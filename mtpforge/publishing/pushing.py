@@ -6,6 +6,8 @@ that mtpforge did not write, and no token is read, kept or printed here.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from mtpforge import errors, manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub.retries import http
-from mtpforge.checkpoint.metadata import CARD
+from mtpforge.checkpoint.metadata import CARD, front_matter
 from mtpforge.durable import files as durable
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import OnProgress, Report
@@ -104,13 +106,16 @@ def decide(draft: Checkpoint, repo: str, *, private: bool, card: bytes | None) -
 
 def refuse_local_card(draft: Checkpoint, card: bytes | None, repo: str) -> None:
     """MtpforgeError for a README.md that names the draft's folder on this machine: whoever reads it has none."""
-    if card is not None and draft.location.encode("utf-8", "surrogateescape") in card:
-        raise MtpforgeError(
-            f"{CARD} names a folder of this machine",
-            where=shown(Path(draft.location) / CARD),
-            why=f"it says {shown(draft.location)}, where nobody else finds the draft",
-            fix=f"`mtpforge card {shown(draft.label)} --name {shown(repo)} --force` writes it again",
-        )
+    folder = re.escape(draft.location.encode("utf-8", "surrogateescape"))
+    if card is None or not re.search(rb"(?<![\w.-])" + folder, card):  # what a name stands before is the end of another
+        return
+    anew = shlex.join(["mtpforge", "card", shown(draft.label), "--name", repo, "--force"])
+    raise MtpforgeError(
+        f"{CARD} names a folder of this machine",
+        where=shown(Path(draft.location) / CARD),
+        why=f"it says {shown(draft.location)}, where nobody else finds the draft",
+        fix=f"`{anew}` writes it again" if front_matter(card) else f"take the folder's name out of {CARD}",
+    )
 
 
 def refuse_unverified(report: Report) -> None:

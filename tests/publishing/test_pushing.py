@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from upload_hub import TOKEN, UploadHub
 import mtpforge
 from mtpforge.cli import main
 from mtpforge.errors import MtpforgeError
+from mtpforge.publishing.pushing import refuse_local_card
 
 # huggingface_hub 2.4.0 hands objects to httpx2 in a way that this calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -111,6 +113,11 @@ def test_a_draft_and_its_card_arrive_whole_in_a_private_repository(draft, made, 
     assert sent.commit == f"{hub.url}/{REPO}/commit/c0ffee"
 
 
+def test_a_draft_that_is_open_already_is_sent_too(draft, made, hub):
+    push(mtpforge.open_checkpoint(draft), made)
+    assert hub.files == {file.name: file.read_bytes() for file in draft.iterdir()}
+
+
 def test_what_mtpforge_did_not_write_stays_at_home(draft, made, hub):
     (draft / "notes.txt").write_text("mine")
     (draft / ".hidden").write_text("mine")
@@ -148,12 +155,37 @@ def test_a_card_written_before_there_is_a_name_gets_it_when_it_is_sent(draft, ma
     assert would.files["README.md"] == len(sent)
 
 
-def test_a_card_that_names_the_folder_is_not_sent(draft, made, hub):
+def test_a_card_that_names_the_folder_is_not_sent_and_made_again_as_the_hint_says(draft, made, hub, monkeypatch):
+    spaced = draft.rename(draft.with_name("my draft"))
+    (spaced / "README.md").write_text(f"---\ntags:\n- mtpforge\n---\nvllm serve with {spaced}\n")
+    with pytest.raises(MtpforgeError, match="names a folder of this machine") as refused:
+        push(spaced, made)
+    assert not hub.seen
+    typed = shlex.split(refused.value.fix.split("`")[1])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(typed[1:]) == 0
+    push(spaced, made)
+    assert str(spaced).encode() not in hub.files["README.md"]
+
+
+def test_a_readme_that_names_the_folder_and_is_no_card_is_to_be_edited(draft, made, hub):
+    """`card --force` replaces no such file."""
     (draft / "README.md").write_text(f"vllm serve with {draft}\n")
     with pytest.raises(MtpforgeError, match="names a folder of this machine") as refused:
         push(draft, made)
-    assert f"--name {REPO} --force" in refused.value.fix
+    assert refused.value.fix == "take the folder's name out of README.md"
     assert not hub.seen
+
+
+def test_a_repository_of_the_name_of_a_folder_at_the_root_is_no_folder():
+    class AtTheRoot:
+        location = label = "/GLM-5.2-MTP"
+
+    for text in (b"vllm serve me/GLM-5.2-MTP", b"https://huggingface.co/me/GLM-5.2-MTP)"):
+        refuse_local_card(AtTheRoot(), text, "me/GLM-5.2-MTP")
+    for text in (b"vllm serve /GLM-5.2-MTP", b"(/GLM-5.2-MTP)", b"/GLM-5.2-MTP/config.json"):
+        with pytest.raises(MtpforgeError, match="names a folder of this machine"):
+            refuse_local_card(AtTheRoot(), text, "me/GLM-5.2-MTP")
 
 
 def test_a_draft_that_does_not_verify_is_not_sent(draft, made, hub):
