@@ -94,7 +94,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class DraftAcceptance:
-    """One draft, beside both kinds of text. identity: a hash of its config and its layer, every byte."""
+    """One draft, beside both kinds of text. identity: its place, and a hash of its config and its layer, every byte."""
 
     draft: str
     identity: str

@@ -1,8 +1,8 @@
 """rows(): what was measured of a draft, for its card: documents that fidelity, accept and bench print with `--json`.
 
-A document speaks of a draft by its identity, a hash of its config and its layer. That of bench speaks of a
-server, whose model is told and whose draft is not: it is taken where that model, by its name or by the checkpoint
-behind it, is the draft's target.
+A document speaks of a draft by its identity, which ends in a hash of its config and its layer, wherever it was read.
+That of bench speaks of a server, whose model is told and whose draft is not: it is taken where that model, by its name
+or by the checkpoint behind it, is the draft's target.
 """
 
 from __future__ import annotations

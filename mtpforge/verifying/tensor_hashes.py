@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from mtpforge.checkpoint import metadata
-from mtpforge.checkpoint.checkpoint import Checkpoint, place_of
-from mtpforge.checkpoint.folder import Folder
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.gguf import Gguf
 from mtpforge.families import family_of
 from mtpforge.tensors import TensorRef
 from mtpforge.weights.reading import Read
@@ -53,14 +54,15 @@ def hashed(held: Checkpoint, names: Iterable[str]) -> dict[str, str]:
 def layer_identity(held: Checkpoint, hashes: Mapping[str, str] | None = None) -> str:
     """`<folder name>#<16 hex digits>` over config.json and every byte of the layer: two drafts may differ in one code.
 
-    hashes: sha256 of tensors where they are known already. What is no folder keeps its own: a commit says all of it.
+    Of a hub repository `org/name@<commit>#<16 hex digits>`, with the digits of the folder that it is downloaded to; of
+    GGUF what its keys say stands for config.json. hashes: sha256 of tensors where they are known already.
     """
-    if not isinstance(held, Folder):
-        return held.identity
     prefix = family_of(held.config).prefix(family_of(held.config).layer(held.config))
     refs = held.locate(sorted(name for name in held.names if name.startswith(prefix)))
     hashes = hashed(held, refs) if hashes is None else hashes
-    digest = hashlib.sha256(held.small_file(metadata.CONFIG) or b"")
+    is_gguf = isinstance(held, Gguf)
+    stated = json.dumps(held.config, sort_keys=True).encode() if is_gguf else held.small_file(metadata.CONFIG)
+    digest = hashlib.sha256(stated or b"")
     for name, ref in refs.items():
         digest.update(f"\n{name} {ref.spec} {hashes.get(name, '')}".encode("utf-8", "surrogateescape"))
-    return f"{place_of(held.identity)}#{digest.hexdigest()[:16]}"
+    return f"{held.identity.rpartition('#')[0] or held.identity}#{digest.hexdigest()[:16]}"
