@@ -71,13 +71,18 @@ def cell(content: str, concurrency: int, found: Sequence[Measured], steps: int =
         concurrency=concurrency,
         n_prompts=sum(len(each.drafting.replies) for each in found),
         n_rounds=round(total.rounds),
-        length=estimates.length([unit.accepted for unit in units], [unit.rounds for unit in units], most),
+        length=estimates.length(
+            [unit.accepted for unit in units],
+            [unit.rounds for unit in units],
+            most,
+            [each.slice.content for each in found for _ in each.drafting.units],
+        ),
         positions=tuple(n / total.rounds for n in counted) if total.rounds else (),
         speed=_speed(on, concurrency),
         first=_first(each.drafting for each in found),
         speed_without=_speed(off, concurrency) if off else None,
         first_without=_first(each.without for each in found if each.without) if off else None,
-        gain=estimates.gain(pairs) if pairs else None,
+        gain=estimates.gain(pairs, [each.slice.content for each in found]) if pairs else None,
         decode_gain=_decode_gain(on, off) if off else None,
     )
 

@@ -160,6 +160,32 @@ def test_interval_ends_where_every_step_is_accepted():
     assert untold.length.high > 4
 
 
+LENGTHS = {"agentic": 2.2, "chat": 2.6, "code": 3.2, "prose": 3.6}
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(0.82, True), (0.9, True), (1.0, False)])
+def test_fall_under_load_is_told_whatever_classes_have_apart(share, is_told):
+    """Four classes that differ by more than they fall, each of four slices that hardly differ."""
+    chance = random.Random(7)
+
+    def whole(concurrency: int, share: float) -> Cell:
+        found = []
+        for content, length in LENGTHS.items():
+            for at in range(4):
+                accepted = 1000 * (length * share * (1 + chance.gauss(0, 0.01)) - 1)
+                counts = Counts(1000, accepted, 3000, (), 1000 + accepted)
+                found.append(
+                    Measured(
+                        slices.Slice(content, concurrency, at, at, at + 1, 4), taken((9, 2.0, 1.0), counts=counts), None
+                    )
+                )
+        return cells.cell("", concurrency, found)
+
+    one, other = whole(1, 1.0), whole(16, share)
+    assert (one.length.mean, other.length.mean) == pytest.approx((2.9, 2.9 * share), rel=0.01)
+    assert [check.name for check in verdicts.of_load([other, one])] == ["acceptance under load"] * is_told
+
+
 def test_without_a_baseline_nothing_is_compared():
     found = cells.cell("code", 2, [Measured(each.slice, each.drafting, None) for each in SLICES])
     assert (found.gain, found.decode_gain, found.speed_without) == (None, None, None)

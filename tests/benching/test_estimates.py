@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,40 @@ def test_gain_is_paired_and_its_interval_holds_the_truth():
     assert 0.92 < covered(found, 1.5) < 0.98
     # unpaired, prompts that differ fourfold would hide a gain of a third
     assert all(each.high / each.low < 1.25 for each in found)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_classes_that_differ_are_no_error_of_the_whole(n):
+    """Each has its own rate and scatter; the whole is what all of their text comes to."""
+    rates, scatter = {"a": 1.2, "b": 1.6, "c": 2.2, "d": 2.6}, {"a": 0.01, "b": 0.05, "c": 0.02, "d": 0.1}
+    tokens, chance = 10_000, random.Random(4)
+    truth = 4 / sum(1 / (1 + rate) for rate in rates.values())  # tokens of each class are the same, rounds are not
+    found, gains, widths = [], [], []
+    for _ in range(TRIALS):
+        units = [(name, rate * (1 + chance.gauss(0, scatter[name]))) for name, rate in rates.items() for _ in range(n)]
+        rounds = [tokens / (1 + rate) for _, rate in units]
+        classes = [name for name, _ in units]
+        accepted = [tokens - each for each in rounds]
+        found.append(estimates.length(accepted, rounds, 0, classes))
+        pairs = [Pair(tokens, each, tokens, tokens) for each in rounds]
+        gains.append(estimates.gain(pairs, classes))
+        alone = estimates.length(accepted, rounds)
+        widths.append((found[-1].high - found[-1].low) / (alone.high - alone.low))
+    for some in (found, gains):
+        assert 0.92 < covered(some, truth) < 0.995
+    assert statistics.median(widths) < (1 if n == 2 else 0.5)
+
+
+def test_classes_in_any_order_and_a_single_one_make_no_difference():
+    accepted, rounds, classes = [9, 5, 8, 4.5, 9.5], [4, 5, 4, 5, 4], ["a", "b", "a", "b", "a"]
+    order = [1, 4, 0, 3, 2]
+    one = estimates.length(accepted, rounds, 0, classes)
+    other = estimates.length(
+        *([column[at] for at in order] for column in (accepted, rounds)), 0, [classes[at] for at in order]
+    )
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    assert estimates.length(accepted, rounds, 0, ["a"] * 5) == estimates.length(accepted, rounds)
+    assert estimates.length([9, 5, 8], [4, 5, 4], 0, ["a", "b", "a"]).low is None  # b's scatter is not known
 
 
 def test_length_ends_where_every_token_is_accepted():
