@@ -16,6 +16,7 @@ from mtpforge.cli.verify import draft_argument
 from mtpforge.errors import MtpforgeError
 
 _FILE = "README.md"
+_ELSEWHERE = "name another place: `-o card.md`"
 
 
 @click.command(
@@ -70,7 +71,7 @@ def command(  # noqa: D103 -- the help text above
             fix="a name that ends in .md: `-o card.md`",
             code=errors.USAGE,
         )
-    _refuse_existing(place, draft, force=force)
+    _refuse_existing(place, force=force)
     text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
     choose = "choose another place with `-o`"
     with refusals(place, Words("the disk is full", f"free some, or {choose}", "cannot write the card", choose)):
@@ -102,9 +103,9 @@ def _open_target(draft: str) -> tuple[str, ...]:
     return () if is_known else ("--target", "CKPT")
 
 
-def _refuse_existing(place: Path, draft: str, *, force: bool) -> None:
-    """MtpforgeError for a place that is taken; with `--force` for one that holds anything but a model card."""
-    from mtpforge.checkpoint.metadata import MAX_DOCUMENT_BYTES, front_matter
+def _refuse_existing(place: Path, *, force: bool) -> None:
+    """MtpforgeError for a place that is taken; with `--force` for what no `card` wrote, as the owner's own card."""
+    from mtpforge.checkpoint.metadata import MAX_DOCUMENT_BYTES
     from mtpforge.publishing.card import is_ours
 
     if not os.path.exists(place):  # noqa: PTH110 -- Path's raises for a name that is too long
@@ -112,12 +113,12 @@ def _refuse_existing(place: Path, draft: str, *, force: bool) -> None:
     raw = b""
     with suppress(OSError), (place if place.is_file() else Path(os.devnull)).open("rb") as opened:
         raw = opened.read(MAX_DOCUMENT_BYTES + 1)
-    is_card = is_ours(raw) or (_is_own(place, draft) and bool(front_matter(raw)))
+    is_card = is_ours(raw)
     if not force or not is_card:
         raise MtpforgeError(
             f"{place} exists",
             where="option `-o`",
             why="" if is_card else "it is no model card of mtpforge's, which alone `--force` replaces",
-            fix="`--force` replaces it, `-o` names another place" if is_card else "name another place: `-o card.md`",
+            fix="`--force` replaces it, `-o` names another place" if is_card else f"move it away, or {_ELSEWHERE}",
             code=errors.MACHINE,
         )

@@ -80,7 +80,7 @@ class StepFidelity:
 
 @dataclass(frozen=True, slots=True)
 class DraftFidelity:
-    """One draft. identity: its place, and a hash of its config and its layer, every byte. n_bytes: of it.
+    """One draft. identity: its place, and a hash of config and layer, every byte. n_bytes: of its layer.
 
     steps: none where it cannot be computed. swaps: which module costs what.
     """

@@ -21,9 +21,10 @@ from huggingface_hub.utils import validate_repo_id
 from mtpforge import errors, manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub.retries import http
-from mtpforge.checkpoint.metadata import CARD, front_matter
+from mtpforge.checkpoint.metadata import CARD
 from mtpforge.durable import files as durable
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.publishing.card import is_ours
 from mtpforge.report import OnProgress, Report
 from mtpforge.verifying import verify
 
@@ -114,7 +115,7 @@ def refuse_local_card(draft: Checkpoint, card: bytes | None, repo: str) -> None:
         f"{CARD} names a folder of this machine",
         where=shown(Path(draft.location) / CARD),
         why=f"it says {shown(draft.location)}, where nobody else finds the draft",
-        fix=f"`{anew}` writes it again" if front_matter(card) else f"take the folder's name out of {CARD}",
+        fix=f"`{anew}` writes it again" if is_ours(card) else f"take the folder's name out of {CARD}",
     )
 
 

@@ -69,11 +69,13 @@ def test_force_replaces_cards_of_drafts_and_nothing_else(run, draft, tmp_path, t
     assert run("card", draft, "-o", tmp_path / "card.md", "--force").code == 0
 
 
-def test_force_replaces_a_card_of_ones_own_beside_the_draft(run, draft, tmp_path):
+def test_force_keeps_a_card_of_ones_own_beside_the_draft(run, draft, tmp_path):
     shutil.copytree(draft, tmp_path / "d", ignore=shutil.ignore_patterns("README.md"))
-    (tmp_path / "d" / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert run("card", tmp_path / "d", "--force").code == 0
-    assert "# d\n" in (tmp_path / "d" / "README.md").read_text()
+    (tmp_path / "d" / "README.md").write_text("---\nlicense: mit\n---\nby hand\n")
+    ran = run("card", tmp_path / "d", "--force")
+    assert (ran.code, "it is no model card of mtpforge's, which alone `--force` replaces" in ran.err) == (5, True)
+    assert "hint: move it away, or name another place: `-o card.md`\n" in ran.err
+    assert (tmp_path / "d" / "README.md").read_text().endswith("by hand\n")
 
 
 def next_of(ran):

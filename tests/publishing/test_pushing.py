@@ -168,9 +168,10 @@ def test_a_card_that_names_the_folder_is_not_sent_and_made_again_as_the_hint_say
     assert str(spaced).encode() not in hub.files["README.md"]
 
 
-def test_a_readme_that_names_the_folder_and_is_no_card_is_to_be_edited(draft, made, hub):
+@pytest.mark.parametrize("head", ["", "---\nlicense: mit\n---\n"])
+def test_a_readme_that_names_the_folder_and_is_no_card_is_to_be_edited(draft, made, hub, head):
     """`card --force` replaces no such file."""
-    (draft / "README.md").write_text(f"vllm serve with {draft}\n")
+    (draft / "README.md").write_text(f"{head}vllm serve with {draft}\n")
     with pytest.raises(MtpforgeError, match="names a folder of this machine") as refused:
         push(draft, made)
     assert refused.value.fix == "take the folder's name out of README.md"
