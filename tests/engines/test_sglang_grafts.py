@@ -16,6 +16,7 @@ from mtpforge.engines import engine_of, overlay
 from mtpforge.engines.engine import own_config
 from mtpforge.engines.sglang import SGLANG
 from mtpforge.engines.sglang.loader.request import Request
+from mtpforge.engines.sglang.serving import least_capability
 from mtpforge.engines.vllm import VLLM, installed
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -47,6 +48,7 @@ MADE = (
     ("bf16", "bf16", FP8_CHANNEL, "sglang", "fp8-channel"),
     ("bf16", "awq-int4", FP8_CHANNEL, "sglang", "fp8-channel"),
     ("bf16", "bf16", INT4_EXPERTS, "sglang", "int4-experts"),
+    ("bf16", "bf16", "mxfp8", "sglang", "mxfp8"),
     ("bf16", "awq-int4", None, "both", "bf16"),
     ("bf16", "nvfp4", None, "both", "bf16"),
     ("bf16", "fp8", None, "both", "bf16"),
@@ -77,7 +79,8 @@ def opened(tinyglm, name):
 def test_block_says_the_layer_and_leaves_the_model_alone(tinyglm, row):
     """By the rules alone: the layer under `model.decoder.`, and every matrix around it by both engines."""
     target, family = opened(tinyglm, row[1])
-    wanted = row[2] or load(row[4]) if row[4] != "int8-channel" else SGLANG.demands(target, None, family)
+    wanted = load(row[4]) if row[2] in (None, row[4]) and row[4] != "int8-channel" else row[2]
+    wanted = wanted or SGLANG.demands(target, None, family)
     told, found = overlay.carried(target, engine_of(row[3]), wanted)
     built = SGLANG.demands(told, own_config(told), family)
     for module in family.modules(target.config, 1):
@@ -131,6 +134,22 @@ def test_what_its_loader_does_not_take_is_refused_by_name(tinyglm, tmp_path, row
     assert not (tmp_path / "graft").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "why"),
+    [
+        ("gptq-int4-g128", "gptq", "follows no rule of `dynamic` for experts"),
+        ("w4afp8", "w4afp8", "reads no list"),
+        ("awq-int4-g128", "awq", "joins q_a_proj and kv_a_proj_with_mqa"),
+    ],
+)
+def test_block_that_leaves_nothing_dense_does_not_go_into_a_dense_target(tinyglm, name, method, why):
+    target, _ = opened(tinyglm, "bf16")
+    with pytest.raises(MtpforgeError) as caught:
+        overlay.carried(target, SGLANG, load(name))
+    assert caught.value.what == f"a block of {method} does not leave the model around the layer as it is"
+    assert why in caught.value.why
+
+
 @pytest.mark.parametrize("method", ["auto-round", "exl3"])
 def test_target_of_a_method_that_was_not_tried_is_refused_with_the_reason(tinyglm, tmp_path, method):
     config = json.loads((tinyglm("bf16") / "config.json").read_text())
@@ -178,7 +197,10 @@ def test_loader_takes_every_graft_that_the_rules_make_and_none_that_they_refuse(
         made = made_of(tinyglm, tmp_path / str(number), row)
         command = command_of(made.path)
         flags = [f for f in ("--disable-shared-experts-fusion",) if f in command]
-        requests[f"{row}"] = Request(str(made.path), str(made.path), arguments=flags, same_config=False)
+        least = least_capability(load("mxfp8" if row[2] == "mxfp8" else "bf16"))
+        requests[f"{row}"] = Request(
+            str(made.path), str(made.path), arguments=flags, same_config=False, capability=least
+        )
     for row in (row for row in REFUSED if row[4]):
         out = tmp_path / f"refused-{row[2]}"
         made = mtpforge.graft(tinyglm("bf16"), tinyglm(row[1]), out=out, scheme=row[2], link="sym")  # as vLLM takes it

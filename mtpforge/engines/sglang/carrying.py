@@ -6,7 +6,7 @@ the layer changes nothing else. The layer's own names are stated too, for engine
 
 compressed-tensors    groups of the layer before all others, entries of the ignore list that do not speak of it
 fp8                   the list of what is left dense
-none                  the block of a draft, which leaves the model around it dense
+none                  the block of a draft, which leaves the model around it dense where its method has a list for that
 others                as they are
 """
 
@@ -27,7 +27,7 @@ from mtpforge.engines.sglang.demands import scheme_of
 from mtpforge.engines.sglang.matrices import DECODER, Asked, main_questions, questions
 from mtpforge.engines.sglang.name_matching import ignored
 from mtpforge.engines.sglang.quantization_block import Layer
-from mtpforge.engines.sglang.quantization_methods import decide
+from mtpforge.engines.sglang.quantization_methods import W4AFP8, decide
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.scheme import Rule, Scheme, built_otherwise
@@ -96,7 +96,7 @@ def _contradiction(told: Checkpoint, family: Family, wanted: Scheme) -> str:
 def _spelled(wanted: Scheme, family: Family, config: Block, method: str) -> Scheme:
     """The scheme in the formats of a method: the same bytes under other names."""
     layer = quantization_block.layer_of(config, family, wanted)
-    if method == "" and not stating.is_fp8(layer.kinds):
+    if method == "" and not stating.is_fp8(layer.kinds) and W4AFP8 not in layer.kinds:
         method = "compressed-tensors"
 
     def spelled(q: Quantization) -> Quantization:
@@ -159,17 +159,37 @@ def _fp8(block: Block, config: Block, family: Family, wanted: Scheme) -> Iterato
 
 
 def _unquantized(_block: Block, config: Block, family: Family, wanted: Scheme) -> Iterator[Block]:
-    """The block of a draft, and every matrix around the layer in its list."""
-    text, layer = family.text(config), quantization_block.layer_of(config, family, wanted)
-    stated = quantization_block.block(text, family, wanted)
-    key = "ignore" if "ignore" in stated else "modules_to_not_convert"
-    listed = stated.get(key)
-    if isinstance(listed, list) and layer.kinds:
-        around = [f"re:(?!{layer.prefix})"]
-        if key != "ignore":  # which knows no expressions
-            found = main_questions(family, config)
-            around = [name for asked in found for name in ((_stack(asked),) if asked.experts else asked.shards)]
-        yield {**stated, key: [*listed, *dict.fromkeys(around)]}
+    """The block of a draft, and every matrix around the layer in its list. MtpforgeError where its method has none."""
+    layer = quantization_block.layer_of(config, family, wanted)
+    stated = quantization_block.block(family.text(config), family, wanted)
+    method = str(stated.get("quant_method", ""))
+    if why := _NO_LIST.get(method, "") or layer.known.joined.get(method, ""):
+        raise MtpforgeError(
+            f"a block of {method} does not leave the model around the layer as it is",
+            where="config.json",
+            why=why,
+        )
+    if method in _LISTS:
+        key, around = _LISTS[method]
+        listed = stated.get(key)
+        names = dict.fromkeys(around(layer, family, config))
+        yield {**stated, key: [*(listed if isinstance(listed, list) else ()), *names]}
+
+
+def _all_but_the_layer(layer: Layer, _family: Family, _config: Block) -> Iterator[str]:
+    yield f"re:(?!{layer.prefix})"
+
+
+def _stored_names(_layer: Layer, family: Family, config: Block) -> Iterator[str]:
+    """Every matrix on disk, the routed experts of a layer by one name."""
+    for asked in main_questions(family, config):
+        yield from (_stack(asked),) if asked.experts else asked.shards
+
+
+def _run_names(_layer: Layer, family: Family, config: Block) -> Iterator[str]:
+    """The same as SGLang runs them."""
+    for asked in main_questions(family, config):
+        yield from (_stack(asked),) if asked.experts else asked.names
 
 
 def _stack(asked: Asked) -> str:
@@ -177,6 +197,17 @@ def _stack(asked: Asked) -> str:
     return "".join(asked.names[0].partition(".experts")[:2])
 
 
+# quant_method of a draft's block -> its list of what is dense, and what stands there for the model around the layer.
+_LISTS: Final[dict[str, tuple[str, Callable[[Layer, Family, Block], Iterator[str]]]]] = {
+    "awq": ("modules_to_not_convert", _run_names),
+    "compressed-tensors": ("ignore", _all_but_the_layer),
+    "fp8": ("modules_to_not_convert", _stored_names),
+    "modelopt": ("ignore", _stored_names),  # of MXFP8, read as that of method fp8: no expressions
+}
+_NO_LIST: Final = {
+    "gptq": "SGLang follows no rule of `dynamic` for experts: all of the model would be built as GPTQ's",
+    "w4afp8": "SGLang reads no list of that method: all of the model would be built so",
+}
 _METHODS: Final[dict[str, Callable[[Block, Block, Family, Scheme], Iterator[Block]]]] = {
     "": _unquantized,
     "compressed-tensors": _compressed_tensors,
