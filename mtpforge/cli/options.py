@@ -15,6 +15,7 @@ from mtpforge.cli.grammar import OneOf, Option
 from mtpforge.cli.output import Screen
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.methods import METHODS, RTN
+from mtpforge.nextn import DEEPEST
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -174,7 +175,13 @@ tokens = _option(
 )
 length = _option("--length", type=click.IntRange(min=2), metavar="N", heading="Input")
 k = _option(
-    "--k", type=click.IntRange(1, 16), metavar="N", default=3, show_default=True, heading="Compute", help="Draft steps."
+    "--k",
+    type=click.IntRange(1, DEEPEST),
+    metavar="N",
+    default=3,
+    show_default=True,
+    heading="Compute",
+    help="Draft steps.",
 )
 
 

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
@@ -19,11 +18,10 @@ from mtpforge.engines.hardware import Deployment, machine_of
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
 from mtpforge.inspecting import inspect
+from mtpforge.nextn import DEEPEST
 from mtpforge.report import Trap
 from mtpforge.sourcing import has_layer
 from mtpforge.verifying import as_served, glance
-
-MOST_STEPS: Final = 16  # that `fidelity` and `accept` take
 
 
 def serving_command(
@@ -70,11 +68,11 @@ def _doubts(held: Checkpoint, target: Checkpoint, engine: str) -> tuple[Trap, ..
 
 def _too_deep(serving: Serving) -> Iterator[Trap]:
     """More tokens at a time than `fidelity` and `accept` measure: each takes a pass of the layer, few are accepted."""
-    if serving.speculative_tokens > MOST_STEPS:
+    if serving.speculative_tokens > DEEPEST:
         said = (
             f"{serving.speculative_tokens} tokens at a time: each takes a pass of the layer, and few so deep are taken"
         )
-        fix = f"`-k 3`, as GLM-5.2 is served; `mtpforge accept` measures up to {MOST_STEPS}"
+        fix = f"`-k 3`, as GLM-5.2 is served; `mtpforge accept` measures up to {DEEPEST}"
         yield Trap("deep-drafts", "warning", said, fix, where="option `-k`", silent=True)
 
 

@@ -12,6 +12,8 @@ import sys
 import pytest
 from drafts import reconfigured, unpruned
 
+from mtpforge.cli.accept import command as accept
+
 
 def test_printed_command_is_one_for_a_shell(run, demo, tinyglm):
     draft, target = demo / "out" / "demo", tinyglm("awq-int4")
@@ -59,7 +61,10 @@ def test_the_command_for_sglang_comes_with_what_it_reads_wrongly_of_the_target(r
 
 def test_a_depth_that_cannot_pay_is_warned_of(run, demo, tinyglm):
     asked = ("serve", demo / "out" / "demo", "--target", tinyglm("awq-int4"), "--print", "-k")
-    deep, usual = run(*asked, "99"), run(*asked, "16")
+    measured = next(p.type.max for p in accept.params if p.name == "k")
+    deep, usual = run(*asked, "99"), run(*asked, measured)
+    assert f"`mtpforge accept` measures up to {measured}" in deep.err
+    assert "warning: " in run(*asked, measured + 1).err
     assert (deep.code, 'num_speculative_tokens": 99' in deep.out) == (0, True)
     assert "warning: 99 tokens at a time: " in deep.err
     assert "hint: `-k 3`" in deep.err
