@@ -2,7 +2,7 @@
 # make test         the default tests
 # make test-slow    those that take more than a few seconds each
 # make lint         style, types, layers, lengths
-# make test-engines the drafts through vLLM's and SGLang's own loaders (no GPU needed; first time 5 minutes, 5.4 GB)
+# make test-engines the drafts through vLLM's and SGLang's own loaders (no GPU needed; first time 5 minutes, 5.9 GB)
 # make engines      the environments that test-engines needs
 # make fuzz         the long run of the hostile-input tests: 33 times the cases of make test, a quarter of an hour
 # make bench        the benchmarks

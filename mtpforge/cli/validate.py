@@ -57,8 +57,8 @@ def command(  # noqa: D103 -- the help text above
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint, open_served
     from mtpforge.drafting.validating import loaded, verified
+    from mtpforge.engines.child import refuse_no_program
     from mtpforge.engines.engine import Serving
-    from mtpforge.engines.installed import refuse_no_program
     from mtpforge.judging.within_validate import refuse_half
 
     refuse_half(inputs, reference, source)

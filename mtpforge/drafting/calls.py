@@ -21,10 +21,10 @@ from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import DEFAULT, engine_of
+from mtpforge.engines.child import refuse_no_program
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.hardware import deployment, ranks
-from mtpforge.engines.installed import refuse_no_program
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.nextn import texts

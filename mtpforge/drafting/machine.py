@@ -10,7 +10,7 @@ from typing import Final
 
 from mtpforge.drafting import devices, kernels
 from mtpforge.engines import ENGINES
-from mtpforge.engines.installed import refuse_no_program
+from mtpforge.engines.child import refuse_no_program
 from mtpforge.report import Check, Report
 
 _NEEDED: Final = ("torch", "safetensors", "compressed-tensors", "nvidia-modelopt", "transformers", "huggingface_hub")

@@ -16,6 +16,7 @@ from mtpforge.tensors import Quantization, Spec
 
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.engines.child import Findings
     from mtpforge.families import Family
     from mtpforge.scheme import Scheme
 
@@ -104,6 +105,8 @@ class Engine:
     tables(capability, python): what its own tables take at a compute capability, as 90, by an interpreter, None for
         this one: `methods` and `schemes` name -> least capability, `kernels` kind -> names; MtpforgeError where there
         is no such engine.
+    forward(draft, target, serving, python, inputs, outputs): the report of one pass of the draft by the engine itself
+        on a GPU; None for an engine of which that is not known.
     counters: what a running server tells of its drafting; None for what is no server.
     hiding_files: patterns of weight files beside which the engine reads no others -> why.
     """
@@ -145,6 +148,7 @@ class Engine:
     kv_cache_dtypes: tuple[str, ...] = ("auto",)
     draft_options: tuple[str, ...] = ()
     tables: Callable[[int, str | None], Mapping[str, object]] = lambda *_: {}
+    forward: Callable[[Path, Checkpoint, Serving, str | None, Path, Path], Findings] | None = None
     untold: Engine | None = None
     counters: Counters | None = None
     hiding_files: Mapping[str, str] = field(default_factory=dict)

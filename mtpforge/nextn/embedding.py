@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
@@ -18,6 +18,14 @@ _MAIN: Final = "model.embed_tokens.weight"
 _OWN: Final = "embed_tokens.weight"  # under the prefix of the layer: the same matrix, where it was stored twice
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _MATRIX: Final = 2
+
+
+class Embeds(Protocol):
+    """Whatever has a row for a token."""
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, hidden] for int64 [n]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

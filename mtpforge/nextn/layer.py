@@ -23,7 +23,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.families.counting import expert_numbers
 from mtpforge.nextn.configuring import making, of_one_layer
-from mtpforge.nextn.embedding import Embedding
+from mtpforge.nextn.embedding import Embedding, Embeds
 from mtpforge.nextn.filling import by_stem, empty, fill
 from mtpforge.nextn.threads import in_order
 from mtpforge.report import OnProgress, Progress
@@ -162,7 +162,7 @@ def as_served(attention: nn.Module, eps: float) -> nn.Module:
 class Entrance:
     """What stands before the decoder layer: both norms and the projection."""
 
-    embedding: Embedding
+    embedding: Embeds
     enorm: Any
     hnorm: Any
     eh_proj: Any
@@ -182,7 +182,7 @@ class Entrance:
         return torch.cat(found)
 
 
-def entrance(nextn: Block, embedding: Embedding) -> Entrance:
+def entrance(nextn: Block, embedding: Embeds) -> Entrance:
     """The entrance of a nextn layer."""
     from torch import nn
 

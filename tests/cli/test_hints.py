@@ -12,6 +12,7 @@ import pytest
 from drafts import digests, reconfigured, unpruned
 
 from mtpforge import scheme as schemes
+from mtpforge.engines import child
 from mtpforge.engines import installed as shared
 from mtpforge.engines.vllm import installed
 
@@ -73,7 +74,7 @@ def test_verify_of_a_broken_draft_names_a_build_that_mends_it(run, follow, draft
 
 @pytest.mark.parametrize("command", ["verify", "validate"])
 def test_swapped_arguments_are_put_right(run, monkeypatch, draft, tinyglm, command):
-    monkeypatch.setattr(shared.importlib.util, "find_spec", lambda name: None)  # no engine here
+    monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)  # no engine here
     first = run(command, str(tinyglm("awq-int4")), "--target", str(draft))
     assert (first.code, first.out) == (3, "")
     assert "cause: draft and target are swapped: " in first.err

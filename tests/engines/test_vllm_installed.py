@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from mtpforge import errors
+from mtpforge.engines import child
 from mtpforge.engines import installed as asking
 from mtpforge.engines.vllm import installed
 from mtpforge.errors import MtpforgeError
@@ -138,7 +139,7 @@ def test_engine_sees_one_folder_of_ours_and_no_gpu(interpreter, monkeypatch, tmp
 
 
 def test_loader_imports_nothing_of_mtpforge_beside_itself(tmp_path):
-    name = asking.module_of(installed.LOADER, tmp_path)
+    name = child.module_of(installed.LOADER, tmp_path)
     code = (
         f"import sys, mtpforge, {name}.check, {name}.stand_in, {name}.configs, {name}.__main__\n"
         "print(mtpforge.__file__, [m for m in sys.modules if m.startswith('mtpforge.formats')])"
@@ -156,7 +157,7 @@ def test_loader_imports_nothing_of_mtpforge_beside_itself(tmp_path):
 
 
 def test_no_engine_here_says_how_to_name_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(asking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)
     error = refusal(lambda: installed.check(tmp_path, tmp_path))
     assert error.code == errors.MACHINE
     assert str(error) == (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.checkpoint import open_checkpoint
-from mtpforge.engines import installed
+from mtpforge.engines import child, installed
 from mtpforge.engines.engine import Serving, own_config
 from mtpforge.engines.sglang.demands import scheme_of
 from mtpforge.engines.sglang.draft_classes import draft_class
@@ -23,7 +23,7 @@ from mtpforge.tensors import BF16
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
 
-LOADER: Final = installed.Loader(
+LOADER: Final = child.Loader(
     shown="SGLang",
     package="sglang",
     folder="sglang",
@@ -75,7 +75,7 @@ def check(
     arguments: Sequence[str] = (),
     capability: int = 90,
     same_config: bool = True,
-    timeout_seconds: float = installed.TIMEOUT_SECONDS,
+    timeout_seconds: float = child.TIMEOUT_SECONDS,
 ) -> Report:
     """The verdict of SGLang's own loader on a draft folder.
 

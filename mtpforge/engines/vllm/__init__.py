@@ -10,7 +10,7 @@ from mtpforge.engines.vllm.demands import demands, stated
 from mtpforge.engines.vllm.draft_classes import decoded_on_load, draft_class, fewer_experts, never_quantized, runs
 from mtpforge.engines.vllm.draft_config import draft_config, refuse_misstated
 from mtpforge.engines.vllm.draft_options import OPTIONS
-from mtpforge.engines.vllm.installed import ask, is_installed, tables
+from mtpforge.engines.vllm.installed import ask, forward, is_installed, tables
 from mtpforge.engines.vllm.kv_cache import DTYPES, kv_cache
 from mtpforge.engines.vllm.merging import merged
 from mtpforge.engines.vllm.restating import disturbed, restate
@@ -45,6 +45,7 @@ VLLM: Final = Engine(
     is_installed=is_installed,
     ask=ask,
     tables=tables,
+    forward=forward,
     most_experts="vLLM names experts by the target's count: expert {n} of the draft would end the load with a KeyError",
     fewer_experts=fewer_experts,
     without_layer=lambda family: draft_class(family).without_layer,

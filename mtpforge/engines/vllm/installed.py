@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.engines import installed
+from mtpforge.engines import child, installed
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
 from mtpforge.engines.vllm.loader.request import Request
@@ -19,7 +19,7 @@ from mtpforge.report import Report
 if TYPE_CHECKING:
     from mtpforge.checkpoint.checkpoint import Checkpoint
 
-LOADER: Final = installed.Loader(
+LOADER: Final = child.Loader(
     shown="vLLM",
     package="vllm",
     folder="vllm",
@@ -62,7 +62,7 @@ def check(
     overrides: Mapping[str, object] | None = None,
     capability: int = 90,
     same_config: bool = True,
-    timeout_seconds: float = installed.TIMEOUT_SECONDS,
+    timeout_seconds: float = child.TIMEOUT_SECONDS,
 ) -> Report:
     """The verdict of vLLM's own loader on a draft folder.
 
@@ -94,6 +94,28 @@ def check(
         )
 
     return installed.check(LOADER, target, request, python, timeout_seconds)
+
+
+def forward(
+    draft: Path, target: Checkpoint, serving: Serving, python: str | None, inputs: Path, outputs: Path
+) -> child.Findings:
+    """One pass of the draft by vLLM on the GPU that it is shown, one rank: `loader/forward.py`.
+
+    inputs, outputs: safetensors files, as that says. Facts: versions, class, device, processed. Raises as `check` does.
+    """
+
+    def request(served: Path) -> Request:
+        return Request(
+            target=str(served),
+            draft=str(draft.absolute()),
+            meta=False,
+            expert_parallel=serving.expert_parallel,
+            overrides={**overrides(target), **serving.overrides},
+            inputs=str(inputs),
+            outputs=str(outputs),
+        )
+
+    return installed.forward(LOADER, target, request, python)
 
 
 def _class_of(target: Path) -> DraftClass | None:

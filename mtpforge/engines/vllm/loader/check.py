@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -11,25 +11,14 @@ from mtpforge.engines.loading import verdict
 from mtpforge.engines.loading.coverage import Coverage
 from mtpforge.engines.loading.files import tensors_of
 from mtpforge.engines.loading.headers import without_values
-from mtpforge.engines.loading.refusing import RefusedError, refused, stage
+from mtpforge.engines.loading.refusing import refused, stage
 from mtpforge.engines.loading.verdict import Findings, Rank
 from mtpforge.engines.loading.watch import Watch
 
 from . import configs, stand_in
+from .constructing import PACKAGE, Engine, configure, construct_target
 from .habits import HABITS, HELD_BACK
 from .request import Request
-
-_PACKAGE = "vllm"
-
-
-class Engine(NamedTuple):
-    """vLLM's configs for one pair, as `vllm serve` would make them."""
-
-    vllm: Any
-    target: Any  # ModelConfig
-    draft: Any  # ModelConfig
-    speculative: Any
-    parallel: Any
 
 
 def check(request: Request, findings: Findings) -> None:
@@ -38,8 +27,8 @@ def check(request: Request, findings: Findings) -> None:
 
     on_disk = tensors_of(Path(request.draft), findings)
     stand_in.set_groups(request.tensor_parallel, 0)
-    engine = _configure(request, findings)
-    context = _construct_target(engine)
+    engine = configure(request, findings)
+    context = construct_target(engine)
     if request.meta:
         default_loader.safetensors_weights_iterator = without_values
     used: dict[str, Coverage] = {}
@@ -52,81 +41,6 @@ def check(request: Request, findings: Findings) -> None:
     hf = engine.target.hf_text_config
     n_nextn = getattr(hf, "num_nextn_predict_layers", 0) or 0
     verdict.judge_dropped(on_disk, used, HABITS, (hf.num_hidden_layers, n_nextn), findings)
-
-
-def _configure(request: Request, findings: Findings) -> Engine:
-    from vllm.config import CacheConfig, DeviceConfig, LoadConfig, ModelConfig, ParallelConfig, VllmConfig
-    from vllm.config.kernel import KernelConfig
-    from vllm.config.speculative import SpeculativeConfig
-
-    with stage(_PACKAGE, "target config"):
-        parallel = ParallelConfig(
-            tensor_parallel_size=request.tensor_parallel,
-            enable_expert_parallel=request.expert_parallel,
-            distributed_executor_backend="external_launcher" if request.tensor_parallel > 1 else None,
-        )
-        target = ModelConfig(
-            model=request.target,
-            skip_tokenizer_init=True,
-            quantization=request.quantization,
-            max_model_len=request.max_model_len,
-            trust_remote_code=False,
-            hf_overrides=request.overrides,
-        )
-    with stage(_PACKAGE, "draft config"):
-        speculative = SpeculativeConfig(
-            model=request.draft,
-            method="mtp",
-            num_speculative_tokens=request.speculative_tokens,
-            target_model_config=target,
-            target_parallel_config=parallel,
-        )
-    draft = speculative.draft_model_config
-    if speculative.method != "mtp":
-        raise RefusedError(
-            f"draft config: vLLM chose method {speculative.method!r} instead of 'mtp' (the draft's path is read)"
-        )
-    with stage(_PACKAGE, "vLLM config"):
-        vllm = VllmConfig(
-            model_config=target,
-            parallel_config=parallel,
-            speculative_config=speculative,
-            load_config=LoadConfig(use_tqdm_on_load=False),
-            cache_config=CacheConfig(cache_dtype="bfloat16"),  # no weights depend on it
-            device_config=DeviceConfig(device="cpu"),
-            kernel_config=KernelConfig(enable_jit_warmup=False),
-            additional_config={"kda_prefill_backend": "triton"},  # no other kernel of linear attention opens here
-        )
-    findings.facts["own quantization"] = draft.quantization
-    findings.facts["quantization"] = vllm.quant_config.get_name() if vllm.quant_config is not None else None
-    configs.compare(
-        target.hf_text_config, draft.hf_text_config, request.compared, findings, same_config=request.same_config
-    )
-    return Engine(vllm, target, draft, speculative, parallel)
-
-
-def _construct_target(engine: Engine) -> dict[str, object]:
-    """What the target's class leaves in the static forward context.
-
-    It is constructed first, as in serving: it hands its table of fused modules to the quantization config that the
-    draft then uses. The first layers are enough.
-    """
-    from vllm.model_executor.model_loader.utils import initialize_model
-    from vllm.utils.torch_utils import set_default_torch_dtype
-
-    hf = engine.target.hf_text_config
-    keep, n_layers = hf.num_hidden_layers, min(hf.num_hidden_layers, getattr(hf, "first_k_dense_replace", 0) + 1)
-    try:
-        hf.num_hidden_layers = n_layers
-        with (
-            stage(_PACKAGE, f"target model, layers 0-{n_layers - 1}"),
-            set_default_torch_dtype(engine.target.dtype),
-            torch.device("meta"),
-        ):
-            initialize_model(vllm_config=engine.vllm, model_config=engine.target)
-    finally:
-        hf.num_hidden_layers = keep
-    return dict(engine.vllm.compilation_config.static_forward_context)
 
 
 def _load_rank(
@@ -143,7 +57,7 @@ def _load_rank(
     at = f" (rank {rank} of {request.tensor_parallel})" if request.tensor_parallel > 1 else ""
     overridden = getattr(engine.speculative, "apply_draft_overrides", lambda config: config)(engine.vllm)
     device = torch.device("meta" if request.meta else "cpu")
-    with stage(_PACKAGE, f"construction of the draft model{at}"), set_default_torch_dtype(engine.draft.dtype), device:
+    with stage(PACKAGE, f"construction of the draft model{at}"), set_default_torch_dtype(engine.draft.dtype), device:
         model = initialize_model(vllm_config=overridden, model_config=engine.draft)
     if rank == 0:
         findings.facts["class"] = f"{type(model).__module__}.{type(model).__name__}"
@@ -174,4 +88,4 @@ def _load(model: torch.nn.Module, draft: Any, vllm_config: Any, watch: Watch, at
         with set_default_torch_dtype(draft.dtype), watch, set_current_vllm_config(vllm_config):
             loader.load_weights(model, draft)
     except Exception as error:
-        raise refused(_PACKAGE, f"load_weights{at}, at {next(reversed(watch.reads), None)}", error) from error
+        raise refused(PACKAGE, f"load_weights{at}, at {next(reversed(watch.reads), None)}", error) from error

@@ -14,6 +14,7 @@ class Request:
     for `vllm serve --quantization` and `--hf-overrides`. same_config: differences between the two configs that do not
     stop the loading are errors, else notes. compared: config field that the draft's class reads -> what it takes for an
     absent one. built: attribute that modules of the built class have -> the config field that sets it, its only value.
+    inputs, outputs: of `forward`, safetensors files.
     """
 
     target: str
@@ -29,3 +30,5 @@ class Request:
     max_model_len: int = 4096
     compared: dict[str, object] = field(default_factory=dict)
     built: dict[str, tuple[str, object]] = field(default_factory=dict)
+    inputs: str = ""
+    outputs: str = ""

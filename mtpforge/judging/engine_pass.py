@@ -1,0 +1,140 @@
+"""engine_pass(): the draft as an engine computes it on the GPU that is here, beside the layer as it is computed here.
+
+What loading does not show: that weights which were repacked for a device's kernels are multiplied as what they are. The
+engine leaves attention out, as when it measures its memory, so the same is done here: what is compared is the entrance,
+the router, the experts and the last norm.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mtpforge import errors
+from mtpforge.checkpoint import open_checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.drafting.devices import gpus
+from mtpforge.engines import engine_of
+from mtpforge.engines.child import Findings
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.nextn import layer as nextn
+from mtpforge.report import Check, Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME: Final = "forward pass"
+ROWS: Final = 64  # with 8 experts of 256 each, seven experts in eight are met
+# Of the size of what is right, the median of all rows. BF16 is off by 0.01; activations of four bits by 0.1 to 0.2, by
+# what their rounding comes to; another layer by 1 and more.
+MOST_OFF: Final = 0.5
+
+
+def engine_pass(
+    draft: Path, target: Checkpoint, engine: str, serving: Serving, python: str | None, workers: int
+) -> Report:
+    """One pass by the engine and one here on the same random rows; a check that says why where there is none.
+
+    Facts: `forward`: device, class, processed (quantization method -> modules whose weights it processed), rows,
+    `off`: by how much of their size `mlp` and `states` differ, the median of the rows.
+    """
+    found, run = gpus(), engine_of(engine).forward
+    if isinstance(found, str):
+        return _not_run(f"there is no GPU to run it on: {found}")
+    if run is None:
+        return _not_run(f"{engine_of(engine).name} is not run by mtpforge; its loader was asked")
+    with tempfile.TemporaryDirectory(prefix="mtpforge-rows-") as folder:
+        inputs, outputs = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
+        given = rows(open_checkpoint(draft))
+        _write(given, inputs)
+        try:
+            said = run(draft, target, serving, python, inputs, outputs)
+        except MtpforgeError as error:
+            if error.code != errors.MACHINE:
+                raise
+            return _not_run(": ".join(filter(None, (error.what, error.why))), error.fix)
+        return judged(draft, given, said, outputs, engine_of(engine).name, workers)
+
+
+def _not_run(why: str, fix: str = "") -> Report:
+    return Report("validate", (Check(NAME, "not checked", why, fix),))
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Token ids and positions, int64 [n]; their embeddings and the states before, BF16 [n, hidden]."""
+
+    token_ids: Tensor
+    positions: Tensor
+    embeddings: Tensor
+    states: Tensor
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Their embeddings, float32 [n, hidden]: token i is the i-th."""
+        return self.embeddings.float()[token_ids]
+
+
+def rows(draft: Checkpoint, n: int = ROWS) -> Given:
+    """Random rows, always the same."""
+    import torch
+
+    width, generator = nextn.block(draft).config.hidden_size, torch.Generator().manual_seed(0)
+    embeddings, states = (torch.randn(n, width, generator=generator).to(torch.bfloat16) for _ in range(2))
+    return Given(torch.arange(n), torch.arange(1, n + 1), embeddings, states)
+
+
+def _write(given: Given, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    names = ("token_ids", "positions", "embeddings", "states")
+    save_file({name: getattr(given, name) for name in names}, file)
+
+
+def judged(draft: Path, given: Given, said: Findings, outputs: Path, engine: str, workers: int) -> Report:
+    """What the engine put out beside what is right. engine: its name, for people."""
+    from safetensors.torch import load_file
+
+    facts: dict[str, object] = {"forward": {**said["facts"], "rows": len(given.token_ids), "errors": said["errors"]}}
+    by = f"{engine} on {said['facts'].get('device', 'the GPU')}"
+    if not said["accepted"]:
+        why = f"{by} does not come through it: {said['errors'][0]}"
+        fix = "serve it and see whether the server ends so too; `--engine-python` names another installation"
+        return Report("validate", (Check(NAME, "warning", why, fix),), facts=facts)
+    off = _off(load_file(outputs), computed(draft, given, workers))
+    facts["forward"] = {**said["facts"], "rows": len(given.token_ids), "off": off}
+    worst = max(off, key=lambda name: off[name])
+    told = ", ".join(f"{_SHOWN[name]} off by {100 * value:.2g} %" for name, value in off.items())
+    by += f", {len(given.token_ids)} random rows, attention left out: {told}"
+    if off[worst] <= MOST_OFF:
+        return Report("validate", (Check(NAME, "passed", by),), facts=facts)
+    fix = "do not serve it: `mtpforge verify` names a tensor that is off, and another engine version may compute it"
+    return Report("validate", (Check(NAME, "failed", f"{by}: the engine computes another layer", fix),), facts=facts)
+
+
+_SHOWN: Final = {"mlp": "router and experts", "states": "states"}
+
+
+def _off(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, float]:
+    """Median over the rows of |theirs - ours| / |ours|; infinite where theirs is no number."""
+    import torch
+
+    found = {}
+    for name in (each for each in ours if each in theirs):
+        each = (theirs[name] - ours[name]).norm(dim=-1) / ours[name].norm(dim=-1)
+        found[name] = float(torch.where(each.isnan(), torch.inf, each).median())
+    return found
+
+
+def computed(draft: Path, given: Given, workers: int = 1) -> dict[str, Tensor]:
+    """The layer without attention, by decoded weights: `mlp` and `states`, float32 [n, hidden]."""
+    import torch
+
+    layer = nextn.block(open_checkpoint(draft))
+    with torch.inference_mode():
+        x = nextn.entrance(layer, given).rows(given.token_ids, given.positions, given.states.float())
+        out = nextn.output(layer, x, nextn.route(layer, x), workers=workers)
+        return {"mlp": out - x, "states": layer.norm("shared_head.norm")(out)}
