@@ -49,13 +49,12 @@ if TYPE_CHECKING:
         prune_plan,
         schemes,
         serve_command,
-        validate,
     )
     from mtpforge.drafting.machine import doctor
     from mtpforge.engines.command import Command
     from mtpforge.errors import MtpforgeError
     from mtpforge.judging.accepting import Acceptance
-    from mtpforge.judging.calls import accept, fidelity
+    from mtpforge.judging.calls import accept, fidelity, validate
     from mtpforge.judging.fidelity import Fidelity
     from mtpforge.planning import Plan
     from mtpforge.pruning.expert_choice import Comparison
@@ -127,7 +126,7 @@ _PLACES: Final = {
     "Scheme": "mtpforge.scheme",
     "delta": "mtpforge.publishing.calls",
     "doctor": "mtpforge.drafting.machine",
-    **dict.fromkeys(("accept", "fidelity"), "mtpforge.judging.calls"),
+    **dict.fromkeys(("accept", "fidelity", "validate"), "mtpforge.judging.calls"),
     "bench": "mtpforge.benching.calls",
     "card": "mtpforge.publishing.calls",
     "graft": "mtpforge.publishing.calls",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.command(
     "validate",
     cls=Command,
-    help="All that this machine can check: verify, the installed engine's loader, and with --inputs fidelity."
-    " Exit 5 where there is no engine.",
+    help="All that this machine can check: verify, the installed engine's loader, a forward pass by it where a GPU is,"
+    " and with --inputs fidelity. Exit 5 where there is no engine.",
     examples=(
         "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --engine-python ~/serving/bin/python",
         "mtpforge validate out/draft --target ./GLM-5.2-AWQ-INT4 --inputs in.safetensors --reference zai-org/GLM-5.2",
@@ -56,9 +56,10 @@ def command(  # noqa: D103 -- the help text above
     ep: bool,
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint, open_served
-    from mtpforge.drafting.validating import loaded, verified
+    from mtpforge.drafting.validating import folder_of, loaded, verified
     from mtpforge.engines.child import refuse_no_program
     from mtpforge.engines.engine import Serving
+    from mtpforge.judging import engine_pass
     from mtpforge.judging.within_validate import refuse_half
 
     refuse_half(inputs, reference, source)
@@ -69,9 +70,15 @@ def command(  # noqa: D103 -- the help text above
         report = verified(draft, served, origin, engine, serving, on_progress)
     screen.report(report)
     document: dict[str, object] = {"draft": draft, "report": report}
+    screen.result = document  # what was found stays, whatever becomes of the rest
     try:
         refuse_no_program(engine_python)
-        answer = loaded(draft, served, origin, engine, serving, engine_python)
+        answer = engine_pass.beside(
+            loaded(draft, served, origin, engine, serving, engine_python),
+            lambda: engine_pass.engine_pass(
+                folder_of(draft), served, engine, serving, engine_python, os.cpu_count() or 1
+            ),
+        )
     except MtpforgeError as error:
         if error.code != errors.MACHINE:
             raise
@@ -80,6 +87,7 @@ def command(  # noqa: D103 -- the help text above
         screen.report(answer)
         asked = Ending({"engine": answer}, answer.exit_code)
     endings = [Ending(document, report.exit_code), asked]
+    screen.result = {**asked.document, **document}
     if inputs is not None:
         endings.append(_fidelity(screen, draft, reference or source or "", served, inputs))
     codes = [ending.exit_code for ending in endings]

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 from mtpforge import errors, inspecting
 from mtpforge import scheme as presets
 from mtpforge.checkpoint import Named, open_checkpoint, open_served
-from mtpforge.drafting import deciding, validating
+from mtpforge.drafting import deciding
 from mtpforge.drafting.deciding import Job, Needless
 from mtpforge.drafting.request import CheckMode, Count, OnRemark, Request, Watching
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import DEFAULT, engine_of
-from mtpforge.engines.child import refuse_no_program
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.hardware import deployment, ranks
@@ -146,38 +144,6 @@ def inspect(
     opened = open_checkpoint(checkpoint, offline=offline)
     serving = Serving(tp, ep, kv_cache_dtype=kv_cache_dtype)
     return inspecting.inspect(opened, engine=engine, scheme=_scheme(scheme), serving=serving)
-
-
-def validate(
-    draft: Named,
-    target: Named,
-    source: Named | None = None,
-    *,
-    engine: str = DEFAULT,
-    engine_python: str | Path | None = None,
-    tp: int = 1,
-    ep: bool = False,
-    offline: bool = False,
-    on_progress: OnProgress | None = None,
-) -> Report:
-    """What `verify` finds, then what the installed engine's own loader says, or that of the interpreter named.
-
-    MtpforgeError with code 5 where there is no engine to ask, unless verify's answer is no already.
-    """
-    python = None if engine_python is None else str(engine_python)
-    held, served = open_checkpoint(draft, offline=offline), open_served(target, offline=offline)
-    origin = None if source is None else open_checkpoint(source, offline=offline)
-    place, serving = held.label if held.revision else held.location, Serving(tp, ep)
-    found = validating.verified(place, served, origin, engine, serving, on_progress)
-    try:
-        refuse_no_program(python)
-        answer = validating.loaded(place, served, origin, engine, serving, python)
-    except MtpforgeError as error:
-        if error.code != errors.MACHINE or found.ok:
-            raise
-        return replace(found, command="validate")
-    facts = {**found.facts, "loader": answer.facts}
-    return Report("validate", found.checks + answer.checks, found.traps + answer.traps, facts, found.summary)
 
 
 def diff(draft: Named, other: Named, *, offline: bool = False, on_progress: OnProgress | None = None) -> Report:

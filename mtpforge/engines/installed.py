@@ -68,12 +68,17 @@ def forward(
     python: str | None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Findings:
-    """What an engine reports of one pass on the GPU that it is shown: its `loader.forward`. Raises as `check` does."""
+    """What an engine reports of one pass on the GPU that it is shown, `engine` in its facts; its `loader.forward`.
+
+    Raises as `check` does.
+    """
     interpreter = child.interpreter(loader, python)
     with tempfile.TemporaryDirectory(prefix="mtpforge-forward-") as folder:
         home = Path(folder)
         served = as_folder(target, home / "target", loader.reads_headers)
-        return child.ask(loader, interpreter, request(served), home, timeout_seconds, ".forward", on_gpu=True)
+        found = child.ask(loader, interpreter, request(served), home, timeout_seconds, ".forward", on_gpu=True)
+    found["facts"]["engine"] = f"{loader.shown} {_version(loader, found)}"
+    return found
 
 
 def as_folder(target: Target, home: Path, reads_headers: Iterable[str] = ()) -> Path:
@@ -121,6 +126,11 @@ def _lay_out(
             file.truncate(8 + len(text) + end)
 
 
+def _version(loader: Loader, findings: Findings) -> str:
+    versions = findings["facts"].get("versions")
+    return str(versions.get(loader.package, "?")) if isinstance(versions, dict) else "?"
+
+
 def _report(loader: Loader, findings: Findings, seconds: float) -> Report:
     facts = findings["facts"] | {
         "errors": findings["errors"],
@@ -128,8 +138,7 @@ def _report(loader: Loader, findings: Findings, seconds: float) -> Report:
         "defaulted": findings["defaulted"],
         "seconds": round(seconds, 1),
     }
-    versions = facts.get("versions")
-    version = versions.get(loader.package, "?") if isinstance(versions, dict) else "?"
+    version = _version(loader, findings)
     loads = Check(
         "engine loads the draft",
         "passed" if findings["accepted"] else "failed",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.engines.child import Findings
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Engine, KvCache, Serving, own_config
 from mtpforge.engines.overlay import presets
@@ -79,6 +80,7 @@ def together(first: Engine, second: Engine) -> Engine:
         decoded_on_load=lambda family: _common(*(engine.decoded_on_load(family) for engine in both)),
         is_installed=lambda: all(engine.is_installed() for engine in both),
         ask=_ask(both),
+        forward=_forward(both),
         tied_formats=first.tied_formats | second.tied_formats,
         kv_cache=kv_cache,
         kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
@@ -204,15 +206,38 @@ def _ask(both: tuple[Engine, Engine]) -> Callable[[Path, Checkpoint, Serving, st
     """Both loaders; `python` holds an interpreter for each, with the path separator between, or one that has both."""
 
     def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
-        named = [None, None] if python is None else python.split(os.pathsep)
-        pythons = named if len(named) == len(both) else [python] * len(both)
-        reports = [e.ask(draft, target, serving, p) for e, p in zip(both, pythons, strict=True)]
+        reports = [e.ask(draft, target, serving, p) for e, p in zip(both, _pythons(python), strict=True)]
         checks = [_of(engine, check) for engine, report in zip(both, reports, strict=True) for check in report.checks]
         traps = tuple(trap for report in reports for trap in report.traps)
         facts: dict[str, object] = {engine.package: report.facts for engine, report in zip(both, reports, strict=True)}
         return Report(reports[0].command, tuple(checks), traps, facts)
 
     return ask
+
+
+def _pythons(named: str | None) -> list[str | None]:
+    each: list[str | None] = [] if named is None else [*named.split(os.pathsep)]
+    return each if len(each) == 2 else [named, named]  # noqa: PLR2004  one for each engine
+
+
+def _forward(both: tuple[Engine, Engine]) -> Callable[..., Findings] | None:
+    """The pass of whichever has one, by its own interpreter."""
+    for number, engine in enumerate(both):
+        if (run := engine.forward) is not None:
+            return partial(_by_own, run, number)
+    return None
+
+
+def _by_own(
+    run: Callable[..., Findings],
+    number: int,
+    draft: Path,
+    target: Checkpoint,
+    serving: Serving,
+    python: str | None,
+    *files: Path,
+) -> Findings:
+    return run(draft, target, serving, _pythons(python)[number], *files)
 
 
 def _of(engine: Engine, check: Check) -> Check:

@@ -8,8 +8,8 @@ the router, the experts and the last norm.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -57,7 +57,13 @@ def engine_pass(
             if error.code != errors.MACHINE:
                 raise
             return _not_run(": ".join(filter(None, (error.what, error.why))), error.fix)
-        return judged(draft, given, said, outputs, engine_of(engine).name, workers)
+        return judged(draft, given, said, outputs, workers)
+
+
+def beside(answer: Report, asked: Callable[[], Report]) -> Report:
+    """What the loader answered, and of a draft that it takes what a pass comes to: `asked`, which takes longer."""
+    passed = asked() if answer.ok else _not_run("the loader does not take the draft")
+    return replace(answer, checks=answer.checks + passed.checks, facts={**answer.facts, **passed.facts})
 
 
 def _not_run(why: str, fix: str = "") -> Report:
@@ -94,12 +100,12 @@ def _write(given: Given, file: Path) -> None:
     save_file({name: getattr(given, name) for name in names}, file)
 
 
-def judged(draft: Path, given: Given, said: Findings, outputs: Path, engine: str, workers: int) -> Report:
-    """What the engine put out beside what is right. engine: its name, for people."""
+def judged(draft: Path, given: Given, said: Findings, outputs: Path, workers: int) -> Report:
+    """What the engine put out beside what is right."""
     from safetensors.torch import load_file
 
     facts: dict[str, object] = {"forward": {**said["facts"], "rows": len(given.token_ids), "errors": said["errors"]}}
-    by = f"{engine} on {said['facts'].get('device', 'the GPU')}"
+    by = f"{said['facts'].get('engine', 'the engine')} on {said['facts'].get('device', 'the GPU')}"
     if not said["accepted"]:
         why = f"{by} does not come through it: {said['errors'][0]}"
         fix = "serve it and see whether the server ends so too; `--engine-python` names another installation"

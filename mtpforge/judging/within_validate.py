@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mtpforge import errors
+from mtpforge.checkpoint import Named
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError
@@ -35,7 +36,7 @@ class Predictions:
         return {"fidelity": self.found, "predictions": self.report}
 
 
-def refuse_half(inputs: Path | None, reference: str | None, source: str | None) -> None:
+def refuse_half(inputs: Path | None, reference: Named | None, source: Named | None) -> None:
     """MtpforgeError where one of two is missing that fidelity needs, or the inputs are no file."""
     if inputs is None:
         if reference is not None:
@@ -59,7 +60,7 @@ def refuse_half(inputs: Path | None, reference: str | None, source: str | None) 
 
 
 def predictions(
-    draft: str, reference: str, target: Checkpoint, inputs: Path, watching: Watching, *, workers: int, offline: bool
+    draft: Named, reference: Named, target: Checkpoint, inputs: Path, watching: Watching, *, workers: int, offline: bool
 ) -> Predictions:
     """Three steps of draft and reference on the inputs; what ends it early is a check that was not made, with a code.
 

@@ -63,7 +63,7 @@ def test_layer_is_computed_here_as_vllm_computes_it(dense, tinyglm, tmp_path):
     assert said["accepted"], said["errors"]
     assert said["facts"]["class"] == "vllm.models.deepseek_v32.nvidia.mtp.DeepseekV32MTP"
     assert said["facts"]["processed"]["UnquantizedFusedMoEMethod"] == 1
-    report = engine_pass.judged(dense, given, said, outputs, "vLLM", 1)
+    report = engine_pass.judged(dense, given, said, outputs, 1)
     assert report.ok
     off = report.facts["forward"]["off"]
     assert off.keys() == {"mlp", "states"}
@@ -88,7 +88,7 @@ def test_a_layer_that_is_computed_otherwise_is_told(dense, tinyglm, tmp_path, wr
                 tensors[name] = torch.cat(tensors[name].chunk(2, 1)[::-1], 1)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
     given, said, outputs = passed_through(other, tinyglm("bf16"), tmp_path)
-    report = engine_pass.judged(dense, given, said, outputs, "vLLM", 1)
+    report = engine_pass.judged(dense, given, said, outputs, 1)
     (check,) = report.checks
     assert check.verdict == "failed"
     assert "the engine computes another layer" in check.detail
