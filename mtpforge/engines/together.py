@@ -16,7 +16,7 @@ from typing import Final
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.child import Findings
 from mtpforge.engines.command import Command
-from mtpforge.engines.engine import Engine, KvCache, Serving, own_config
+from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.engines.overlay import presets
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import Family
@@ -52,9 +52,6 @@ def together(first: Engine, second: Engine) -> Engine:
         for engine in both:
             engine.refuse_misstated(target, source_config, family)
 
-    def kv_cache(target: Checkpoint, family: Family, serving: Serving) -> KvCache | None:
-        return first.kv_cache(target, family, serving)
-
     def memory(family: Family, config: Mapping[str, object], specs: Mapping[str, Spec], serving: Serving) -> int:
         return max(engine.memory(family, config, specs, serving) for engine in both)
 
@@ -82,7 +79,6 @@ def together(first: Engine, second: Engine) -> Engine:
         ask=_ask(both),
         forward=_forward(both),
         tied_formats=first.tied_formats | second.tied_formats,
-        kv_cache=kv_cache,
         kv_cache_dtypes=tuple(dtype for dtype in first.kv_cache_dtypes if dtype in second.kv_cache_dtypes),
         draft_options=(),
         counters=None,
