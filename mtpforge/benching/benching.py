@@ -144,7 +144,7 @@ def _bench(
         curve=curve if alike else None,
         loses_from=verdicts.loses_from(totals),
         checks=checks,
-        causes=verdicts.causes(whole, side.counters),
+        causes=verdicts.causes(totals, side.counters),
     )
 
 

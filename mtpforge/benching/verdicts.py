@@ -47,6 +47,11 @@ def is_near_zero(total: Cell) -> bool:
     return is_enough(total) and first_of(total) < NONE
 
 
+def by_load(totals: Sequence[Cell]) -> list[Cell]:
+    """The fewest requests at a time first."""
+    return sorted(totals, key=lambda total: total.concurrency)
+
+
 def first_of(total: Cell) -> float:
     """How often the first drafted token is accepted; at most that, where positions are not told."""
     return total.positions[0] if total.positions else total.length.mean - 1
@@ -59,11 +64,17 @@ def falls(total: Cell) -> bool:
     return total.positions[0] * total.n_rounds >= FEWEST / 2 and total.conditional[1] < FALL
 
 
-def causes(total: Cell, counters: Counters) -> tuple[Cause, ...]:
+def causes(totals: Sequence[Cell], counters: Counters) -> tuple[Cause, ...]:
     """What is known to do that, the likeliest first; () where nothing is wrong."""
-    if is_near_zero(total):
-        return (_SHARED[0], counters.near_zero[0], *_SHARED[1:], *counters.near_zero[1:])
-    return counters.falling if falls(total) else ()
+    fewest, *others = by_load(totals)
+    of_weights = (_SHARED[0], counters.near_zero[0], *_SHARED[1:], *counters.near_zero[1:])
+    if is_near_zero(fewest):
+        return of_weights
+    if any(is_near_zero(total) for total in others):
+        # weights that draft well for few requests are the right ones
+        of_load = (*counters.near_zero[1:], _SHARED[2]) if is_enough(fewest) else of_weights
+        return (*counters.under_load, *of_load)
+    return counters.falling if falls(fewest) else ()
 
 
 def of_baseline(engine: str, other: str) -> Iterator[Check]:
@@ -104,10 +115,15 @@ _BELOW = "the likeliest causes are listed, each with the command that tells"
 
 def of_load(totals: Sequence[Cell]) -> Iterator[Check]:
     """Acceptance hangs on the text, not on how many requests run beside it."""
-    first, *others = sorted(totals, key=lambda total: total.concurrency)
+    first, *others = by_load(totals)
     for total in others:
         low, high = first.length.low, total.length.high
-        if low is not None and high is not None and high < low and is_enough(first) and is_enough(total):
+        if is_near_zero(total) and not is_near_zero(first):
+            detail = f"{total.length} tokens a round at {total.concurrency} at a time, from {first.length}"
+            yield Check(
+                "acceptance under load", "failed", f"{detail}: the layer is not run there as it should be", _BELOW
+            )
+        elif low is not None and high is not None and high < low and is_enough(first) and is_enough(total):
             detail = f"falls to {total.length} tokens a round at {total.concurrency} at a time, from {first.length}"
             fix = (
                 "kernels or captured graphs treat larger batches otherwise: start it without graphs, and measure again"

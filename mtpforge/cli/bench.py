@@ -70,7 +70,8 @@ def _option(name: str, heading: str, text: str, **attrs: Any) -> Callable[[Any],
     cls=Command,
     help="What drafting is worth on a live OpenAI-compatible server: how many drafted tokens are accepted, by its own"
     " counters, and how much faster it is than one that does not draft. Load goes to URL and --baseline, nowhere else."
-    " Exit 1 where hardly a token is accepted, or drafting is slower somewhere and faster nowhere.",
+    " Exit 1 where hardly a token is accepted, if only at some number of requests at a time, or drafting is slower"
+    " somewhere and faster nowhere.",
     examples=(
         "mtpforge bench http://127.0.0.1:8000 --baseline http://127.0.0.1:8001",
         "mtpforge bench http://127.0.0.1:8000 --text prompts.txt --concurrency 1 --prompts 16",

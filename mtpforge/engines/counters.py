@@ -48,7 +48,9 @@ class Counters:
     body: keys of a request that make the server add how it was drafted. histogram(event): of an event of a streamed
         reply how many rounds accepted 0, 1, 2, ... tokens; () where it does not say, ValueError for anything else.
     schedule(rows): rows of first and last batch size and depth, as the option that sets them; None where there is none.
-    near_zero, falling: what is known to spoil a draft in this engine, the likeliest first.
+    near_zero, falling: what is known to spoil a draft in this engine, the likeliest first; near_zero begins with
+        weights that were not read, which spoil it under any load.
+    under_load: what spoils it beside other requests alone.
     """
 
     prefix: str
@@ -70,3 +72,4 @@ class Counters:
     schedule: Callable[[Sequence[tuple[int, int, int]]], str] | None = None
     near_zero: tuple[Cause, ...] = ()
     falling: tuple[Cause, ...] = ()
+    under_load: tuple[Cause, ...] = ()

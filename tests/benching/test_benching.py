@@ -81,19 +81,52 @@ def test_few_rounds_condemn_no_layer(chances):
     assert found.report.exit_code == 0
 
 
-def test_acceptance_that_falls_under_load_is_named():
-    """The same prompts and seeds: what is accepted hangs on the number of requests beside them alone."""
+def loaded(chances, prompts=32, **more):
+    """A server that is healthy alone, and accepts by these chances beside others; the same prompts and seeds."""
 
     def accepts(body):
-        alone, beside = HEALTHY(body), by_chance(0.5, 0.2, 0.1)(body)
+        alone, beside = HEALTHY(body), by_chance(*chances)(body)
         while True:
-            yield next(beside if server.counted.running > 2 else alone)
+            yield next(beside if server.counted.running > 1 else alone)
 
     with serving(3, accepts, lambda _: 0.001) as server:
-        found = mtpforge.bench(server.url, **ENOUGH | {"concurrency": [1, 4], "prompts": 32, "generate": 60})
+        asked = {"concurrency": [1, 4], "content": ["chat"], "prompts": prompts, "generate": 60}
+        return mtpforge.bench(server.url, **asked | more)
+
+
+def test_acceptance_that_falls_under_load_is_named():
+    found = loaded((0.5, 0.2, 0.1))
     assert checks(found)["acceptance under load"] == "warning"
     assert " tokens a round at 4 at a time, from 3." in detail(found, "acceptance under load")
+    assert (checks(found)["acceptance"], found.causes, found.report.exit_code) == ("passed", (), 0)
+
+
+def test_nothing_accepted_under_load_fails_with_causes_of_its_own():
+    found = loaded((0.0, 0.0, 0.0))
     assert checks(found)["acceptance"] == "passed"
+    assert checks(found)["acceptance under load"] == "failed"
+    assert " tokens a round at 4 at a time, from 3." in detail(found, "acceptance under load")
+    assert found.report.exit_code == 1
+    assert "captured for larger batches" in found.causes[0].what
+    assert "`--enforce-eager`" in found.causes[0].check
+    # what spoils the layer alone too is none of them
+    assert not any("source" in cause.what or "never filled" in cause.what for cause in found.causes)
+
+
+def test_nothing_accepted_under_load_condemns_weights_that_nobody_saw_alone():
+    found = loaded((0.0, 0.0, 0.0), prompts=16, generate=12)
+    assert checks(found)["acceptance"] == "not checked"
+    assert checks(found)["acceptance under load"] == "failed"
+    assert "captured for larger batches" in found.causes[0].what
+    assert "mtpforge verify DRAFT" in found.causes[1].check
+
+
+def test_nothing_accepted_at_any_load_is_told_once():
+    with serving(3, by_chance(0.0, 0.0, 0.0)) as server:
+        found = mtpforge.bench(server.url, **ENOUGH | {"concurrency": [1, 2], "generate": 40, "prompts": 8})
+    assert checks(found)["acceptance"] == "failed"
+    assert "acceptance under load" not in checks(found)
+    assert "mtpforge verify DRAFT" in found.causes[0].check
 
 
 def test_the_same_prompts_at_several_numbers_of_requests_count_once():

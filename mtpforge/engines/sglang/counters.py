@@ -64,6 +64,12 @@ COUNTERS: Final = Counters(
             "start it without `--disaggregation-mode`, and measure again",
         ),
     ),
+    under_load=(
+        Cause(
+            "graphs that were captured for larger batches, or their kernels, compute something else",
+            "start it with `--cuda-graph-backend-decode disabled`, and measure again",
+        ),
+    ),
     falling=(
         Cause(
             "later steps choose their keys anew, or reuse the target's",

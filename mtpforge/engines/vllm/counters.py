@@ -81,6 +81,12 @@ _FALLING: Final = (
         "start it without `--decode-context-parallel-size`, and measure again",
     ),
 )
+_UNDER_LOAD: Final = (
+    Cause(
+        "graphs that were captured for larger batches, or their kernels, compute something else",
+        "start it with `--enforce-eager`, and measure again",
+    ),
+)
 
 COUNTERS: Final = Counters(
     prefix="vllm:",
@@ -99,4 +105,5 @@ COUNTERS: Final = Counters(
     schedule=_schedule,
     near_zero=_NEAR_ZERO,
     falling=_FALLING,
+    under_load=_UNDER_LOAD,
 )
