@@ -82,8 +82,11 @@ MEMINFO = "MemTotal: 125829120 kB\nMemFree: {} kB\nMemAvailable: 115343360 kB\nC
 @pytest.mark.parametrize(
     ("text", "verdict", "said"),
     [
-        (MEMINFO.format(100663296), "passed", "96.00 GiB of 120.00 GiB free, 20.00 GiB of the rest page cache"),
-        (MEMINFO.format(100663295), "warning", "a server on a Spark is given 80%"),  # a KiB less
+        (MEMINFO.format(113246208), "passed", "108.00 GiB of 120.00 GiB free, 20.00 GiB of the rest page cache"),
+        (MEMINFO.format(113246207), "warning", "; a server is given 90% on spark-x2 and spark-x4, and"),  # a KiB less
+        (MEMINFO.format(100663296), "warning", "; a server is given 90% on spark-x2 and spark-x4, and"),
+        (MEMINFO.format(100663295), "warning", "given 80% on spark-x1, 90% on spark-x2 and spark-x4, and"),
+        (MEMINFO.format(94371839), "warning", "given 75% on spark-x8, 80% on spark-x1, 90% on spark-x2 and"),
         ("MemTotal: much\n", "not checked", "does not tell"),
     ],
 )

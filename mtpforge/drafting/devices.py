@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mtpforge.engines.hardware import memory_shares
 from mtpforge.report import Check
 from mtpforge.units import file_size, memory_size
 
@@ -19,8 +20,6 @@ _ASKED: Final = ("name", "compute_cap", "memory.total", "driver_version", "clock
 _SECONDS: Final = 20  # a driver that hangs must not hold up what else is told
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?")
 _MEMORY: Final = Path("/proc/meminfo")
-# What a server on one Spark is given of the memory that all share: engines/machines/spark.toml.
-_SHARED: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +98,15 @@ def _floor() -> tuple[Check, ...]:
         total, free, cached = (kibibytes[name] << 10 for name in ("MemTotal", "MemFree", "Cached"))
     except (OSError, KeyError, ValueError, IndexError):
         return (Check("memory of a server", "not checked", f"{_MEMORY} does not tell"),)
-    enough = free >= _SHARED * total
     told = f"{memory_size(free)} of {memory_size(total)} free, {memory_size(cached)} of the rest page cache"
-    if enough:
+    wanting: dict[float, list[str]] = {}
+    for name, share in memory_shares().items():
+        if free < share * total:
+            wanting.setdefault(share, []).append(name)
+    if not wanting:
         return (Check("memory of a server", "passed", told),)
-    wanted = f"{told}; a server on a Spark is given {_SHARED:.0%}, and CUDA does not count the cache as free"
+    given = ", ".join(f"{share:.0%} on {' and '.join(wanting[share])}" for share in sorted(wanting))
+    wanted = f"{told}; a server is given {given}, and CUDA does not count the cache as free"
     fix = "before a server starts, on every node: `sync; echo 3 | sudo tee /proc/sys/vm/drop_caches`"
     return (Check("memory of a server", "warning", wanted, fix),)
 

@@ -1,7 +1,7 @@
 """Where a draft is served: flags of a machine, as data of `machines/`, one file for each kind of chip.
 
 [machines.NAME]  title; ranks that target and draft are cut over; nodes (1 where not said); memory_gb of one rank, and
-                 host_memory_gb beside it that experts can be left in
+                 host_memory_gb beside it that experts can be left in; shares_memory: whether CPU and GPU share it
 [[notes]]        text for people, with `when`
 [forks.NAME]     engine, and what: a patched one whose flags are given only to those who name it; reads_topk_pattern:
                  whether it knows the layers with an indexer by `index_topk_pattern` alone
@@ -30,6 +30,7 @@ from mtpforge.engines.command import Flag
 from mtpforge.errors import MtpforgeError, shown
 
 _FOLDER: Final = "machines"
+_SHARE: Final = "--gpu-memory-utilization"
 _LONG_WORD: Final = 80  # difflib takes seconds for a word of a megabyte
 Row = Mapping[str, object]
 Facts = Mapping[str, object]
@@ -37,7 +38,10 @@ Facts = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine, or several nodes that serve one model. memory_gb, host_memory_gb: of one rank."""
+    """One machine, or several nodes that serve one model. memory_gb, host_memory_gb: of one rank.
+
+    shares_memory: whether that of the GPU is the CPU's too.
+    """
 
     name: str
     title: str
@@ -45,6 +49,7 @@ class Machine:
     nodes: int
     memory_gb: int
     host_memory_gb: int
+    shares_memory: bool
     forks: Mapping[str, Row]
     rows: tuple[Row, ...]
     noted: tuple[Row, ...]
@@ -78,6 +83,7 @@ def machines() -> dict[str, Machine]:
             row.get("nodes", 1),
             row["memory_gb"],
             row.get("host_memory_gb", 0),
+            row.get("shares_memory", False),
             table.get("forks", {}),
             (*table["flags"], *everywhere),
             tuple(table.get("notes", ())),
@@ -86,6 +92,17 @@ def machines() -> dict[str, Machine]:
         for name, row in table.get("machines", {}).items()
     )
     return {machine.name: machine for machine in sorted(made, key=lambda machine: machine.name)}
+
+
+def memory_shares() -> dict[str, float]:
+    """Machines whose GPU shares the CPU's memory, each with the part of it that a server is given there."""
+    return {
+        machine.name: float(str(row["value"]))
+        for machine in machines().values()
+        if machine.shares_memory
+        for row in machine.rows
+        if row["name"] == _SHARE and _holds(row, {"ranks": machine.ranks})
+    }
 
 
 def deployment(machine: str, fork: str, node_rank: int, head_node: str) -> Deployment | None:
