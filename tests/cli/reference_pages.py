@@ -65,8 +65,8 @@ ENDINGS = {
     "validate": {
         "draft": "as typed",
         "report": "Report of verify",
-        "engine": "Report of the engine's own loader, and of its pass on a GPU: `facts.forward` has the device, the methods"
-        " that processed weights, and by how much of their size `mlp` and `states` are off",
+        "engine": "Report of the engine's own loader, and of its pass on a GPU: `facts.forward` has the device, the"
+        " methods that processed weights, and by how much of their size `mlp` and `states` are off",
         "fidelity": "Fidelity, with `--inputs`; null where it could not be asked",
         "predictions": "Report of fidelity, with `--inputs`",
         "error": "why no engine was asked, with exit code 5, or fidelity could not be",
