@@ -8,7 +8,7 @@ import click
 
 from mtpforge.cli import options
 from mtpforge.cli.grafting import carry_out_delta, decided, end_dry_run
-from mtpforge.cli.grammar import Command, Option
+from mtpforge.cli.grammar import Argument, Command, Option
 from mtpforge.cli.output import Ending, Screen
 
 
@@ -24,7 +24,7 @@ from mtpforge.cli.output import Ending, Screen
     quiet="Only the path of the delta; nothing under --dry-run.",
     then="mtpforge graft --delta DIR --into CKPT -o DIR",
 )
-@click.argument("layer", type=options.CheckpointName(), metavar="DRAFT")
+@click.argument("layer", cls=Argument, elsewhere="--source", type=options.CheckpointName(), metavar="DRAFT")
 @click.option(
     "--against",
     type=options.CheckpointName(),

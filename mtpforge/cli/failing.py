@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from mtpforge import errors
-from mtpforge.cli.grammar import Option, suggestion
+from mtpforge.cli.grammar import Argument, Option, suggestion
 from mtpforge.cli.stopping import TerminatedError
 from mtpforge.errors import MtpforgeError, shown
 
@@ -54,8 +54,12 @@ def _as_called_here(error: MtpforgeError, command: str) -> MtpforgeError:
     params = import_module(f"mtpforge.cli.{command.replace('-', '_')}").command.params
     known = {name for p in params for name in p.opts}
     for p in params:
-        if isinstance(p, Option) and p.elsewhere and p.elsewhere not in known:
-            error.fix = re.sub(rf"`{p.elsewhere}(?![\w-])", f"`{p.opts[-1]}", error.fix)
+        if not isinstance(p, Option | Argument) or not p.elsewhere or p.elsewhere in known:
+            continue
+        if isinstance(p, Argument):  # its value alone is typed
+            error.fix = re.sub(rf"`{p.elsewhere} ", "`", error.fix)
+        name = p.opts[-1] if isinstance(p, Option) else p.human_readable_name.strip("[]")
+        error.fix = re.sub(rf"`{p.elsewhere}(?![\w-])", f"`{name}", error.fix)
     return error
 
 

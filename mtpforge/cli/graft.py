@@ -9,7 +9,7 @@ import click
 
 from mtpforge.cli import options
 from mtpforge.cli.grafting import carry_out, decided, end_dry_run
-from mtpforge.cli.grammar import Command, Option
+from mtpforge.cli.grammar import Argument, Command, Option
 from mtpforge.cli.output import Ending, Screen
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     quiet="Only the path of the graft; nothing under --dry-run.",
     then="mtpforge inspect GRAFT",
 )
-@click.argument("layer", type=options.CheckpointName(), metavar="[DRAFT]", required=False)
+@click.argument(
+    "layer", cls=Argument, elsewhere="--source", type=options.CheckpointName(), metavar="[DRAFT]", required=False
+)
 @options.into(required=True)
 @click.option(
     "--delta",

@@ -1,6 +1,7 @@
 """The grammar that all commands share: help layout, headings, suggestions, values chosen from a table.
 
 Option     an option that knows its heading in `--help`
+Argument   a word that most commands have an option for
 Command    usage, one sentence, two examples, options under headings, the next command
 OneOf      a value out of a table that is loaded when a value is given, with a suggestion for a misspelt one
 """
@@ -33,6 +34,14 @@ class Option(click.Option):
     def __init__(self, *args: Any, heading: str = "General", elsewhere: str = "", **attrs: Any) -> None:  # noqa: ANN401 -- click's own
         super().__init__(*args, **attrs)
         self.heading, self.elsewhere = heading, elsewhere
+
+
+class Argument(click.Argument):
+    """A click argument. elsewhere: as of an `Option`."""
+
+    def __init__(self, *args: Any, elsewhere: str = "", **attrs: Any) -> None:  # noqa: ANN401 -- click's own
+        super().__init__(*args, **attrs)
+        self.elsewhere = elsewhere
 
 
 class Command(click.Command):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -40,7 +40,6 @@ from mtpforge.writing.layout import ShardLayout, index_of, place
 Link: TypeAlias = Literal["hard", "sym", "copy"]
 LINKS: Final = ("hard", "sym", "copy")
 LAYER_FILE: Final = "model-mtp"
-_AS_BUILD_HAS_IT: Final = "`--source "
 _MARKS: Final = frozenset((GRAFT, DELTA, OVERLAY))
 
 
@@ -144,19 +143,6 @@ class Graft:
         return 0 if self.asked.link == "copy" else sum(path.stat().st_size for path in self.linked.values())
 
 
-@contextmanager
-def _told_for_graft() -> Iterator[None]:
-    """Hints as they are typed here: the layer's checkpoint is an argument, where `build` has the option `--source`."""
-    try:
-        yield
-    except MtpforgeError as error:
-        fix = error.fix.replace(_AS_BUILD_HAS_IT, "`")
-        if fix == error.fix:
-            raise
-        raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
-
-
-@_told_for_graft()
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     """The graft of a layer into a target. MtpforgeError for every refusal that needs no writing."""
     watching = watching or Watching.by(None, None)

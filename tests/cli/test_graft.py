@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
 from mtpforge.cli.showing import beside
 
 
@@ -65,3 +71,26 @@ def test_what_comes_next_of_a_graft_is_served_alone_and_of_a_source_is_built(run
     assert words(source) == ("build", "--target", target, "--source", source)
     for draft in ("grafted", "draft"):
         assert run(*words(draft)).code == 0
+
+
+@pytest.mark.parametrize(("command", "target"), [("graft", "--into"), ("delta", "--against")])
+def test_hints_call_the_layer_what_the_command_calls_it(run, tinyglm, in_folder, command, target):
+    layer, name = shutil.copytree(tinyglm("bf16"), "layer"), "model.layers.3.eh_proj.weight"
+    index = json.loads((in_folder / "layer/model.safetensors.index.json").read_text())
+    shard = in_folder / "layer" / index["weight_map"].pop(name)
+    (in_folder / "layer/model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({key: tensor for key, tensor in load_file(shard).items() if key != name}, shard)
+    ran = run(command, layer, target, tinyglm("awq-int4"), "-o", "out")
+    assert "`eh_proj` of the MTP layer is missing" in ran.err
+    assert ran.err.endswith("hint: download the checkpoint again, or name another `DRAFT`\n")
+    assert (
+        run(command, layer, target, tinyglm("awq-int4"), "-o", "out", "--json")
+        .document["error"]["hint"]
+        .endswith("name another `DRAFT`")
+    )
+    other = json.loads((in_folder / "layer/config.json").read_text())
+    (in_folder / "layer/config.json").write_text(json.dumps(other | {"hidden_size": 4096}))
+    assert (
+        "name a source of the target's model: `ORG/NAME`, e.g. `"
+        in run(command, layer, target, tinyglm("awq-int4"), "-o", "out").err
+    )
