@@ -122,6 +122,7 @@ def _bench(
         verdicts.of_curve(alike, curve, k, source.known, "--dataset" if asked.text is None else "--text"),
         *verdicts.of_speed(totals),
         *verdicts.of_depths(asked.depths, k),
+        *verdicts.of_advice(advice, is_scheduled=option is not None),
         verdicts.of_others(*_tokens(found.values())),
         *verdicts.of_made_up(pooled(together[fewest]), side.counters, is_told=drafting.is_told),
         verdicts.ANSWERS,
@@ -158,7 +159,6 @@ def _advised(total: Cell, asked: Asked) -> depths.Advice | None:
     """Among depths that the server reaches; None where nothing is known of any."""
     if not total.positions or total.decode_gain is None or total.gain is None or not depths.is_possible(total):
         return None
-    found = depths.advised(
-        total.concurrency, total.positions, total.decode_gain, asked.depths, pays=total.gain.mean >= 1
-    )
+    pays = True if total.gain.is_above(1) else False if total.gain.is_below(1) else None
+    found = depths.advised(total.concurrency, total.positions, total.decode_gain, asked.depths, pays=pays)
     return found if found.depths else None

@@ -4,8 +4,9 @@ A round without drafts takes 1 / speed seconds of a request; one with k drafted 
 difference, shared over the k tokens, is what a drafted token costs: its step of the draft and its place in the
 verification by the target. Depth j then makes 1 + a1 + ... + aj tokens in t + j * cost seconds. Acceptance of a
 position does not hang on how many come after it; that the cost is the same at every depth is an assumption, and told.
-So no other depth is advised where the one that was measured does not pay, and none at all where drafted tokens would
-have to cost less than nothing: then both servers differ in something else than the draft.
+So a depth is advised only where the one that was measured is proven faster, none where it is proven slower, and where
+neither is proven that is told. Nothing at all is said where drafted tokens would have to cost less than nothing: then
+both servers differ in something else than the draft.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """At one number of requests. draft_cost: of a drafted token, as a share of a round without; best: 0 for none.
+    """At one number of requests. draft_cost: of a drafted token, as a share of a round without.
 
-    Where the depth that was measured loses, best is 0: that fewer steps would pay is not proven.
+    best: the fastest depth where the one that was measured is proven to pay; 0 where it is proven to lose, as that
+    fewer steps would pay is not proven then; None where neither is, or none of them decodes faster.
     """
 
     concurrency: int
     draft_cost: float
     depths: tuple[Depth, ...]
-    best: int
+    best: int | None
 
 
 def is_possible(total: Cell) -> bool:
@@ -51,17 +53,19 @@ def is_possible(total: Cell) -> bool:
     return total.decode_gain is None or not total.n_rounds or total.decode_gain <= _NOISE * total.length.mean
 
 
-def advised(concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int], *, pays: bool) -> Advice:
+def advised(
+    concurrency: int, positions: Sequence[float], gain: float, wanted: Sequence[int], *, pays: bool | None
+) -> Advice:
     """positions: how often drafted token 1, 2, ... is accepted, of all rounds; gain: of decoding at that depth.
 
-    pays: whether that depth is faster as it was measured, prompts included.
+    pays: whether that depth is faster as it was measured, prompts included; None where neither is proven.
     """
     own = len(positions)
     cost = max(0.0, ((1 + sum(positions)) / gain - 1) / own)
     depths = tuple(_depth(k, positions, cost, gain) for k in sorted(set(wanted) or range(1, own + 1)) if k <= own)
     fastest = max(depths, key=lambda depth: depth.gain, default=None)
-    best = fastest.k if pays and fastest is not None and fastest.gain > 1 else 0
-    return Advice(concurrency, cost, depths, best)
+    best = fastest.k if pays and fastest is not None and fastest.gain > 1 else None
+    return Advice(concurrency, cost, depths, 0 if pays is False else best)
 
 
 def _depth(k: int, positions: Sequence[float], cost: float, gain: float) -> Depth:
@@ -70,13 +74,19 @@ def _depth(k: int, positions: Sequence[float], cost: float, gain: float) -> Dept
 
 
 def schedule(advice: Sequence[Advice]) -> tuple[tuple[int, int, int], ...]:
-    """First and last batch size and depth. A range ends where it was measured: there drafting pays least of it."""
+    """First and last batch size and depth. A range ends where it was measured: there drafting pays least of it.
+
+    () where the depth of some number of requests is not known: an engine would take the one of fewer.
+    """
+    known = [(each.concurrency, each.best) for each in advice if each.best is not None]
+    if len(known) < len(advice):
+        return ()
     rows: list[tuple[int, int, int]] = []
     first = 1
-    for each in sorted(advice, key=lambda one: one.concurrency):
-        if rows and rows[-1][2] == each.best:
-            rows[-1] = (rows[-1][0], each.concurrency, each.best)
+    for concurrency, best in sorted(known):
+        if rows and rows[-1][2] == best:
+            rows[-1] = (rows[-1][0], concurrency, best)
         else:
-            rows.append((first, each.concurrency, each.best))
-        first = each.concurrency + 1
+            rows.append((first, concurrency, best))
+        first = concurrency + 1
     return tuple(rows)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from mtpforge.benching import corpus, depths
 from mtpforge.benching.counting import Counts
+from mtpforge.benching.depths import Advice
 from mtpforge.benching.found import Cell
 from mtpforge.engines.counters import Cause, Counters
 from mtpforge.errors import shown
@@ -202,6 +203,17 @@ def of_depths(wanted: Sequence[int], k: int) -> Iterator[Check]:
     if beyond:
         detail = f"{', '.join(map(str, beyond))}: the server says how {k or 'no'} drafted tokens fare"
         yield Check("depths", "not checked", detail, f"start it with {max(beyond)} draft steps, and measure again")
+
+
+def of_advice(advice: Sequence[Advice], *, is_scheduled: bool) -> Iterator[Check]:
+    """Numbers of requests at which no depth is advised. is_scheduled: whether the engine takes depths by batch size."""
+    unknown = sorted(each.concurrency for each in advice if each.best is None)
+    if unknown:
+        times = ", ".join(map(str, unknown))
+        detail = f"none at {times} at a time: neither gain nor loss is proven there"
+        if is_scheduled:
+            detail += "; nor one by batch size, which needs each of them"
+        yield Check("advised depth", "not checked", detail, "more prompts narrow the interval: `--prompts N`")
 
 
 def of_others(counted: float, ours: int) -> Check:

@@ -217,7 +217,7 @@ def _row(cell: Cell, k: int) -> tuple[object, ...]:
     return (cell.content or _ALL, cell.concurrency, *positions, *numbers)
 
 
-def _remark(best: int, k: int, own: int) -> str:
+def _remark(best: int | None, k: int, own: int) -> str:
     told = "as measured" if k == own else "by the curve"
     return f"{told}, fastest" if k == best else told
 

@@ -165,6 +165,20 @@ def test_drafting_that_loses_under_load_is_named_with_its_number(run):
     }
 
 
+def test_no_depth_is_advised_where_no_gain_is_proven(run):
+    """Every other slice is six times as fast, the rest slower: faster by the mean, and by nothing that is known."""
+    with serving(2, by_chance(0.8, 0.5)) as drafting, serving(0, None, lambda _: 0.006) as without:
+        drafting.round_seconds = lambda _: 0.0023 if len(drafting.asked) // 2 % 2 else 0.017
+        asked = {"baseline": without.url, "concurrency": [1], "content": ["code"], "prompts": 8, "generate": 30}
+        found = mtpforge.bench(drafting.url, **asked)
+    (total,), (advice,) = found.totals, found.advice
+    assert total.gain.low < 1 < total.gain.mean
+    assert max(each.gain for each in advice.depths) > 1
+    assert (advice.best, found.schedule, found.schedule_option) == (None, "", "")
+    assert checks(found)["advised depth"] == "not checked"
+    assert "none at 1 at a time" in detail(found, "advised depth")
+
+
 def test_both_servers_get_the_same_prompts_in_turn():
     order = []
     with serving(1, by_chance(0.8)) as drafting, serving() as without:

@@ -123,7 +123,23 @@ def test_no_other_depth_is_advised_where_the_measured_one_does_not_pay():
     some = (4, positions, gain_of(3, positions, 0.4), ())
     assert depths.advised(*some, pays=True).best == 1
     assert depths.advised(*some, pays=False).best == 0
-    assert depths.advised(*some, pays=False).depths[0].gain > 1  # it is shown all the same
+    assert depths.advised(*some, pays=None).best is None
+    assert depths.advised(*some, pays=None).depths[0].gain > 1  # it is shown all the same
+
+
+def test_depths_that_decode_no_faster_are_no_advice_against_one_that_pays():
+    assert depths.advised(4, [0.5], 0.98, (), pays=True).best is None
+
+
+@pytest.mark.parametrize("unknown", [1, 4, 16])
+def test_schedule_and_advice_leave_out_what_is_not_proven(unknown):
+    found = [depths.Advice(n, 0.0, (), None if n == unknown else 3) for n in (1, 4, 16)]
+    assert depths.schedule(found) == ()
+    (told,) = verdicts.of_advice(found, is_scheduled=True)
+    assert (told.verdict, told.detail.partition(":")[0]) == ("not checked", f"none at {unknown} at a time")
+    (other,) = verdicts.of_advice(found, is_scheduled=False)
+    assert told.detail.startswith(f"{other.detail}; nor one by batch size")
+    assert not list(verdicts.of_advice([each for each in found if each.best is not None], is_scheduled=True))
 
 
 @pytest.mark.parametrize(("gain", "is_possible"), [(2.2, True), (2.3, True), (2.4, False), (9.0, False)])
