@@ -100,7 +100,7 @@ def _bench(
     side = drafting.side
     together = {n: [each for content in source.contents for each in found[content, n]] for n in asked.concurrency}
     totals = tuple(cells.cell("", n, some, drafting.steps) for n, some in together.items())
-    # Each number of requests gets the same prompts, the fewest first of all: pooled, they would count several times.
+    # Numbers of requests share prompts, with `--prompts` all of them: pooled, these would count several times.
     fewest = min(asked.concurrency)
     whole = next(total for total in totals if total.concurrency == fewest)
     curve = curve_of((side.load.model, side.load.root))
