@@ -142,16 +142,24 @@ def _stretch(origin: str, file: str, start: int, stop: int) -> TensorRef:
 
 
 def copied(
-    folder: DraftFolder, sides: Mapping[str, Checkpoint], copies: Sequence[Copy], on_progress: OnProgress | None
+    folder: DraftFolder,
+    sides: Mapping[str, Checkpoint],
+    copies: Sequence[Copy],
+    on_progress: OnProgress | None,
+    *,
+    steps: slice = slice(None),
 ) -> dict[str, str]:
     """Every copy made, or found made by an earlier run, and durable: key -> sha256 of what was read.
 
-    What was written is read back: a difference is an error with code 5.
+    steps: which of them now; the others are another call's. What was written is read back: a difference is an error
+    with code 5.
     """
-    total, done, digests = sum(c.ref.stop - c.ref.start for c in copies), 0, {}
+    sizes = [c.ref.stop - c.ref.start for c in copies]
+    now = range(len(copies))[steps]
+    total, done, digests = sum(sizes), sum(sizes[: now.start]), dict[str, str]()
     buffer = bytearray(_PIECE_BYTES)
-    for step, copy in enumerate(copies):
-        n_bytes = copy.ref.stop - copy.ref.start
+    for step in now:
+        copy, n_bytes = copies[step], sizes[step]
         before = folder.finished.get(step, {}).get(copy.key)
         if before is None or folder.sha256(copy.key, copy.ref.spec) != before:
             before = _copy(sides[copy.origin], copy, folder, buffer)

@@ -85,12 +85,18 @@ def _written(graft: Graft, mark: str, layouts: tuple[ShardLayout, ...], fill: as
 def _layer_written(
     graft: Graft, folder: DraftFolder, beside: list[Copy], mark: str, on_progress: OnProgress | None
 ) -> dict[str, object]:
-    """The layer's tensors and what is copied beside them, and the document of it all."""
+    """The layer's tensors and what is copied beside them, and the document of it all.
+
+    A damaged layer is refused before the rest is copied: that may be a whole target.
+    """
     layer = _layer(graft, folder, on_progress)
     sides: dict[str, Checkpoint] = {"target": graft.files.folder, "layer": layer}
-    found = assembling.copied(folder, sides, [*_of_layer(graft, layer), *beside], on_progress)
+    own = _of_layer(graft, layer)
+    copies = [*own, *beside]
+    found = assembling.copied(folder, sides, copies, on_progress, steps=slice(len(own)))
     digests = {name: found[at(shard.file, name)] for shard in graft.shards for name in shard.starts}
     _refuse_damage(graft, digests)
+    assembling.copied(folder, sides, copies, on_progress, steps=slice(len(own), None))
     document = record(graft.addition, digests)
     folder.write_file(mark, assembling.document(document))
     return document
