@@ -271,60 +271,6 @@ def test_damaged_layer_is_found_before_the_graft_appears(tinyglm, tmp_path, monk
     assert not (tmp_path / "graft").exists()
 
 
-def with_damage(folder, to):
-    """A copy with 64 bytes in the middle of its weights overwritten."""
-    shutil.copytree(folder, to)
-    weights = max(to.glob("model*.safetensors"), key=lambda path: path.stat().st_size)
-    raw = bytearray(weights.read_bytes())
-    at = len(raw) // 2
-    assert raw[at : at + 64] != b"\xff" * 64
-    raw[at : at + 64] = b"\xff" * 64
-    weights.write_bytes(raw)
-    return to
-
-
-@pytest.mark.parametrize("make", [mtpforge.graft, mtpforge.delta], ids=["graft", "delta"])
-def test_draft_that_changed_since_it_was_built_is_not_made_into_anything(tinyglm, tmp_path, make):
-    target = tinyglm("awq-int4")
-    mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")
-    damaged = with_damage(tmp_path / "draft", tmp_path / "damaged")
-    with pytest.raises(MtpforgeError, match="1 tensor of the layer changed since it was made") as caught:
-        make(damaged, target, out=tmp_path / "out")
-    assert "mtpforge verify" in caught.value.fix
-    assert not (tmp_path / "out").exists()
-    make(tmp_path / "draft", target, out=tmp_path / "out")
-
-
-def test_a_damaged_layer_is_refused_before_the_target_is_copied(tinyglm, tmp_path, monkeypatch):
-    target = tinyglm("awq-int4")
-    mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")
-    damaged = with_damage(tmp_path / "draft", tmp_path / "damaged")
-    written, real = [], effects.put
-
-    def put(fd, data, offset):
-        written.append(len(data))
-        real(fd, data, offset)
-
-    monkeypatch.setattr(effects, "put", put)
-    with pytest.raises(MtpforgeError, match="1 tensor of the layer changed since it was made"):
-        mtpforge.graft(damaged, target, out=tmp_path / "out", link="copy")
-    n_layer = (damaged / "model.safetensors").stat().st_size
-    assert 0 < sum(written) <= n_layer
-    written.clear()
-    mtpforge.graft(tmp_path / "draft", target, out=tmp_path / "out", link="copy")
-    assert sum(written) > n_layer + sum(file.stat().st_size for file in target.glob("*.safetensors"))
-
-
-def test_layer_of_a_graft_that_changed_since_it_was_made_is_not_taken(tinyglm, tmp_path):
-    mtpforge.graft(tinyglm("fp8"), tinyglm("bf16"), out=tmp_path / "graft", link="copy")
-    taken = tmp_path / "graft" / "model-mtp.safetensors"
-    raw = bytearray(taken.read_bytes())
-    raw[-1] ^= 1
-    taken.write_bytes(raw)
-    error = refusal(tmp_path / "graft", tinyglm("awq-int4"), out=tmp_path / "other")
-    assert error.what == "1 tensor of the layer changed since it was made"
-
-
 def test_delta_and_graft_of_it_are_the_graft(graft, tinyglm, tmp_path):
     whole = graft("bf16", "nvfp4")
     delta = mtpforge.delta(tinyglm("bf16"), tinyglm("nvfp4"), out=tmp_path / "delta")
