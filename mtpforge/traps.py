@@ -60,23 +60,27 @@ class Row:
 
 
 def found(target: Checkpoint, source: Checkpoint, family: Family, engine: Engine) -> tuple[Trap, ...]:
-    """Every trap that this pair falls into: a target that is none, then in the order of TRAPS."""
+    """Every trap that this pair falls into: a target that is none, or not whole, then in the order of TRAPS."""
     sides = (target,) if target.identity == source.identity else (target, source)
     strays = tuple((side, side.strays(_prefix(family, side))) for side in sides)
     stated = tuple((side, versions.stated(side, family)) for side in sides)
     pair = Pair(target, source, family, engine, strays, stated)
-    return only_layer(target, family) + tuple(
-        Trap(
-            row.id,
-            row.severity,
-            row.message.format(where=where, found=what),
-            row.fix.format(where=shlex.quote(where), found=what),
-            where=where,
-            silent=row.silent,
-            draft_cures=row.draft_cures,
+    return (
+        only_layer(target, family)
+        + of_cut_short(target)
+        + tuple(
+            Trap(
+                row.id,
+                row.severity,
+                row.message.format(where=where, found=what),
+                row.fix.format(where=shlex.quote(where), found=what),
+                where=where,
+                silent=row.silent,
+                draft_cures=row.draft_cures,
+            )
+            for row in TRAPS
+            for where, what in row.test(pair)
         )
-        for row in TRAPS
-        for where, what in row.test(pair)
     )
 
 
@@ -87,6 +91,16 @@ def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
         return ()
     message = "the target holds only the MTP layer: this is a draft"
     return (Trap(ONLY_LAYER, "error", message, "name the checkpoint that is served: `--target CKPT`", target.label),)
+
+
+def of_cut_short(target: Checkpoint) -> tuple[Trap, ...]:
+    """A target in a folder with weight files that end early: a draft is judged by headers, and an engine reads all."""
+    cut = target.cut_short() if isinstance(target, Folder) else ()
+    if not cut:
+        return ()
+    files = ", ".join(map(shown, cut[:_SHOWN])) + (f" and {len(cut) - _SHOWN} more" if cut[_SHOWN:] else "")
+    message = f"files of the target are cut short ({files}): no engine loads it so"
+    return (Trap("cut-short", "warning", message, "copy or download them again before it is served", target.label),)
 
 
 def is_whole(checkpoint: Checkpoint, family: Family) -> bool:
@@ -177,12 +191,6 @@ def _config_only(pair: Pair) -> Iterator[tuple[str, str]]:
         yield pair.target.label, "config.json alone"
 
 
-def _cut_short(pair: Pair) -> Iterator[tuple[str, str]]:
-    cut = pair.target.cut_short() if isinstance(pair.target, Folder) else ()
-    if cut:
-        yield pair.target.label, ", ".join(shown(file) for file in cut[:_SHOWN])
-
-
 def _outside_index(pair: Pair) -> Iterator[tuple[str, str]]:
     for checkpoint, found_strays in pair.strays:
         strays = [s for s in found_strays if not s.indexed and len(s.files) == 1]
@@ -212,14 +220,6 @@ def _prefix(family: Family, checkpoint: Checkpoint) -> str:
 
 
 TRAPS: Final[tuple[Row, ...]] = (
-    Row(
-        "cut-short",
-        "warning",
-        False,
-        _cut_short,
-        "files of the target are cut short ({found}): no engine loads it so",
-        "copy or download them again before it is served",
-    ),
     Row(
         _OTHER_VERSION,
         "warning",

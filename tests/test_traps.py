@@ -149,3 +149,6 @@ def test_a_target_of_which_a_file_is_cut_short(tinyglm, tmp_path):
     cut = open_checkpoint(str(target))
     (trap,) = (t for t in traps.found(cut, source, family, ENGINE) if t.id == "cut-short")
     assert (trap.severity, file.name in trap.message) == ("warning", True)
+    os.truncate(file, 12)  # within its header
+    (trap,) = traps.of_cut_short(open_checkpoint(str(target)))
+    assert file.name in trap.message

@@ -305,11 +305,17 @@ class Folder:
         return self._files.piece(file, n_bytes, header.LENGTH_BYTES)
 
     def cut_short(self) -> tuple[str, ...]:
-        """Weight files that end before their last tensor does, by their headers' own words; nothing is parsed."""
+        """Weight files that end before their last tensor does, by their headers' own words, or within their headers.
+
+        Nothing is parsed.
+        """
         found = []
         for file in self.weight_files:
-            with errors_of(self):
+            try:
                 raw = self.raw_header(file)
+            except MtpforgeError:
+                found.append(file)
+                continue
             ends = [int(end) for end in _ENDS.findall(raw)]
             if ends and header.LENGTH_BYTES + len(raw) + max(ends) > self._files.size(file):
                 found.append(file)

@@ -63,7 +63,8 @@ def _doubts(held: Checkpoint, target: Checkpoint, engine: str) -> tuple[Trap, ..
     found = engine_of(engine).target_traps(target, family)
     silent = (trap for trap in found if trap.silent and trap.severity == "warning")
     warned = tuple(trap for trap in silent if is_alone or not trap.draft_cures)
-    return warned if is_alone else (*traps.of_other_version(target, held, family), *warned)
+    others = () if is_alone else traps.of_other_version(target, held, family)
+    return (*traps.of_cut_short(target), *others, *warned)
 
 
 def _too_deep(serving: Serving) -> Iterator[Trap]:

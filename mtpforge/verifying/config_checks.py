@@ -13,7 +13,7 @@ from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
 from mtpforge.report import Check, Trap, Verdict
-from mtpforge.traps import of_other_version, only_layer
+from mtpforge.traps import of_cut_short, of_other_version, only_layer
 from mtpforge.verifying.expectations import Subject
 from mtpforge.verifying.names import some
 
@@ -111,7 +111,7 @@ def _of_target(subject: Subject) -> tuple[Trap, ...]:
     """
     target, family = subject.target, subject.family
     is_beside = not subject.is_inside
-    traps = only_layer(target, family) or subject.engine.target_traps(target, family)
+    traps = only_layer(target, family) or (*of_cut_short(target), *subject.engine.target_traps(target, family))
     return tuple(replace(t, severity="note", fix="") if is_beside and t.draft_cures else t for t in traps)
 
 

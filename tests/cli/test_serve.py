@@ -71,6 +71,21 @@ def test_a_depth_that_cannot_pay_is_warned_of(run, demo, tinyglm):
     assert "warning" not in usual.err
 
 
+@pytest.mark.parametrize("command", ["verify", "serve"])
+def test_a_target_that_is_cut_short_is_warned_of(run, demo, tinyglm, tmp_path, command):
+    """A draft fits beside it, by headers and config, and no engine loads the target."""
+    target = tmp_path / "awq-int4"
+    shutil.copytree(tinyglm("awq-int4"), target)
+    words = (command, demo / "out/demo", "--target", target, *(("--print",) if command == "serve" else ()))
+    assert "cut short" not in run(*words).err + run(*words).out
+    file = min(target.glob("*.safetensors"))
+    os.truncate(file, file.stat().st_size - 1)
+    ran = run(*words)
+    warned = f"files of the target are cut short ({file.name}): no engine loads it so"
+    assert (ran.code, warned in ran.out + ran.err) == (0, True), ran.out + ran.err
+    assert (ran.out + ran.err).count("copy or download them again before it is served") == 1
+
+
 def refusal(run, *argv: str) -> tuple[int, str]:
     ran = run("serve", *argv, "--print")
     assert "vllm serve" not in ran.out
