@@ -147,6 +147,47 @@ def test_without_a_gpu_least_capabilities_are_told_and_no_kernel(engine, monkeyp
     assert "vLLM, fp8" not in told
 
 
+def broken(*_):
+    raise MtpforgeError("the engine's loader ended without a verdict", why="exit 1: boom", fix="try it", code=5)
+
+
+def test_an_engine_that_fails_is_said_beside_one_that_answers(engine, monkeypatch):
+    both = {name: replace(each, tables=broken) for name, each in kernels.ENGINES.items() if name == "sglang"}
+    monkeypatch.setattr(kernels, "ENGINES", kernels.ENGINES | both)
+    report = machine.doctor(sys.executable)
+    (found,) = [check for check in report.checks if check.name.startswith("SGLang")]
+    assert found == Check(
+        "SGLang, tables", "not checked", "the engine's loader ended without a verdict: exit 1: boom", "try it"
+    )
+    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES}
+
+
+def test_of_two_that_do_not_answer_the_one_that_is_there_is_told(engine, monkeypatch):
+    """vLLM, asked first, is not installed; SGLang is, and its tables die."""
+    absent = kernels.ENGINES["sglang"].tables
+    told = {"vllm": replace(ENGINES["vllm"], tables=absent), "sglang": replace(ENGINES["sglang"], tables=broken)}
+    monkeypatch.setattr(kernels, "ENGINES", told)
+    with pytest.raises(MtpforgeError, match="ended without a verdict"):
+        machine.doctor(sys.executable)
+
+
+def test_methods_that_an_engine_could_not_ask_are_named(engine, monkeypatch):
+    lacking = {"torchao": "ImportError: no torchao"}
+    told = {"vllm": replace(ENGINES["vllm"], tables=lambda *_: TABLES | {"missing": lacking})}
+    monkeypatch.setattr(kernels, "ENGINES", told)
+    (found,) = [check for check in machine.doctor(sys.executable).checks if check.name == "vLLM, not asked"]
+    assert (found.verdict, found.detail) == ("not checked", "torchao (ImportError: no torchao)")
+
+
+def test_an_engine_that_is_there_and_cannot_be_imported_is_not_called_absent(tmp_path, monkeypatch):
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang/__init__.py").write_text("raise ImportError('libcuda.so.1: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MtpforgeError, match="ended without a verdict") as refused:
+        machine.doctor(sys.executable)
+    assert "exit 3: ImportError: libcuda.so.1: cannot open" in refused.value.why
+
+
 def test_interpreter_without_an_engine_is_refused(engine, monkeypatch):
     monkeypatch.setattr(kernels, "ENGINES", {"sglang": kernels.ENGINES["sglang"]})
     with pytest.raises(MtpforgeError, match="no engine found to ask"):

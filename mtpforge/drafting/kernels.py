@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mtpforge.drafting.devices import Gpu
 from mtpforge.engines import ENGINES
-from mtpforge.errors import MtpforgeError
+from mtpforge.engines.child import is_absent
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check
 
 _NO_GPU: Final = 90  # what an engine is asked by where there is none: only its least capabilities are told then
 _NAMED: Final = {"methods": "quantization", "schemes": "compressed-tensors"}
 
 
-def tables(found: tuple[Gpu, ...] | str, python: str | None) -> dict[str, Mapping[str, object]]:
-    """By an engine's name what its tables say, asked in these interpreters, PATH:PATH; {} for None.
+def tables(
+    found: tuple[Gpu, ...] | str, python: str | None
+) -> tuple[dict[str, Mapping[str, object]], dict[str, MtpforgeError]]:
+    """By an engine's name what its tables say, asked in these interpreters, PATH:PATH, and why those of others do not.
 
-    MtpforgeError where an interpreter has no engine.
+    An engine that an interpreter lacks is in neither; nothing for None. MtpforgeError where no engine of one answers.
     """
     told: dict[str, Mapping[str, object]] = {}
+    broken: dict[str, MtpforgeError] = {}
     for path in [] if python is None else python.split(os.pathsep):
-        answers, missing = {}, []
+        answers: dict[str, Mapping[str, object]] = {}
+        failed: dict[str, MtpforgeError] = {}
         for engine in ENGINES.values():
             try:
                 answers[engine.name] = engine.tables(_capability(found) or _NO_GPU, path)
             except MtpforgeError as error:
-                missing.append(error)
+                failed[engine.name] = error
         if not answers:
-            raise missing[0]
+            raise min(failed.values(), key=is_absent)  # what is there and fails, before what is not there
         told |= answers
-    return told
+        broken |= {name: error for name, error in failed.items() if not is_absent(error)}
+    return told, {name: error for name, error in broken.items() if name not in told}
 
 
-def checks(found: tuple[Gpu, ...] | str, told: Mapping[str, Mapping[str, object]]) -> tuple[Check, ...]:
+def checks(
+    found: tuple[Gpu, ...] | str, told: Mapping[str, Mapping[str, object]], broken: Mapping[str, MtpforgeError]
+) -> tuple[Check, ...]:
     """What each engine takes and what it wants a newer GPU for; without a GPU the least capabilities."""
     if not told:
         fix = "`mtpforge doctor --engine-python PATH` asks the engine of that interpreter"
@@ -44,11 +52,22 @@ def checks(found: tuple[Gpu, ...] | str, told: Mapping[str, Mapping[str, object]
     for engine, facts in told.items():
         for key, label in _NAMED.items():
             rows.append(_taken(f"{engine}, {label}", _numbers(facts.get(key)), capability))
+        rows += _missing(engine, facts.get("missing"))
         kinds = facts.get("kernels")
         if capability is not None and isinstance(kinds, Mapping):
             for kind, names in kinds.items():
                 rows.append(_kernels(f"{engine}, {kind}", [str(name) for name in names]))
+    for engine, error in broken.items():
+        said = ": ".join(filter(None, (error.what, error.why)))
+        rows.append(Check(f"{engine}, tables", "not checked", said, error.fix))
     return tuple(rows)
+
+
+def _missing(engine: str, found: object) -> Iterator[Check]:
+    """What an engine lists and cannot ask: mostly a library that it needs is not there."""
+    if isinstance(found, Mapping) and found:
+        told = "; ".join(f"{name} ({shown(str(why))})" for name, why in found.items())
+        yield Check(f"{engine}, not asked", "not checked", told)
 
 
 def _capability(found: tuple[Gpu, ...] | str) -> int | None:

@@ -28,9 +28,9 @@ def doctor(engine_python: str | None = None) -> Report:
     """
     refuse_no_program(engine_python)
     found = devices.gpus()
-    tables = kernels.tables(found, engine_python)
+    tables, broken = kernels.tables(found, engine_python)
     libraries = (*(_check(name, version_) for name, version_ in versions().items()), *_extras(), _nccl())
-    checks = (*libraries, *devices.checks(found), *kernels.checks(found, tables))
+    checks = (*libraries, *devices.checks(found), *kernels.checks(found, tables, broken))
     return Report("doctor", checks, facts={"gpus": [] if isinstance(found, str) else list(found), "engines": tables})
 
 

@@ -24,8 +24,9 @@ from mtpforge.errors import MtpforgeError, shown
 
 # Headers of a full-size draft take 15 s on two cores, imports included; values read from a slow disk take minutes.
 TIMEOUT_SECONDS: Final = 1800
-# The exit code of a loader where its engine cannot be imported.
+# The exit code of a loader where its engine is not there; one that cannot be imported ends with another.
 _NOT_INSTALLED: Final = 2
+_ABSENT: Final = "no engine found to ask"
 _HERE: Final = Path(__file__).parent
 _PACKAGE: Final = __name__.rpartition(".")[0]
 
@@ -96,12 +97,17 @@ def _no_program(python: str, engine: str) -> MtpforgeError:
 
 def _no_engine(engine: str, why: str, where: str = "") -> MtpforgeError:
     return MtpforgeError(
-        "no engine found to ask",
+        _ABSENT,
         where=where,
         why=why,
         fix=f"name an interpreter in which {engine} is installed: `--engine-python PATH`",
         code=errors.MACHINE,
     )
+
+
+def is_absent(error: MtpforgeError) -> bool:
+    """Whether an engine was not asked because it is not there, not because it failed."""
+    return error.what == _ABSENT
 
 
 def module_of(loader: Loader, home: Path) -> str:

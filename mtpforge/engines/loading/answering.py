@@ -19,6 +19,7 @@ from .refusing import RefusedError
 from .verdict import Findings
 
 NOT_INSTALLED = 2
+BROKEN = 3
 
 
 def answer(
@@ -28,10 +29,10 @@ def answer(
     check: Callable[[Any, Findings], None],
     argv: list[str],
 ) -> int:
-    """Exit code: 0 with a report, 2 where the engine cannot be imported. argv: REQUEST and REPORT, both JSON files.
+    """Exit code: 0 with a report, 2 where the engine is not there, 3 where it cannot be imported.
 
-    prepare: makes the engine import as on the device that is asked for; ImportError where it is not installed. check:
-    fills the findings, RefusedError where the engine refuses.
+    argv: REQUEST and REPORT, both JSON files. prepare: makes the engine import as on the device that is asked
+    for; ImportError where it does not. check: fills the findings, RefusedError where the engine refuses.
     """
     request_file, report_file = argv
     if importlib.util.find_spec(package) is None:
@@ -46,7 +47,7 @@ def answer(
         engine = importlib.import_module(package)
     except ImportError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return NOT_INSTALLED
+        return BROKEN
     findings.facts["versions"] = {package: engine.__version__, "torch": torch.__version__}
     accepted = False
     try:
