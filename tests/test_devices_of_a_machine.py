@@ -243,3 +243,8 @@ def test_an_engine_s_tables_are_those_of_its_source(name, variable):
         assert "CutlassFP8ScaledMMLinearKernel" in told["kernels"]["fp8"]
         assert "CutlassFP8ScaledMMLinearKernel" not in older["fp8"]
         assert older["int4, groups of 32, zero points"] == ["MarlinLinearKernel"]
+        # On Hopper vLLM prefers Triton for BF16, says oracle/unquantized.py; activations of four bits are Blackwell's.
+        newer = ENGINES[name].tables(100, python)["kernels"]
+        chosen = [of["experts, nvfp4"] for of in (older, told["kernels"], newer)]
+        assert (told["kernels"]["experts, bf16"], chosen) == (["TRITON"], [["MARLIN"], ["MARLIN"], ["VLLM_CUTLASS"]])
+        assert "experts" not in told["missing"]

@@ -2,12 +2,11 @@
 
     methods    quant_method -> least capability: every name of QUANTIZATION_METHODS, get_min_capability of its config
     schemes    how compressed-tensors stores a module -> least capability: get_min_capability of each scheme
-    kernels    kind of linear -> kernels in vLLM's order of preference that say they run at this capability; of integers
-               the one that vLLM chooses for a linear of GLM-5.2's widths
+    kernels    kind of linear -> kernels in vLLM's order of preference that say they run at this capability; of
+               integers, and of routed experts, the one that vLLM chooses for GLM-5.2's widths
 
 The first two are numbers that vLLM holds. A kernel may ask compiled operators and libraries beside the capability; the
-stand-in answers for the operators, and a kernel whose library is not there says no. Of experts' kernels nothing is
-asked: vLLM chooses them by the whole layer.
+stand-in answers for the operators, and a kernel whose library is not there says no.
 Source: vLLM 0.33.0, model_executor/layers/quantization and model_executor/kernels/linear.
 """
 
@@ -20,7 +19,7 @@ from mtpforge.engines.loading.answering import answer, leave
 from mtpforge.engines.loading.device import Device, packages
 from mtpforge.engines.loading.verdict import Findings
 
-from . import stand_in
+from . import experts, stand_in
 
 _LISTS = "_POSSIBLE"
 _INTEGERS = "_POSSIBLE_KERNELS"
@@ -57,6 +56,10 @@ def _fill(device: Device, findings: Findings) -> None:
         if name.startswith(_LISTS) and name != _INTEGERS
     }
     kernels |= {kind: _chosen(linear, *asked, device.capability) for kind, asked in _ASKED.items()}
+    try:
+        kernels |= experts.kernels()
+    except Exception as error:  # noqa: BLE001  another version's functions may be called otherwise
+        missing["experts"] = f"{type(error).__name__}: {error}"
     findings.facts |= {
         "packages": packages(),
         "methods": methods,
