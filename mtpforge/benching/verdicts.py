@@ -68,7 +68,7 @@ def falls(total: Cell) -> bool:
 def causes(totals: Sequence[Cell], counters: Counters) -> tuple[Cause, ...]:
     """What is known to do that, the likeliest first; () where nothing is wrong."""
     fewest, *others = by_load(totals)
-    of_weights = (_SHARED[0], counters.near_zero[0], *_SHARED[1:], *counters.near_zero[1:])
+    of_weights = (_SHARED[0], *counters.near_zero[:1], *_SHARED[1:], *counters.near_zero[1:])
     if is_near_zero(fewest):
         return of_weights
     if any(is_near_zero(total) for total in others):
