@@ -94,12 +94,15 @@ def only_layer(target: Checkpoint, family: Family) -> tuple[Trap, ...]:
 
 
 def of_cut_short(target: Checkpoint) -> tuple[Trap, ...]:
-    """A target in a folder with weight files that end early: a draft is judged by headers, and an engine reads all."""
+    """A folder with weight files that end early: a draft is judged by headers, and an engine reads all.
+
+    It is called by its name: whoever inspects it may mean it for a draft, or for a source.
+    """
     cut = target.cut_short() if isinstance(target, Folder) else ()
     if not cut:
         return ()
     files = ", ".join(map(shown, cut[:_SHOWN])) + (f" and {len(cut) - _SHOWN} more" if cut[_SHOWN:] else "")
-    message = f"files of the target are cut short ({files}): no engine loads it so"
+    message = f"files of {shown(target.label)} are cut short ({files}): no engine loads it so"
     return (Trap("cut-short", "warning", message, "copy or download them again before it is served", target.label),)
 
 

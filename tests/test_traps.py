@@ -138,6 +138,16 @@ def test_a_source_may_hold_the_layer_alone(config):
     assert "only-the-layer" not in found(Claimed(config, "t"), Claimed(config, "s", names=LAYER - {MAIN}))
 
 
+def test_a_stray_shard_that_is_cut_short_is_no_file_that_an_engine_reads(tinyglm, tmp_path):
+    """vLLM's and SGLang's loaders leave out what the index does not name (filter_duplicate_safetensors_files)."""
+    target = shutil.copytree(tinyglm("awq-int4"), tmp_path / "target")
+    (target / "model-00009-of-00009.safetensors").write_bytes(min(target.glob("*.safetensors")).read_bytes()[:-1])
+    assert traps.of_cut_short(open_checkpoint(str(target))) == ()
+    (target / "model.safetensors.index.json").unlink()
+    (trap,) = traps.of_cut_short(open_checkpoint(str(target)))
+    assert "model-00009-of-00009.safetensors" in trap.message
+
+
 def test_a_target_of_which_a_file_is_cut_short(tinyglm, tmp_path):
     target = tmp_path / "target"
     shutil.copytree(tinyglm("awq-int4"), target)
@@ -149,6 +159,7 @@ def test_a_target_of_which_a_file_is_cut_short(tinyglm, tmp_path):
     cut = open_checkpoint(str(target))
     (trap,) = (t for t in traps.found(cut, source, family, ENGINE) if t.id == "cut-short")
     assert (trap.severity, file.name in trap.message) == ("warning", True)
+    assert "the target" not in trap.message  # inspect asks it of drafts and sources too
     os.truncate(file, 12)  # within its header
     (trap,) = traps.of_cut_short(open_checkpoint(str(target)))
     assert file.name in trap.message

@@ -307,10 +307,11 @@ class Folder:
     def cut_short(self) -> tuple[str, ...]:
         """Weight files that end before their last tensor does, by their headers' own words, or within their headers.
 
-        Nothing is parsed.
+        Of those that an engine reads: a shard that the index does not name is none. No header is parsed.
         """
         found = []
-        for file in self.weight_files:
+        read = self._counted if self._index is None else set(self._index.values())
+        for file in (file for file in self.weight_files if file in read):
             try:
                 raw = self.raw_header(file)
             except MtpforgeError:

@@ -81,7 +81,7 @@ def test_a_target_that_is_cut_short_is_warned_of(run, demo, tinyglm, tmp_path, c
     file = min(target.glob("*.safetensors"))
     os.truncate(file, file.stat().st_size - 1)
     ran = run(*words)
-    warned = f"files of the target are cut short ({file.name}): no engine loads it so"
+    warned = f"files of {target} are cut short ({file.name}): no engine loads it so"
     assert (ran.code, warned in ran.out + ran.err) == (0, True), ran.out + ran.err
     assert (ran.out + ran.err).count("copy or download them again before it is served") == 1
 
