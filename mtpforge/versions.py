@@ -15,7 +15,8 @@ from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family
-from mtpforge.families.versions import named, versions_in
+from mtpforge.families.versions import versions_in
+from mtpforge.hub_names import model_name
 
 # Fields of a config that may name the model: what transformers loaded it from; of GGUF its name, and that of its file.
 _NAMING: Final = {
@@ -41,7 +42,7 @@ def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[
         return _recorded(raw, family, f"{whose} {metadata.MANIFEST}")
     raw = checkpoint.small_file(metadata.GRAFT)
     grafted = () if raw is None else _grafted(raw, family, f"{whose} {metadata.GRAFT}")
-    own = checkpoint.location if checkpoint.revision else named(checkpoint.location)
+    own = checkpoint.location if checkpoint.revision else model_name(checkpoint.location)
     config, text = checkpoint.config, family.text(checkpoint.config)
     names = [(f"{whose} name", own)]
     names += [(f"`base_model` of {whose} card", name) for name in checkpoint.base_models()]

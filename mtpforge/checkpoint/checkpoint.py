@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
+from mtpforge.hub_names import model_name
 from mtpforge.report import OnProgress
 from mtpforge.tensors import TensorRef
-
-_SNAPSHOT: Final = re.compile(r"models--[^/]*--([^/]+)/snapshots/[^/]+/*$")  # where the hub's cache keeps a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ def own_name(place: str) -> str:
 
     One checkpoint lies in another folder on another machine, by its own name mostly.
     """
-    found = _SNAPSHOT.search(place)
-    return (found[1] if found else place.rstrip("/").rpartition("/")[2]).lower()
+    return model_name(place).lower()
 
 
 class Checkpoint(Protocol):

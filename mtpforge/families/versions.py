@@ -6,25 +6,17 @@ import re
 from typing import Final
 
 from mtpforge.families.family import Family
+from mtpforge.hub_names import model_name
 
-_LONGEST: Final = 1_000  # of a name; a config may hold any text
-_SNAPSHOTS: Final = "snapshots"  # huggingface_hub's cache: models--org--name/snapshots/<commit>
 # Followed by a letter it is another model (GLM-4.5V) or a size (GLM-130B). A version may have lost its point: neither
 # `glm-5-2` nor `glm52` is taken for anything. `5p2` is how some hosts write 5.2.
 # No possessive quantifiers: Python 3.11.2, Debian 12's, loses the place after a possessive group (cpython gh-106052).
 _NUMBER: Final = r"(\d+(?:[.p]\d+)+(?![a-z0-9]|[.p]\d)|\d(?![a-z0-9]|[.]\d|[-_]\d(?![a-z0-9])))"
 
 
-def named(text: str) -> str:
-    """The part of a path or hub id that names the model: the last one; in the hub's cache that of the repository."""
-    parts = [part for part in text[-_LONGEST:].replace("\\", "/").split("/") if part]
-    is_cached = parts[-2:-1] == [_SNAPSHOTS] and len(parts) > len([_SNAPSHOTS, ""])
-    return (parts[-3] if is_cached else parts[-1]) if parts else ""
-
-
 def versions_in(name: str, family: Family) -> tuple[str, ...]:
     """The versions that a hub id or path states, each once, spelled as the family's table does; () for none."""
-    text, stem = named(name).lower(), re.escape(family.stem.lower())
+    text, stem = model_name(name).lower(), re.escape(family.stem.lower())
     letters = "|".join({re.split(r"\d", version.lower())[0] for version in family.base_models})  # `v` and `r`, or none
     found = re.finditer(rf"(?<![a-z0-9]){stem}[-_ ]?({letters}){_NUMBER}", text)
     whole = (_whole(match[1] + match[2].replace("p", "."), text[match.end() :], family) for match in found)

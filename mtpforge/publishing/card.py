@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from huggingface_hub import ModelCard, ModelCardData
 
 from mtpforge import manifest
-from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint.checkpoint import Checkpoint, place_of
 from mtpforge.checkpoint.metadata import CARD, card_field, front_matter
 from mtpforge.drafting.serving import serving_command
 from mtpforge.engines import engine_of
@@ -121,7 +121,7 @@ def _metadata(draft: Checkpoint, told: Manifest, source: Checkpoint | None) -> M
 def _bases(told: Manifest, source: Checkpoint | None) -> list[str]:
     """Hub ids that the draft descends from: what the source's card names as its base, else the source itself."""
     named = source.base_models() if source is not None else ()
-    own = "" if _HASHED in told.source else told.source.partition("@")[0]
+    own = "" if _HASHED in told.source else place_of(told.source)
     return [*named] or ([own] if own else [])
 
 
@@ -217,8 +217,9 @@ def _measured(found: tuple[Measured, ...]) -> Iterator[str]:
 
 def _shown(identity: str) -> str:
     """`org/name@0123abcd` with a short commit; a folder by its name."""
-    place, _, commit = identity.partition("@")
-    return f"{place}@{commit[:8]}" if commit and _HASHED not in identity else identity.partition(_HASHED)[0]
+    place = place_of(identity)
+    commit = "" if _HASHED in identity else identity.partition("@")[2]
+    return f"{place}@{commit[:8]}" if commit else place
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

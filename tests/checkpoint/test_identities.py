@@ -16,7 +16,8 @@ def test_place_of_an_identity_is_what_stands_before_its_hash_or_commit(identity,
 
 
 @pytest.mark.parametrize(
-    "place", ["org/Name", "/models/name", "./name/", "/hub/models--org--Name/snapshots/0123abc/", "name"]
+    "place",
+    ["org/Name", "/models/name", "./name/", "/hub/models--org--Name/snapshots/0123abc/", "name", "C:\\hub\\Name"],
 )
 def test_own_name_is_that_of_the_checkpoint_wherever_it_lies(place):
     assert own_name(place) == "name"

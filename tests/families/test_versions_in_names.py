@@ -45,6 +45,7 @@ SILENT = [
     "x/GLM-5.2x",
     "x/GLM-5.2.3x",
     "GLM-5.3-experiments/foo",  # what the folder above is called
+    "hub/models--GLM-5.3--foo/snapshots/0123abcd",  # what the organisation is called
     "snapshots/0123abcd",
     "/",
     "",

@@ -91,6 +91,14 @@ def test_the_card_states_licence_base_lineage_and_what_is_held(made):
     assert str(TARGET) not in text
 
 
+def test_a_card_names_a_folder_whole_and_a_repository_with_a_short_commit(draft):
+    told = json.loads((draft / "mtpforge.json").read_text())
+    for identity, shown in (("a#b@1#0123456789abcdef", "a#b@1"), ("org/name@0123456789abcdef", "org/name@01234567")):
+        told["source"]["id"] = identity
+        (draft / "mtpforge.json").write_text(json.dumps(told))
+        assert f" of `{shown}`, as a draft for" in mtpforge.card(draft, source=TARGET)
+
+
 def test_a_card_without_a_source_claims_no_licence(made):
     stated = ModelCard(mtpforge.card(made[0])).data.to_dict()
     assert "license" not in stated
