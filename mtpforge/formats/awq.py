@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs, only_rows
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -87,18 +87,6 @@ def packed_rows(parts: Mapping[str, Tensor], shape: Shape, _quantization: Quanti
     return PackedRows("affine", bits.unpack_across(parts["qweight"], PLACES), torch.cat([scale, zero], 1))
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every part has rows."""
-    return {}
-
-
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
     """The same parts, codes and scales by a method's finder."""
     from mtpforge.arithmetic import bits, scales
@@ -149,7 +137,6 @@ FORMAT = Format(
     codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),
     reader="awq",
     reference="compressed-tensors AutoAWQConverter, then pack-quantized decompress",
-    matrix_parts=matrix_parts,
-    encode=encode,
+    matrix_parts=only_rows,
     search=search,
 )

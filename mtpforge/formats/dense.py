@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Format, PackedRows, PartRows, RowPacking, Specs
+from mtpforge.formats.format import Format, PackedRows, PartRows, RowPacking, Specs, only_rows
 from mtpforge.tensors import DTYPES, Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ def rows_in_parts(_shape: Shape, _quantization: Quantization, _parts: Specs) -> 
 def decode(parts: Mapping[str, Tensor], _shape: Shape, _quantization: Quantization) -> Tensor:
     """Float32 [rows, in]."""
     return parts["weight"].float()
-
-
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every number stands for itself."""
-    return {}
 
 
 def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +110,7 @@ FORMAT = Format(
     codes=None,
     reader="",
     reference="dense, nothing to decode",
-    matrix_parts=matrix_parts,
+    matrix_parts=only_rows,
     encode=encode,
     packed_rows=packed_rows,
     row_packing=row_packing,

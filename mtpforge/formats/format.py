@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mtpforge.tensors import Quantization, Shape, Spec
@@ -128,9 +129,10 @@ class Format:
     matrix_parts(shape, quantization, amax): the matrix parts of a weight of the *whole* shape [out, in], the input
         scale left out; `amax` (float32 scalar: largest magnitude of the weight, of all weights that share the scale) is
         given when `needs_amax(quantization)`. None where the format is only read.
-    encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in].
-    search(rows, quantization, matrix, find): as `encode`, codes and scales by a method's finder (methods/method.py);
-        None where the range of the numbers decides.
+    encode(rows, quantization, matrix): the row parts of a band of float32 [rows, in]; where it is left out, `search` by
+        the whole range of the numbers.
+    search(rows, quantization, matrix, find): the same, codes and scales by a method's finder (methods/method.py); None
+        where the range of the numbers decides.
     packed_rows(parts, shape, quantization), row_packing(columns, quantization, matrix): the same decoder and encoder as
         compiled kernels take them, for formats that are worth it; None where the kernel does not cover the case.
     shown(quantization): the family's name in tables: `NVFP4`, `INT4`, `BF16`.
@@ -175,6 +177,24 @@ class Format:
     implied: frozenset[str] = frozenset()
     same_bytes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dotted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Let a format that is searched be encoded so without a method."""
+        if self.encode is None and self.search is not None:
+            object.__setattr__(self, "encode", partial(_by_whole_range, self.search))
+
+
+def _by_whole_range(
+    search: Search, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    from mtpforge.arithmetic import searching
+
+    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
+
+
+def only_rows(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
+    """No matrix parts: every part of the format has rows."""
+    return {}
 
 
 def declared_weights(block: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

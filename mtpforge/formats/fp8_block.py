@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.formats import blocks
-from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Format, PackedRows, PartRows, Specs, only_rows
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -64,11 +64,6 @@ def decode(parts: Mapping[str, Tensor], _shape: Shape, quantization: Quantizatio
     return float8.decode_blocks(parts["weight"], parts["weight_scale_inv"], quantization.block or blocks.USUAL)
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every block has a scale of its own."""
-    return {}
-
-
 def encode(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The row parts of a band of float32 [rows, in]: compressed-tensors' block FP8 under DeepSeek's names."""
     weight, scale = blocks.encode(rows, quantization)
@@ -111,7 +106,7 @@ FORMAT = Format(
     codes=Codes("weight", "F8_E4M3"),
     reader="fp8_block",
     reference="compressed-tensors FP8BlockDequantizer",
-    matrix_parts=matrix_parts,
+    matrix_parts=only_rows,
     encode=encode,
     packed_rows=packed_rows,
     same_bytes={"fp8_scaled": {"weight_scale_inv": "weight_scale"}},

@@ -38,7 +38,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs, only_rows
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -184,18 +184,6 @@ def _zero_points(parts: Mapping[str, Tensor], rows: int, quantization: Quantizat
     return (bits.unpack_planes if kind.is_planar else bits.unpack)(words, width, rows).t()
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every part has rows."""
-    return {}
-
-
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
     """The same parts, codes and scales by a method's finder."""
     import torch
@@ -255,8 +243,7 @@ FORMATS = tuple(
         codes=Codes("qweight", "I32", least=0, largest=-1, scale=lambda parts: parts["scales"].t()),
         reader="",
         reference="GPTQ, whose library gptqmodel needs another torch than this",
-        matrix_parts=matrix_parts if kind.is_written else None,
-        encode=encode if kind.is_written else None,
+        matrix_parts=only_rows if kind.is_written else None,
         search=search if kind.is_written else None,
     )
     for name, kind in _KINDS.items()

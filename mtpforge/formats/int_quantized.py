@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from mtpforge.formats.format import Codes, Finder, Format, PartRows, RowPacking, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PartRows, RowPacking, Specs, only_rows
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -99,18 +99,6 @@ def _signed(codes: Tensor) -> Tensor:
     return (codes ^ _SIGN).view(torch.int8)
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every row has a scale of its own."""
-    return {}
-
-
-def encode(kind: _Kind, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(kind, rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(
     kind: _Kind, rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder
 ) -> dict[str, Tensor]:
@@ -180,8 +168,7 @@ def _format(kind: _Kind) -> Format:
         codes=Codes("weight", "I8", least=-128, largest=127, scale=lambda parts: parts["weight_scale"].view(-1, 1)),
         reader=kind.reader,
         reference=kind.reference,
-        matrix_parts=matrix_parts,
-        encode=partial(encode, kind),
+        matrix_parts=only_rows,
         search=partial(search, kind),
         row_packing=partial(row_packing, kind),
     )

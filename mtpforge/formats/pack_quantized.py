@@ -165,13 +165,6 @@ def matrix_parts(shape: Shape, _quantization: Quantization, _amax: Tensor | None
     return {"weight_shape": torch.tensor(shape, dtype=torch.int64)}
 
 
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
     """The same parts, codes and scales by a method's finder."""
     from mtpforge.arithmetic import bits, scales
@@ -270,7 +263,6 @@ FORMAT = Format(
     reference="compressed-tensors pack-quantized decompress",
     unread=unread,
     matrix_parts=matrix_parts,
-    encode=encode,
     search=search,
     packed_rows=packed_rows,
     row_packing=row_packing,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.formats import awq
-from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs
+from mtpforge.formats.format import Codes, Finder, Format, PackedRows, PartRows, Specs, only_rows
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -148,18 +148,6 @@ def packed_rows(
     return PackedRows("affine", codes, torch.cat([scale, of_groups], 1))
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every part has rows."""
-    return {}
-
-
-def encode(kind: _Kind, rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(kind, rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(
     kind: _Kind, rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder
 ) -> dict[str, Tensor]:
@@ -219,8 +207,7 @@ def _format(kind: _Kind) -> Format:
         codes=Codes("weight", "I32", 0, -1, _ENDS, lambda parts: parts["weight_scale"].t()),
         reader="",
         reference="amd-quark StaticScaledRealQuantizer, which needs onnx and a compiler to be imported",
-        matrix_parts=matrix_parts,
-        encode=partial(encode, kind),
+        matrix_parts=only_rows,
         search=partial(search, kind),
     )
 

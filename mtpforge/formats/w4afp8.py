@@ -19,7 +19,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mtpforge.errors import MtpforgeError
-from mtpforge.formats.format import Codes, Finder, Format, InputScale, PackedRows, PartRows, RowPacking, Specs
+from mtpforge.formats.format import (
+    Codes,
+    Finder,
+    Format,
+    InputScale,
+    PackedRows,
+    PartRows,
+    RowPacking,
+    Specs,
+    only_rows,
+)
 from mtpforge.tensors import Quantization, Shape, Spec
 
 if TYPE_CHECKING:
@@ -104,18 +114,6 @@ def _words(weight: Tensor) -> Tensor:
     return (bits.compact(weight).view(torch.uint8) ^ _SIGNS).view(torch.int32)
 
 
-def matrix_parts(_shape: Shape, _quantization: Quantization, _amax: Tensor | None) -> dict[str, Tensor]:
-    """None: every group has a scale of its own."""
-    return {}
-
-
-def encode(rows: Tensor, quantization: Quantization, matrix: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The row parts of a band of float32 [rows, in]."""
-    from mtpforge.arithmetic import searching
-
-    return search(rows, quantization, matrix, searching.nearest(searching.whole_range))
-
-
 def search(rows: Tensor, quantization: Quantization, _matrix: Mapping[str, Tensor], find: Finder) -> dict[str, Tensor]:
     """The same parts, codes and scales by a method's finder."""
     from mtpforge.arithmetic import bits, scales
@@ -181,8 +179,7 @@ FORMAT = Format(
     codes=Codes("weight", "I8", least=_SIGNS - 256, largest=0x77, scale=lambda parts: parts[_SCALE]),
     reader="",
     reference="none: SGLang's kernels alone read it, on a GPU",
-    matrix_parts=matrix_parts,
-    encode=encode,
+    matrix_parts=only_rows,
     search=search,
     packed_rows=packed_rows,
     row_packing=row_packing,
