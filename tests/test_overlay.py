@@ -36,6 +36,12 @@ def test_draft_fits_beside_the_target_as_the_command_states_it(draft, tinyglm):
     assert "restated by the command" in report.summary
 
 
+def test_an_overlay_at_a_place_that_takes_none_is_told_with_its_own_option(draft, tinyglm):
+    with pytest.raises(MtpforgeError, match="cannot write the overlay") as caught:
+        mtpforge.serve_command(draft, tinyglm("awq-int4"), overlay=Path("/proc/x"))
+    assert caught.value.fix == "choose a folder that you may write to with `--overlay`"
+
+
 def test_command_tells_the_engine(draft, tinyglm):
     argv = mtpforge.serve_command(draft, tinyglm("awq-int4"))
     groups = block_of(argv)["config_groups"]

@@ -20,6 +20,7 @@ from mtpforge.nextn import inputs, recording, texts
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.places import default_inputs
 from mtpforge.units import count, memory_size
+from mtpforge.writing import preflight
 
 if TYPE_CHECKING:
     from mtpforge.nextn.capturing import Entering
@@ -66,6 +67,7 @@ def capture(asked: Capture, watching: Watching) -> Captured:
         stated = family_of(checkpoint.config).text(checkpoint.config).get(_LONGEST)
     if type(stated) is int:
         _refuse_long(asked.length, stated)
+    preflight.refuse_unwritable(place, "inputs file")
     from mtpforge.nextn import capturing
     from mtpforge.nextn.target import open_target
 

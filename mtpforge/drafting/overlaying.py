@@ -31,7 +31,7 @@ def refuse(told: Checkpoint, out: Path, *, force: bool) -> None:
             fix="leave `--overlay` out",
             code=errors.USAGE,
         )
-    preflight.refuse_unwritable(out)
+    preflight.refuse_unwritable(out, "overlay", "--overlay")
     preflight.refuse_output({"target": told}, out, mark=linked.MARK)
     refuse_existing(out, force=force, mark=linked.MARK)
     _files(told)

@@ -33,8 +33,9 @@ from mtpforge.scheme import Scheme
 from mtpforge.sourcing import refuse_other_model, stored_layer
 from mtpforge.tensors import Spec, TensorRef
 from mtpforge.verifying.remaking import as_typed, where_absent
+from mtpforge.writing import preflight
 from mtpforge.writing.claim import hidden_folder
-from mtpforge.writing.folder import DELTA, GRAFT, OVERLAY
+from mtpforge.writing.folder import DELTA, GRAFT, OVERLAY, kind
 from mtpforge.writing.layout import ShardLayout, index_of, place
 
 Link: TypeAlias = Literal["hard", "sym", "copy"]
@@ -146,6 +147,7 @@ class Graft:
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     """The graft of a layer into a target. MtpforgeError for every refusal that needs no writing."""
     watching = watching or Watching.by(None, None)
+    preflight.refuse_unwritable(Path(asked.out), kind(DELTA if asked.is_delta else GRAFT))
     engine = engine_of(asked.engine)
     target, family = opened(asked, engine, watching)
     assert asked.layer is not None  # noqa: S101 -- a delta has a function of its own

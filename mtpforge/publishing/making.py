@@ -25,7 +25,7 @@ from mtpforge.publishing.assembling import SCHEMA, Copy, Made, at
 from mtpforge.publishing.grafting import Addition, Graft
 from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
-from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, refuse_existing
+from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, kind, refuse_existing
 from mtpforge.writing.layout import ShardLayout
 
 Judge: TypeAlias = Callable[[Path], Report]
@@ -35,7 +35,7 @@ def refuse(graft: Graft, mark: str = GRAFT) -> None:
     """MtpforgeError for an output that cannot be made where it is asked for, or not in this way of linking."""
     inputs = {"target": graft.files.folder, "layer": graft.layer.checkpoint}
     preflight.refuse_output(inputs, graft.out, mark=mark)
-    preflight.refuse_unwritable(graft.out)
+    preflight.refuse_unwritable(graft.out, kind(mark))
     refuse_existing(graft.out, force=graft.asked.force, mark=mark)
     if mark == GRAFT and graft.asked.link == "hard":
         assembling.refuse_other_disk(graft.linked, graft.out)

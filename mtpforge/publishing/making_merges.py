@@ -14,7 +14,7 @@ from mtpforge.publishing.judging_merges import judge
 from mtpforge.publishing.merging import Merge
 from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
-from mtpforge.writing.folder import MERGE, DraftFolder, refuse_existing
+from mtpforge.writing.folder import MERGE, DraftFolder, kind, refuse_existing
 from mtpforge.writing.layout import ShardLayout
 
 
@@ -22,7 +22,7 @@ def refuse(merge: Merge) -> None:
     """MtpforgeError for an output that cannot be made where it is asked for, or not in this way of linking."""
     inputs = {("base" if not i else f"take {i}"): side.files.folder for i, side in enumerate(merge.sides)}
     preflight.refuse_output(inputs, merge.out, mark=MERGE)
-    preflight.refuse_unwritable(merge.out)
+    preflight.refuse_unwritable(merge.out, kind(MERGE))
     refuse_existing(merge.out, force=merge.asked.force, mark=MERGE)
     if merge.asked.link == "hard":
         assembling.refuse_other_disk(merge.linked, merge.out)

@@ -27,12 +27,7 @@ from mtpforge.errors import MtpforgeError, shown
 
 _LOCK: Final = "lock"
 
-_WORDS: Final = Words(
-    full="the disk is full",
-    make_room="free some, or choose another disk with `--out`",
-    refused="cannot write the draft",
-    choose="choose a folder that you may write to with `--out`",
-)
+DRAFT: Final = "draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +59,18 @@ class Claim:
         return self.folder / "replaced"
 
 
-def on_disk(where: Path) -> AbstractContextManager[None]:
-    """Turns what the system says about a path into the error that users see; always code 5."""
-    return refusals(where, _WORDS)
+def on_disk(where: Path, what: str = DRAFT, option: str = "--out") -> AbstractContextManager[None]:
+    """Turns what the system says about a path into the error that users see; always code 5.
+
+    what: that is written there. option: by which its place is chosen.
+    """
+    words = Words(
+        full="the disk is full",
+        make_room=f"free some, or choose another disk with `{option}`",
+        refused=f"cannot write the {what}",
+        choose=f"choose a folder that you may write to with `{option}`",
+    )
+    return refusals(where, words)
 
 
 def hidden_folder(out: Path) -> Path:
@@ -74,10 +78,10 @@ def hidden_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.mtpforge-tmp"
 
 
-def take(out: Path) -> Claim:
-    """Lock the destination, or say who holds it."""
+def take(out: Path, what: str = DRAFT, option: str = "--out") -> Claim:
+    """Lock the destination, or say who holds it. what, option: as of `on_disk`."""
     folder = hidden_folder(out)
-    with on_disk(folder):
+    with on_disk(folder, what, option):
         fd = _hold(folder, out)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -82,9 +83,9 @@ class DraftFolder:
         self._journal = -1
         self._is_open = True
         self.finished: journal.Finished = {}
-        self._claim = claims.take(out)
+        self._claim = claims.take(out, kind(mark))
         try:
-            with claims.on_disk(out):
+            with self._on_disk(out):
                 self._recover()
                 refuse_existing(out, force=force, why=_APPEARED, mark=mark)
                 self._open(key, target)
@@ -105,7 +106,7 @@ class DraftFolder:
     def put(self, name: str, offset: int, data: memoryview) -> None:
         """Write bytes of a tensor at an offset from its start."""
         file, start = self._homes[name]
-        with claims.on_disk(self.path / file):
+        with self._on_disk(self.path / file):
             effects.put(self._files[file], data, start + offset)
 
     def sha256(self, name: str, spec: Spec) -> str:
@@ -124,13 +125,16 @@ class DraftFolder:
         if is_full:
             self.flush()
 
+    def _on_disk(self, where: Path) -> AbstractContextManager[None]:
+        return claims.on_disk(where, kind(self._mark))
+
     def flush(self) -> None:
         """Make finished steps durable: the data first, then the lines that speak of it.
 
         After a failure no later flush of this process succeeds: the system reports lost pages to one fsync only, so the
         next one would vouch for them; and a line that was cut short would hide those behind it.
         """
-        with self._flush_lock, claims.on_disk(self.path):
+        with self._flush_lock, self._on_disk(self.path):
             if self._failure:
                 raise self._failure
             with self._pending_lock:
@@ -151,19 +155,19 @@ class DraftFolder:
         """A small file of the draft, whole and durable."""
         if Path(name).name != name or name in self._files:
             raise ValueError(f"no name of a small file: {name!r}")
-        with claims.on_disk(self.path / name):
+        with self._on_disk(self.path / name):
             files.write(self.path / name, data)
 
     def link(self, name: str, place: Path, *, hard: bool) -> None:
         """A file of somebody else under a name in the draft: its bytes are where they were."""
-        with claims.on_disk(self.path / name):
+        with self._on_disk(self.path / name):
             effects.link(place, self.path / name, hard=hard)
 
     def commit(self) -> None:
         """Make the draft appear under its name, whole; afterwards nothing of the hidden folder is left."""
         out = self._claim.out
         self.flush()
-        with claims.on_disk(out):
+        with self._on_disk(out):
             for fd in self._files.values():
                 effects.sync(fd)
             files.sync_names(self.path)
@@ -224,7 +228,7 @@ class DraftFolder:
     def _pieces(self, name: str, n_bytes: int) -> Iterator[bytes]:
         file, start = self._homes[name]
         for at in range(0, n_bytes, _STEP_BYTES):
-            with claims.on_disk(self.path / file):
+            with self._on_disk(self.path / file):
                 yield os.pread(self._files[file], min(_STEP_BYTES, n_bytes - at), start + at)
 
 

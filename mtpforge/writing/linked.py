@@ -16,6 +16,7 @@ from mtpforge.writing import claim as claims
 from mtpforge.writing.folder import OVERLAY, refuse_existing
 
 MARK: Final = OVERLAY
+_OVERLAY: Final = ("overlay", "--overlay")
 
 
 def write(
@@ -25,9 +26,9 @@ def write(
 
     MtpforgeError, code 5, for an output that exists (with `force`: that is no such folder), or that cannot be written.
     """
-    claim = claims.take(out)
+    claim = claims.take(out, *_OVERLAY)
     try:
-        with claims.on_disk(out):
+        with claims.on_disk(out, *_OVERLAY):
             refuse_existing(out, force=force, mark=MARK)
             files.remove(claim.draft)
             claim.draft.mkdir()

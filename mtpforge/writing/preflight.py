@@ -21,8 +21,8 @@ from mtpforge.formats import FORMATS, label
 from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
-from mtpforge.writing.claim import hidden_folder, on_disk
-from mtpforge.writing.folder import MANIFEST, refuse_existing, room
+from mtpforge.writing.claim import DRAFT, hidden_folder, on_disk
+from mtpforge.writing.folder import MANIFEST, kind, refuse_existing, room
 
 _ROLES: Final = {"scales": "file of activation scales"}
 _WEIGHTS: Final = (".safetensors", ".gguf")
@@ -55,9 +55,12 @@ def refuse_missing_packages(plan: Plan) -> None:
             )
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Refuse an output that could not be made where it is to lie. What exists of its path is looked at, no more."""
-    with on_disk(out):
+def refuse_unwritable(out: Path, what: str = DRAFT, option: str = "--out") -> None:
+    """Refuse an output that could not be made where it is to lie. What exists of its path is looked at, no more.
+
+    what: the output is. option: by which its place is chosen.
+    """
+    with on_disk(out, what, option):
         with suppress(FileNotFoundError):
             hidden_folder(out.absolute()).lstat()  # a file among its folders, a name too long
         home = next(folder for folder in out.absolute().parents if folder.exists())
@@ -71,7 +74,7 @@ def refuse_unwritable(out: Path) -> None:
 
 def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path, *, mark: str = MANIFEST) -> None:
     """Refuse an output that not even --force may replace: an input, what holds one or lies in one, a link, no draft."""
-    with on_disk(out):
+    with on_disk(out, kind(mark)):
         real = Path(os.path.realpath(out))  # resolve() raises RuntimeError where links lead round in a circle
         for origin, checkpoint in checkpoints.items():
             if place := _place(checkpoint):
@@ -81,7 +84,7 @@ def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path, *, mark: str
             raise MtpforgeError(
                 "the output is a link",
                 where=shown(out),
-                why=f"{leads}; the draft would take the place of the link itself",
+                why=f"{leads}; the {kind(mark)} would take the place of the link itself",
                 fix="name the folder that it leads to, or another output, with `--out`",
                 code=errors.MACHINE,
             )

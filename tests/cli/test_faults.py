@@ -35,6 +35,22 @@ def test_place_that_takes_no_files_is_told_as_such(run, draft):
         assert (ran.code, "it is no disk" in ran.err, "not enough" in ran.err) == (5, True, False)
 
 
+@pytest.mark.parametrize(
+    ("words", "what", "option"),
+    [
+        (("graft", DEMO / "nvfp4", "--into", DEMO / "awq-int4", "-o"), "graft", "--out"),
+        (("delta", DEMO / "nvfp4", "--against", DEMO / "awq-int4", "-o"), "delta", "--out"),
+        (("merge", "--base", DEMO / "nvfp4", "--take", f"model.layers.3.*={DEMO / 'nvfp4'}", "-o"), "merge", "--out"),
+        (("capture", "--target", DEMO / "awq-int4", "--text", Path(__file__), "-o"), "inputs file", "--out"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_place_that_takes_no_files_is_told_of_what_was_to_lie_there(run, words, what, option):
+    ran = run(*words, "/proc/x")
+    assert (ran.code, f"error: cannot write the {what}\nwhere: /proc/x\ncause: it is no disk" in ran.err) == (5, True)
+    assert f" hint: choose a folder that you may write to with `{option}`\n" in ran.err
+
+
 LONG = "a" * 300  # a file system takes 255
 
 
