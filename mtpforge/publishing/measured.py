@@ -7,10 +7,11 @@ or by the checkpoint behind it, is the draft's target.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from mtpforge.checkpoint import json_fields
 from mtpforge.checkpoint.checkpoint import Checkpoint, own_name, place_of
@@ -18,7 +19,12 @@ from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.verifying.tensor_hashes import layer_identity
 
-_HOW: Final = "`mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.json` writes one"
+_HOW: Final = {
+    "fidelity": "mtpforge fidelity {draft} --reference SOURCE --json > fidelity.json",
+    "validate": "mtpforge validate {draft} --target CKPT --reference SOURCE --inputs FILE --json > validate.json",
+    "accept": "mtpforge accept {draft} --target CKPT --text FILE --json > accept.json",
+    "bench": "mtpforge bench URL --json > bench.json",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +47,17 @@ class Own:
 def rows(
     draft: Checkpoint, target: str, files: Sequence[str | Path], hashes: Mapping[str, str]
 ) -> tuple[Measured, ...]:
-    """A row for each document. target: identity of what the draft was made for, "" for none. hashes: of its tensors.
+    """A row for each document, once where two say the same: what validate ran is fidelity's too.
 
-    MtpforgeError for what is no such document, and for one of another draft.
+    target: identity of what the draft was made for, "" for none. hashes: of its tensors. MtpforgeError for what is no
+    such document, and for one of another draft.
     """
     own = Own(draft.label, layer_identity(draft, hashes))
-    return tuple(_row(own, target, Path(file)) for file in files)
+    return tuple(dict.fromkeys(_row(own, target, Path(file)) for file in files))
 
 
 def _row(draft: Own, target: str, file: Path) -> Measured:
+    how = f"`{_how('fidelity', draft)}` writes one"
     try:
         with file.open("rb") as opened:
             raw = opened.read(json_fields.MAX_JSON_BYTES + 1)
@@ -58,21 +66,43 @@ def _row(draft: Own, target: str, file: Path) -> Measured:
             f"`{shown(file)}` cannot be read",
             where="option `--measured`",
             why=str(error.strerror or error),
-            fix=_HOW,
+            fix=how,
         ) from None
     try:
         body = json_fields.load(raw, str(file))
     except MtpforgeError as error:
-        raise MtpforgeError(error.what, where="option `--measured`", why=error.why, fix=_HOW) from None
-    read = _KINDS.get(body.text("command"))
-    if read is None or (held := body.within(read[0])) is None:
+        raise MtpforgeError(error.what, where="option `--measured`", why=error.why, fix=how) from None
+    command = body.values.get("command")
+    read = _KINDS.get(command) if isinstance(command, str) else None
+    if read is None or body.values.get(read[0]) is None:
         raise MtpforgeError(
             f"`{shown(file)}` holds nothing that was measured of a draft",
             where="option `--measured`",
             why="it is no document of fidelity, accept or bench, nor of validate with `--inputs`",
-            fix=_HOW,
+            fix=how,
         )
-    return read[1](held, draft, target)
+    again = _how(str(command), draft)
+    try:
+        held = body.within(read[0]) or body.refuse(read[0], "an object")
+        return read[1](held, draft, target)
+    except _OfAnotherError as error:
+        raise MtpforgeError(
+            f"`{shown(file)}` was measured of another draft",
+            where="option `--measured`",
+            why=str(error),
+            fix=f"measure this one, `{again}`, and name what that wrote",
+        ) from None
+    except MtpforgeError as error:
+        raise MtpforgeError(error.what, where=error.place, why=error.why, fix=f"`{again}` writes it anew") from None
+
+
+def _how(command: str, draft: Own) -> str:
+    """What writes such a document of this draft."""
+    return _HOW[command].format(draft=shlex.quote(shown(draft.label)))
+
+
+class _OfAnotherError(Exception):
+    """What was measured instead of the draft."""
 
 
 def _own(held: Fields, draft: Own) -> Fields:
@@ -83,17 +113,8 @@ def _own(held: Fields, draft: Own) -> Fields:
     found = [d for d in drafts if str(d.get("identity", "")).rpartition("#")[2] == identity]
     if not found:
         names = ", ".join(shown(d.get("draft")) for d in drafts) or "none"
-        _refuse(held, f"it measured {names}; the files of {draft.label} are not those")
+        raise _OfAnotherError(f"it measured {names}; the files of {draft.label} are not those")
     return Fields(found[0], f"{held.path}.drafts", held.file)
-
-
-def _refuse(held: Fields, why: str) -> NoReturn:
-    raise MtpforgeError(
-        f"`{shown(held.file)}` was measured of another draft",
-        where="option `--measured`",
-        why=why,
-        fix="measure this one, and name what that wrote",
-    )
 
 
 def _of_fidelity(held: Fields, draft: Own, _: str) -> Measured:
@@ -132,7 +153,7 @@ def _of_bench(held: Fields, _: Own, target: str) -> Measured:
     own, names = place_of(target), [name for key in ("model", "checkpoint") if (name := held.text(key))]
     if not own or own_name(own) not in map(own_name, names):
         ran = ", ".join(map(shown, dict.fromkeys(names))) or "no model"
-        _refuse(held, f"the server ran {ran}, the draft was made for {shown(own) or 'no target'}")
+        raise _OfAnotherError(f"the server ran {ran}, the draft was made for {shown(own) or 'no target'}")
     found = []
     for cell in _objects(held, "totals"):
         length, gain = cell.within("length"), cell.within("gain")

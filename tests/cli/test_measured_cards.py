@@ -143,8 +143,11 @@ def test_validate_that_ran_fidelity_is_taken_for_it(draft, tmp_path):
         of(draft, 0)(body)
         body["command"] = "validate"
 
-    ((what, how, _),) = rows(mtpforge.card(draft, reports=[document("fidelity", tmp_path, of_validate)]))
+    by_validate = document("fidelity", tmp_path, of_validate).rename(tmp_path / "validate.json")
+    ((what, how, _),) = alone = rows(mtpforge.card(draft, reports=[by_validate]))
     assert (what, how) == ("`mtpforge fidelity`", "against `out/bf16`, 800 tokens")
+    of_its_own = document("fidelity", tmp_path, of(draft, 0))
+    assert rows(mtpforge.card(draft, reports=[by_validate, of_its_own])) == alone, "the same numbers twice"
 
 
 def nothing(body):
@@ -159,18 +162,23 @@ def text(body):
     body["fidelity"]["n_tokens"] = "800"
 
 
+def no_object(body):
+    body["fidelity"] = []
+
+
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "said", "typed"),
     [
-        ("fidelity", nothing, "was measured of another draft"),
-        ("accept", nothing, "was measured of another draft"),
-        ("bench", nothing, f"the server ran {MODEL}, the draft was made for awq-int4"),
-        ("verify", nothing, "holds nothing that was measured"),
-        ("accept", gone, "must be a list of objects"),
-        ("fidelity", text, "must be a number"),
+        ("fidelity", nothing, "was measured of another draft", "mtpforge fidelity DRAFT --reference SOURCE --json"),
+        ("accept", nothing, "was measured of another draft", "mtpforge accept DRAFT --target CKPT --text FILE --json"),
+        ("bench", nothing, f"the server ran {MODEL}, the draft was made for awq-int4", "mtpforge bench URL --json"),
+        ("verify", nothing, "holds nothing that was measured", "mtpforge fidelity DRAFT --reference SOURCE --json"),
+        ("accept", gone, "must be a list of objects", "mtpforge accept DRAFT --target CKPT --text FILE --json"),
+        ("fidelity", text, "must be a number", "mtpforge fidelity DRAFT --reference SOURCE --json"),
+        ("fidelity", no_object, "must be an object", "mtpforge fidelity DRAFT --reference SOURCE --json"),
     ],
 )
-def test_other_drafts_and_other_documents_are_refused(draft, tmp_path, name, change, said):
+def test_other_drafts_and_other_documents_are_refused(draft, tmp_path, name, change, said, typed):
     def both(body):
         if change is not nothing:
             of(draft, 1)(body)
@@ -179,6 +187,8 @@ def test_other_drafts_and_other_documents_are_refused(draft, tmp_path, name, cha
     with pytest.raises(MtpforgeError) as caught:
         mtpforge.card(draft, reports=[document(name, tmp_path, both)])
     assert said in f"{caught.value.what} {caught.value.why}"
+    assert typed.replace("DRAFT", str(draft)) in caught.value.fix
+    assert "fetch" not in caught.value.fix
 
 
 def test_file_that_is_not_there_is_an_error_of_one_paragraph(run, draft, tmp_path):
@@ -190,4 +200,4 @@ def test_a_text_is_no_measured_document_and_nothing_to_fetch_again(run, draft, t
     (tmp_path / "README.md").write_text("# A project\n")
     ran = run("card", draft, "--measured", tmp_path / "README.md", "-o", tmp_path / "c.md")
     assert (ran.code, "fetch" in ran.err) == (3, False)
-    assert "hint: `mtpforge fidelity DRAFT --reference SOURCE --json > fidelity.json` writes one" in ran.err
+    assert f"hint: `mtpforge fidelity {draft} --reference SOURCE --json > fidelity.json` writes one" in ran.err
