@@ -240,6 +240,8 @@ def _worst(differing: Sequence[Difference], n: int) -> str:
     if not differing:
         return ""
     worst = max(differing, key=lambda d: d.relative_error)
+    if not worst.relative_error:
+        return f"{len(differing)} of {n} differ in how they are stored, none in its values"
     return f"{len(differing)} of {n} differ, most {worst.name}: {worst.relative_error:.3g} of its norm"
 
 
@@ -256,7 +258,7 @@ def _kinds(found: Sequence[Difference]) -> Iterator[dict[str, object]]:
             "differ": sum(not d.is_same for d in of_kind),
             "median_error": median(d.relative_error for d in of_kind),
             "worst_error": worst.relative_error,
-            "worst": "" if worst.is_same else worst.name,
+            "worst": worst.name if worst.relative_error else "",
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def test_a_draft_is_the_same_as_itself(dense, changed):
     report = mtpforge.diff(dense, changed())
     assert set(verdicts(report).values()) == {"passed"}
     assert (report.summary, report.exit_code, report.facts["differences"]) == ("the same", 0, [])
+
+
+def test_other_bytes_of_the_same_values_are_told_as_such(dense, changed):
+    """0.0 and -0.0: there is no largest error to name a module for."""
+    name = f"{LAYER}mlp.experts.5.down_proj.weight"
+
+    def zero(sign):
+        def put(held):
+            held[name][3, 7] = sign * 0.0
+
+        return put
+
+    one = changed(zero(1.0)).rename(dense.parent / "one")
+    report = mtpforge.diff(one, changed(zero(-1.0)))
+    (values,) = (check for check in report.checks if check.name == "values")
+    assert (values.verdict, report.exit_code) == ("failed", 1)
+    assert re.fullmatch(r"1 of \d+ differ in how they are stored, none in its values", values.detail)
+    assert {row["worst"] for row in report.facts["kinds"]} == {""}
 
 
 def test_one_weight_off_is_found_named_and_measured(dense, changed):

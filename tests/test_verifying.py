@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import mtpforge
 from mtpforge.building import build
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines.engine import Serving
@@ -44,6 +45,13 @@ def beyond(weight, parts, quantization):
     decoded = whole_weights.decode(parts, tuple(weight.shape), quantization)
     limit = FORMATS[quantization.format].bound(parts, quantization, tuple(weight.shape))
     return int(limit.beyond(weight, (decoded - weight).abs()).sum())
+
+
+def test_a_layer_that_is_copied_has_no_largest_error(tinyglm, tmp_path):
+    out = mtpforge.build(tinyglm("nvfp4"), tinyglm("nvfp4"), out=tmp_path / "d", standalone=True, check="off").path
+    report = verify(out, open_checkpoint(tinyglm("nvfp4")), open_checkpoint(tinyglm("nvfp4")))
+    (values,) = (check for check in report.checks if check.name == "values")
+    assert (values.verdict, values.detail) == ("passed", "1,031,696 weights equal to the source's")
 
 
 @pytest.mark.parametrize("quantization", ENCODED, ids=label)

@@ -264,6 +264,8 @@ def _values(subject: Subject, origin: Source | None, found: list[Examined], *, f
     if not wrong:
         n_compared = sum(e.n_compared for e in found)
         worst = max((e for e in found if e.relative_error is not None), key=lambda e: e.relative_error or 0.0)
+        if not worst.relative_error:
+            return (Check("values", "passed", f"{n_compared:,} weights equal to the source's"),)
         within = "what fitting may leave" if fitted else "the rounding of their formats"
         detail = f"{n_compared:,} weights within {within}; largest relative error"
         return (Check("values", "passed", f"{detail} {worst.relative_error:.3g} ({worst.module})"),)
