@@ -34,7 +34,9 @@ from mtpforge.cli.output import Ending, Screen
     elsewhere="--target",
     help="Checkpoint that it will be grafted into.",
 )
-@options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
+@options.scheme(
+    help="Preset, TOML file, or `lightest`: build the layer of a checkpoint so, in place of taking it as it is stored."
+)
 @options.engine(help=options.ENGINE_OF_GRAFT)
 @options.out(required=True)
 @options.force()

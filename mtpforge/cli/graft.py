@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     heading="Input",
     help="In place of DRAFT: what `mtpforge delta` wrote for this target.",
 )
-@options.scheme(help="Preset or TOML file: build the layer of a checkpoint so, in place of taking it as it is stored.")
+@options.scheme(
+    help="Preset, TOML file, or `lightest`: build the layer of a checkpoint so, in place of taking it as it is stored."
+)
 @options.engine(help=options.ENGINE_OF_GRAFT)
 @options.out(required=True)
 @options.link()

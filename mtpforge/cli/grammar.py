@@ -210,7 +210,7 @@ class OneOf(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
             f"`{shown(value)}` is no value of `{option}`",
             where=f"option `{option}`",
             why=f"known: {', '.join(known)}",
-            fix=suggestion(str(value), known, f"{option} "),
+            fix=suggestion(str(value), known, f"{option} ") or f"e.g. `{option} {known[0]}`",
             code=errors.USAGE,
         )
 

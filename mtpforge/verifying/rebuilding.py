@@ -24,8 +24,9 @@ from mtpforge.places import default_out
 from mtpforge.sourcing import has_layer
 from mtpforge.verifying import remaking
 
-_AGAIN: Final = "build the draft again: `{}`"
-IN_GENERAL: Final = _AGAIN.format("mtpforge build --target CKPT --force -o DRAFT")
+_AGAIN: Final = "build the draft again: `{}"
+IN_GENERAL: Final = _AGAIN.format("mtpforge build --target CKPT --force -o DRAFT`")
+_SOURCE: Final = "SOURCE"  # in a command, for a folder of which nobody knows where it lies
 _HASH: Final = "#"  # in the identity of a folder
 
 
@@ -55,12 +56,15 @@ def advice(
         words += ["--force", "-o", draft.label]
     else:
         words += _elsewhere(target, engine)
+    typed = f"{shlex.join(words)}`"
+    if told is not None and known == _SOURCE:
+        typed += f", where `{_SOURCE}` is the folder `{shown(told.source.rpartition(_HASH)[0])}` that it was made from"
     if other:
-        return f"name the engine that it was made for: `--engine {other}`; or build one for this: `{shlex.join(words)}`"
+        return f"name the engine that it was made for: `--engine {other}`; or build one for this: `{typed}"
     if told is None or is_its or not told.target:
-        return _AGAIN.format(shlex.join(words)) + _which(asked)
+        return _AGAIN.format(typed) + _which(asked)
     made_for = told.target.rpartition(_HASH)[0] or told.target
-    return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{shlex.join(words)}`"
+    return f"name the target that it was made for, {shown(made_for)}; or build one for this: `{typed}"
 
 
 def _other_engine(told: Manifest, engine: str) -> str:
@@ -132,7 +136,7 @@ def _told(draft: Checkpoint) -> Manifest | None:
 def _source(told: Manifest | None, target: Checkpoint, *, is_its: bool) -> str:
     """What our manifest says it was made from: a repository, or a folder that is found here or beside the target.
 
-    One that is not found is named all the same for a draft of this target: from another source it would be another.
+    For one that is not found stands a word to fill in, for a draft of this target: from another it would be another.
     """
     if told is None or is_one(told.source, target.identity):
         return ""
@@ -143,4 +147,4 @@ def _source(told: Manifest | None, target: Checkpoint, *, is_its: bool) -> str:
         with suppress(MtpforgeError):
             if open_folder(place).identity == told.source:
                 return str(place)
-    return f"./{name}" if is_its else ""
+    return _SOURCE if is_its else ""

@@ -149,12 +149,15 @@ def test_a_broken_draft_is_made_anew_from_the_folder_that_it_was_made_from(run, 
     assert run("serve", str(draft), *sides, "--print").code == 0
 
 
-def test_a_source_that_is_not_found_is_named_and_nothing_is_harmed(follow, draft, tinyglm, in_folder):
+def test_a_source_that_is_not_found_is_named_and_nothing_is_harmed(run, follow, draft, tinyglm, in_folder):
     (draft / "config.json").write_text((draft / "config.json").read_text().replace('"moe_router_dtype"', '"gone"'))
     target = shutil.copytree(tinyglm("awq-int4"), in_folder / "elsewhere" / "awq-int4")
     before = digests(draft)
     ((command, code),) = follow("verify", draft, "--target", target).items()
-    assert (code, "--source ./nvfp4" in command) == (3, True)
+    assert (code, "--source SOURCE " in command) == (3, True)
+    assert (
+        "`, where `SOURCE` is the folder `nvfp4` that it was made from" in run("verify", draft, "--target", target).err
+    )
     assert digests(draft) == before
 
 
@@ -361,3 +364,18 @@ def test_a_draft_for_another_engine_is_grafted_from_what_it_was_made_of(run, fol
     made_of = str(tinyglm("nvfp4"))
     assert follow(*typed) == {shlex.join(["mtpforge", name, made_of, *map(str, typed[2:])]): 0}
     assert Path("made").is_dir()
+
+
+@pytest.mark.parametrize("words", [("graft", "L", "--into", "T"), ("merge", "--base", "T", "--take", "x=L")])
+def test_a_way_of_linking_that_is_none_leads_to_one_that_can_be_typed(run, in_folder, words):
+    ran = run(*words, "-o", "x", "--link", "foo")
+    assert (ran.code, " hint: e.g. `--link hard`\n" in ran.err) == (2, True)
+    assert " hint: did you mean `--link copy`?\n" in run(*words, "-o", "x", "--link", "copi").err
+
+
+def test_the_scheme_of_a_graft_may_be_the_lightest_as_its_help_says(run, in_folder, tinyglm):
+    """For a delta too."""
+    for command, into in (("graft", "--into"), ("delta", "--against")):
+        assert "Preset, TOML file, or `lightest`" in " ".join(run(command, "--help").out.split())
+        ran = run(command, tinyglm("bf16"), into, tinyglm("awq-int4"), "-o", "x", "--scheme", "lightest", "--dry-run")
+        assert ran.code == 0, ran.err
