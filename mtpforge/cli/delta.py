@@ -55,7 +55,7 @@ def command(  # noqa: D103 -- the help text above
     dry_run: bool,
     max_shard_size: int | None,
 ) -> Ending:
-    from mtpforge.publishing.grafting import Asked
+    from mtpforge.publishing.graft import Asked
 
     asked = Asked(
         layer=layer,

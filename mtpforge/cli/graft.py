@@ -13,7 +13,7 @@ from mtpforge.cli.grammar import Argument, Command, Option
 from mtpforge.cli.output import Ending, Screen
 
 if TYPE_CHECKING:
-    from mtpforge.publishing.grafting import Link
+    from mtpforge.publishing.graft import Link
 
 
 @click.command(
@@ -65,7 +65,7 @@ def command(  # noqa: D103 -- the help text above
     max_shard_size: int | None,
 ) -> Ending:
     from mtpforge.engines import named
-    from mtpforge.publishing.grafting import Asked
+    from mtpforge.publishing.graft import Asked
 
     asked = Asked(
         layer=layer,

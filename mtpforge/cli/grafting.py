@@ -9,7 +9,7 @@ from mtpforge.cli.showing import without
 from mtpforge.units import file_size
 
 if TYPE_CHECKING:
-    from mtpforge.publishing.grafting import Asked, Graft
+    from mtpforge.publishing.graft import Asked, Graft
 
 _COLUMNS = ("files", "n", "size", "")
 

@@ -16,7 +16,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import file_size
 
 if TYPE_CHECKING:
-    from mtpforge.publishing.grafting import Link
+    from mtpforge.publishing.graft import Link
     from mtpforge.publishing.merging import Merge
 
 

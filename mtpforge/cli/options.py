@@ -326,7 +326,7 @@ scales = _option(
 
 
 def _links() -> Iterable[str]:
-    from mtpforge.publishing.grafting import LINKS
+    from mtpforge.publishing.graft import LINKS
 
     return LINKS
 

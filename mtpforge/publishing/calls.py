@@ -17,7 +17,7 @@ from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.publishing import again, deltas, grafting, judging, kinds, making, making_merges, merging
 from mtpforge.publishing.assembling import Made
-from mtpforge.publishing.grafting import Asked, Graft, Link
+from mtpforge.publishing.graft import Asked, Graft, Link
 from mtpforge.publishing.pushing import Upload
 from mtpforge.report import OnProgress, Report
 from mtpforge.scheme import Scheme

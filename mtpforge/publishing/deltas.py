@@ -28,7 +28,8 @@ from mtpforge.errors import MtpforgeError, Where, shown
 from mtpforge.families import Family
 from mtpforge.publishing import patches
 from mtpforge.publishing.assembling import SCHEMA
-from mtpforge.publishing.grafting import LAYER_FILE, Addition, Asked, Graft, Layer, laid_out, opened
+from mtpforge.publishing.graft import LAYER_FILE, Addition, Asked, Graft, Layer, laid_out
+from mtpforge.publishing.grafting import opened
 from mtpforge.publishing.target_files import TargetFiles, target_files
 from mtpforge.report import Trap
 from mtpforge.tensors import Spec

@@ -11,7 +11,7 @@ from mtpforge.checkpoint.folder import Folder, open_folder
 from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.families import family_of
-from mtpforge.publishing.grafting import Graft
+from mtpforge.publishing.graft import Graft
 from mtpforge.report import Check, OnProgress, Report
 from mtpforge.sourcing import mismatches, stored_layer
 from mtpforge.verifying import verify

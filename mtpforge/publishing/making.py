@@ -22,7 +22,7 @@ from mtpforge.errors import MtpforgeError
 from mtpforge.manifest import find
 from mtpforge.publishing import assembling, damage, patches
 from mtpforge.publishing.assembling import SCHEMA, Copy, Made, at
-from mtpforge.publishing.grafting import Addition, Graft
+from mtpforge.publishing.graft import Addition, Graft
 from mtpforge.report import OnProgress, Report
 from mtpforge.writing import preflight
 from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, kind, refuse_existing

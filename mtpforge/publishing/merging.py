@@ -26,7 +26,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.families.counting import served_experts
 from mtpforge.publishing import patches
-from mtpforge.publishing.grafting import Link
+from mtpforge.publishing.graft import Link
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import Shard, TargetFiles, target_files, without
 from mtpforge.sourcing import refuse_other_model, under_layer_block

@@ -15,8 +15,9 @@ from torch import arange
 
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import ENGINES
-from mtpforge.publishing import grafting, making
-from mtpforge.publishing.grafting import Addition, Asked, Layer
+from mtpforge.publishing import graft as grafts
+from mtpforge.publishing import making
+from mtpforge.publishing.graft import Addition, Asked, Layer
 from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import target_files
 from mtpforge.report import Report
@@ -67,7 +68,7 @@ class Bench(Published):
         specs = {name: ref.spec for name, ref in refs.items()}
         added = Addition("vllm", "t", "c", "l", 3, "bf16", 1, Patch({"k": 1}), None, False, specs, {})
         asked = replace(self.asked, out=root / "new" / "graft")
-        graft = grafting.laid_out(asked, self.files, added, Layer(self.source, refs), None)
+        graft = grafts.laid_out(asked, self.files, added, Layer(self.source, refs), None)
         assert (len(graft.kept), graft.dropped) == (1, ("c.safetensors",))
         making.make(graft, lambda _: Report("graft", ()))
 

@@ -16,7 +16,7 @@ from mtpforge.engines import ENGINES
 from mtpforge.engines.expected import expected
 from mtpforge.families import family_of
 from mtpforge.publishing import grafting
-from mtpforge.publishing.grafting import Asked
+from mtpforge.publishing.graft import Asked
 
 DATA = Path(__file__).parents[1] / "data"
 VLLM, FAMILY = ENGINES["vllm"], family_of({"model_type": "glm_moe_dsa"})
