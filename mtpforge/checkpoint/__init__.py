@@ -40,7 +40,7 @@ def open_checkpoint(named: Named, *, offline: bool = False) -> Checkpoint:
     from mtpforge.checkpoint import folder
 
     text = os.fspath(named)
-    path = Path(os.path.expanduser(text)) if text.startswith("~") else Path(text)  # noqa: PTH111  # no error for ~nobody
+    path = _path(text)
     if text and _exists(path):
         return folder.open_local(path, label=text)
     if text.startswith((".", "~", "/")):
@@ -93,10 +93,14 @@ def open_scales(named: Named, config: Mapping[str, object], *, offline: bool = F
 
     if isinstance(named, str | os.PathLike):
         text = os.fspath(named)
-        path = Path(text).expanduser()
+        path = _path(text)
         if text.endswith(_SCALES) and _exists(path) and path.is_file():
             return folder.open_file(path, config, label=text)
     return open_checkpoint(named, offline=offline)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text)) if text.startswith("~") else Path(text)  # noqa: PTH111  # no error for ~nobody
 
 
 def _exists(path: Path) -> bool:

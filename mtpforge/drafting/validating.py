@@ -46,7 +46,7 @@ def loaded(
 def folder_of(named: Named) -> Path:
     """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
     draft = os.fspath(named) if isinstance(named, str | os.PathLike) else named.location
-    path = Path(draft).expanduser()
+    path = Path(os.path.expanduser(draft))  # noqa: PTH111 -- Path's raises where nobody is called so
     is_there = os.path.exists(path)  # noqa: PTH110 -- Path's raises for a name that is too long
     if is_there and path.is_dir():
         return path

@@ -76,7 +76,7 @@ def refuse_no_program(python: str | None) -> None:
 
 
 def _program(python: str) -> str | None:
-    return shutil.which(Path(python).expanduser())
+    return shutil.which(os.path.expanduser(python))  # noqa: PTH111 -- Path's raises where nobody is called so
 
 
 def interpreter(loader: Loader, python: str | None) -> str:

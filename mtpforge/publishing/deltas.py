@@ -86,7 +86,7 @@ def _foreign(where: Where, why: str) -> MtpforgeError:
 
 
 def _document(asked: Asked) -> tuple[Folder, Fields]:
-    path = Path(str(asked.delta)).expanduser()
+    path = Path(os.path.expanduser(str(asked.delta)))  # noqa: PTH111 -- Path's raises where nobody is called so
     if not os.path.isfile(path / DELTA):  # noqa: PTH113 -- Path's raises for a name that is too long
         raise MtpforgeError(
             f"`{shown(path)}` is no delta",

@@ -40,5 +40,6 @@ def _holds(folder: Path, file: str) -> bool:
 def _place(named: Named) -> tuple[str, Path]:
     """What the user typed, and where that is."""
     if isinstance(named, str | os.PathLike):
-        return os.fspath(named), Path(os.fspath(named)).expanduser()
+        typed = os.fspath(named)
+        return typed, Path(os.path.expanduser(typed))  # noqa: PTH111 -- Path's raises where nobody is called so
     return named.label, Path(named.location)

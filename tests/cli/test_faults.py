@@ -76,6 +76,26 @@ def test_name_longer_than_a_file_may_have_is_no_bug(run, tmp_path, monkeypatch, 
     assert (ran.code in {2, 3, 5}, "a bug" in ran.err, " hint: " in ran.err) == (True, False, True), ran.err
 
 
+NOBODY = "~nobody-is-called-so"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("card", NOBODY),
+        ("push", NOBODY, "org/name"),
+        ("graft", "--delta", NOBODY, "--into", DEMO / "awq-int4", "-o", "graft"),
+        ("build", "--target", DEMO / "awq-int4", "--source", DEMO / "nvfp4", "--input-scales", f"{NOBODY}.safetensors"),
+        ("doctor", "--engine-python", f"{NOBODY}/bin/python"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_home_of_a_user_who_is_none_is_no_bug(run, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    ran = run(*words)
+    assert (ran.code in {2, 3, 5}, "a bug" in ran.err, " hint: " in ran.err) == (True, False, True), ran.err
+
+
 def test_error_of_a_replaced_file_names_the_file_that_was_asked_for(tmp_path):
     folder = tmp_path / "card.md"
     (folder / "inside").mkdir(parents=True)
