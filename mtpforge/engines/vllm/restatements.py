@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from mtpforge.checkpoint import stating
 from mtpforge.checkpoint.quantization import parse
@@ -89,15 +89,29 @@ def _fp8(block: Block, wish: Wish) -> Iterator[Block]:
 
 def _modelopt(block: Block, wish: Wish) -> Iterator[Block]:
     """The list of excluded modules changed; then one algorithm for each module by name."""
-    inner = block.get("quantization")
-    nested = inner if isinstance(inner, dict) else None
-    held = dict(nested if nested is not None else block)
-    key = "ignore" if nested is None and "ignore" in held else "exclude_modules"
-    listed = {**held, key: _included(parse(block).ignore, wish)}
-    named = {"quant_method": "modelopt"} if "quant_method" not in block else {}
+    listed = _listed(block, _included(parse(block).ignore, wish))
     for change in (lambda: listed, lambda: _mixed(listed, block, wish)):
-        changed = change()
-        yield {**block, **named, **_nested(changed)} if nested is not None else {**changed, **named}
+        yield _around(block, change())
+
+
+def modelopt_without(block: Block, name: str) -> Block:
+    """ModelOpt's block with one more module excluded."""
+    return _around(block, _listed(block, [*parse(block).ignore, name]))
+
+
+def _listed(block: Block, entries: list[str]) -> dict[str, Any]:
+    """What says how modules are stored, the inner block where there is one, with this list of excluded modules."""
+    inner = block.get("quantization")
+    held = inner if isinstance(inner, dict) else block
+    key = "ignore" if held is block and "ignore" in held else "exclude_modules"
+    return {**held, key: entries}
+
+
+def _around(block: Block, changed: Mapping[str, object]) -> Block:
+    """The block with that in it."""
+    named = {"quant_method": "modelopt"} if "quant_method" not in block else {}
+    is_nested = isinstance(block.get("quantization"), dict)
+    return {**block, **named, **_nested(changed)} if is_nested else {**changed, **named}
 
 
 def _nested(changed: Mapping[str, object]) -> dict[str, object]:

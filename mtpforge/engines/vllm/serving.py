@@ -10,6 +10,7 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.engines.command import Command, Flag, keys_of
 from mtpforge.engines.engine import Serving
 from mtpforge.engines.vllm.draft_classes import draft_class
+from mtpforge.engines.vllm.draft_head import without_head
 from mtpforge.engines.vllm.draft_options import Pair, asked, offers
 from mtpforge.engines.vllm.expert_counts import refuse_stale
 from mtpforge.families import family_of
@@ -66,12 +67,20 @@ def _overrides(target: Checkpoint) -> Iterator[Flag]:
         "the target's config.json counts no MTP layer, and vLLM counts there, not in the draft's",
         f"the target's config.json, `{NEXTN}`; {draft_class(family_of(target.config)).source}",
     )
+    block = without_head(target, family_of(target.config))
     if target.is_restated:
         yield Flag(
             "quantization_config",
-            dict(target.quantization),
+            dict(block),
             "vLLM builds the draft by the target's block: this is it, changed for the MTP layer alone",
             "`build --scheme`, as the draft's mtpforge.json says; config/model.py, _apply_dict_overrides (0.33.0)",
+        )
+    elif block is not target.quantization:
+        yield Flag(
+            "quantization_config",
+            dict(block),
+            "the target's block, with the draft's head excluded: vLLM stops over it before the target's is put in",
+            "quantization/modelopt.py:2077, config/model.py, _apply_dict_overrides (0.33.0)",
         )
 
 

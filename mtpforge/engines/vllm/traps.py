@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.checkpoint.quantization import parse
 from mtpforge.engines import fields
 from mtpforge.engines.rope import rope_seen
 from mtpforge.engines.vllm.demands import scheme_under
 from mtpforge.engines.vllm.draft_classes import DraftClass, draft_class
+from mtpforge.engines.vllm.draft_head import quantized_head
 from mtpforge.engines.vllm.expert_counts import cure, stale_counts
-from mtpforge.engines.vllm.matrices import Asked
-from mtpforge.engines.vllm.name_matching import excluded
 from mtpforge.engines.vllm.quantization_methods import KNOWN
 from mtpforge.engines.vllm.serving import NEXTN, overrides_of
 from mtpforge.errors import MtpforgeError, shown
@@ -140,19 +138,15 @@ def _not_fixed(target: Checkpoint, text: Mapping[str, object], known: DraftClass
 
 
 def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
-    if not draft_class(family).builds_head:
-        return
-    block = parse(target.quantization)
-    name = f"{family.prefix(family.layer(target.config))}head"
-    head = Asked(name, (name,), ())
-    if block.method == "modelopt" and "NVFP4" in block.quant_algo and excluded(head, block.ignore, "ignore") is None:
+    if name := quantized_head(target.quantization, target.config, family):
         yield Trap(
             "quantized-head",
             "warning",
-            f"no entry excludes `{name}`: vLLM builds it in NVFP4 before the target's head takes its place;"
-            " some versions stop with `NVFP4 weight_scale for layer 'parallel_lm_head' was never loaded`",
-            f'if it stops there, add "{name}" to the target\'s exclusion list',
+            f"no entry excludes `{name}`: vLLM builds it in NVFP4 before the target's head takes its place, and stops"
+            " with `NVFP4 weight_scale for layer 'parallel_lm_head' was never loaded`",
+            f'`mtpforge serve` excludes it by --hf-overrides; or add "{name}" to the target\'s exclusion list',
             where=f"{_TARGET}, quantization_config",
+            draft_cures=True,
         )
 
 
