@@ -17,6 +17,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.engines import child
 from mtpforge.engines.vllm import installed
 from mtpforge.engines.vllm.loader.request import Request
+from mtpforge.engines.vllm.serving import overrides
 from mtpforge.judging import engine_pass
 from mtpforge.planning import plan
 
@@ -38,12 +39,14 @@ def dense(tinyglm, tmp_path_factory):
     return folder
 
 
-def passed_through(draft: Path, target: Path, home: Path):
+def passed_through(draft: Path, target: Path, home: Path, told=None):
     """What vLLM says of one pass, what it was given, and where what it put out lies."""
     given = engine_pass.rows(open_checkpoint(draft), 16)
     inputs, outputs = home / "inputs.safetensors", home / "outputs.safetensors"
     save_file({field.name: getattr(given, field.name) for field in dataclasses.fields(given)}, inputs)
-    request = Request(str(target), str(draft), meta=False, inputs=str(inputs), outputs=str(outputs))
+    request = Request(
+        str(target), str(draft), meta=False, overrides=told or {}, inputs=str(inputs), outputs=str(outputs)
+    )
     (home / "request.json").write_text(json.dumps(dataclasses.asdict(request)))
     child.module_of(installed.LOADER, home)
     triton = Path(PYTHON).parents[1] / "triton"
@@ -92,3 +95,20 @@ def test_a_layer_that_is_computed_otherwise_is_told(dense, tinyglm, tmp_path, wr
     (check,) = report.checks
     assert check.verdict == "failed"
     assert "the engine computes another layer" in check.detail
+
+
+def test_nvfp4_stops_over_the_draft_s_head_unless_the_command_excludes_it(tinyglm, tmp_path):
+    """Weights that vLLM processes for its kernels: experts of NVFP4, whose activations it rounds to four bits too."""
+    source, target = (open_checkpoint(str(tinyglm(name))) for name in ("bf16", "nvfp4"))
+    draft = tmp_path / "draft"
+    build(plan(source, target), {"source": source, "target": target}, draft, check="off")
+    for name in ("bare", "told"):
+        (tmp_path / name).mkdir()
+    _, said, _ = passed_through(draft, tinyglm("nvfp4"), tmp_path / "bare")
+    assert not said["accepted"]
+    assert "NVFP4 weight_scale for layer 'parallel_lm_head' was never loaded" in said["errors"][0]
+    given, said, outputs = passed_through(draft, tinyglm("nvfp4"), tmp_path / "told", overrides(target))
+    assert said["accepted"], said["errors"]
+    assert said["facts"]["processed"]["ModelOptNvFp4FusedMoE"] == 1
+    off = engine_pass.judged(draft, given, said, outputs, 1).facts["forward"]["off"]
+    assert all(0.05 < value < 0.25 for value in off.values()), off

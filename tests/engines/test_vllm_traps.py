@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mtpforge.engines import ENGINES
+from mtpforge.engines import ENGINES, Serving
 from mtpforge.families import family_of
 
 VLLM = ENGINES["vllm"]
@@ -96,6 +96,28 @@ def test_head_that_nvfp4_would_cover_is_named(release_config, in_target):
     block = config["quantization_config"]
     covered = block | {"ignore": [*block["ignore"], "model.layers.78.head"]}
     assert in_target(config | {"quantization_config": covered}) == ()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["block of config.json", "side file of ModelOpt"])
+def test_head_that_nvfp4_would_cover_is_excluded_by_the_command(release_config, target_of, nested):
+    config = release_config("target-nvfp4-lukealonso")
+    block, head = config["quantization_config"], "model.layers.78.head"
+    told = block | {"ignore": [*block["ignore"], head]}
+    if nested:
+        inner = {"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": None}
+        sides = (inner | {"exclude_modules": listed["ignore"]} for listed in (block, told))
+        block, told = ({"producer": {"name": "modelopt"}, "quantization": side} for side in sides)
+        told["quant_method"] = "modelopt"
+    target = target_of(config | {"quantization_config": block})
+    command = VLLM.serve(target, "draft", Serving(), VLLM.demands(target, None, family_of(config)))
+    words = command.argv
+    assert json.loads(words[words.index("--hf-overrides") + 1])["quantization_config"] == told
+    assert VLLM.told_config(target)["quantization_config"] == told
+    assert VLLM.carrying_config(target)["quantization_config"] == told
+    other = target_of(release_config("target-nvfp4-nvidia"))
+    assert (
+        "--hf-overrides" not in VLLM.serve(other, "draft", Serving(), VLLM.demands(other, None, family_of(config))).argv
+    )
 
 
 SILENT = {

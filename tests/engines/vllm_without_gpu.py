@@ -107,6 +107,8 @@ def _plain_operators() -> None:
     def plain(*asked: Any) -> Any:
         engine = configure(*asked)
         engine.vllm.compilation_config.custom_ops = ["none"]
+        # Kernels of quantized experts are compiled; vLLM can decode them and multiply in BF16 instead.
+        engine.vllm.kernel_config.moe_backend = "auto" if engine.vllm.quant_config is None else "emulation"
         return engine
 
     forward.configure = plain

@@ -181,5 +181,5 @@ def test_interpreter_without_a_device_is_told_apart(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "of this interpreter sees no CUDA device" in done.stderr

@@ -4,7 +4,7 @@ vLLM's own `load_model`: construction, load_weights and process_weights_after_lo
 the kernels of the device. Then the MTP module's forward as vLLM profiles it (v1/spec_decode/llm_base_proposer.py,
 `dummy_run`, 0.33.0): without attention metadata, so that attention puts out zeros; its projections run. The rows of the
 embedding are given, and the head, which is the target's, is left out. Nothing is stood in for.
-Exit 0 with a report, 2 where vLLM cannot be imported or sees no GPU.
+Exit 0 with a report, 2 where there is no vLLM, 3 where it cannot be imported or sees no GPU.
 """
 
 from __future__ import annotations
