@@ -21,6 +21,7 @@ from mtpforge.engines import engine_of
 from mtpforge.engines.child import Findings
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
+from mtpforge.families import family_of
 from mtpforge.nextn import layer as nextn
 from mtpforge.report import Check, Report
 
@@ -88,7 +89,8 @@ def rows(draft: Checkpoint, n: int = ROWS) -> Given:
     """Random rows, always the same."""
     import torch
 
-    width, generator = nextn.block(draft).config.hidden_size, torch.Generator().manual_seed(0)
+    family, generator = family_of(draft.config), torch.Generator().manual_seed(0)
+    width = int(str(family.text(draft.config)["hidden_size"]))
     embeddings, states = (torch.randn(n, width, generator=generator).to(torch.bfloat16) for _ in range(2))
     return Given(torch.arange(n), torch.arange(1, n + 1), embeddings, states)
 
@@ -104,23 +106,34 @@ def judged(draft: Path, given: Given, said: Findings, outputs: Path, workers: in
     """What the engine put out beside what is right."""
     from safetensors.torch import load_file
 
-    facts: dict[str, object] = {"forward": {**said["facts"], "rows": len(given.token_ids), "errors": said["errors"]}}
-    by = f"{said['facts'].get('engine', 'the engine')} on {said['facts'].get('device', 'the GPU')}"
+    n_rows, facts = len(given.token_ids), {**said["facts"], "rows": len(given.token_ids)}
+    by = f"{facts.get('engine', 'the engine')} on {facts.get('device', 'the GPU')}"
     if not said["accepted"]:
-        why = f"{by} does not come through it: {said['errors'][0]}"
         fix = "serve it and see whether the server ends so too; `--engine-python` names another installation"
-        return Report("validate", (Check(NAME, "warning", why, fix),), facts=facts)
-    off = _off(load_file(outputs), computed(draft, given, workers))
-    facts["forward"] = {**said["facts"], "rows": len(given.token_ids), "off": off}
-    worst = max(off, key=lambda name: off[name])
+        why = f"{by} does not come through it: {said['errors'][0]}"
+        return _answer(Check(NAME, "warning", why, fix), facts | {"errors": said["errors"]})
+    by += f", {n_rows} random rows, attention left out"
+    theirs = load_file(outputs)
+    try:
+        ours = computed(draft, given, workers)
+    except MtpforgeError as error:
+        if not all(bool(tensor.isfinite().all()) for tensor in theirs.values()):
+            return _answer(Check(NAME, "failed", f"{by}: what comes out is no number", _DO_NOT), facts)
+        return _answer(Check(NAME, "passed", f"{by}; not held against anything: {error.what}"), facts)
+    off = _off(theirs, ours)
     told = ", ".join(f"{_SHOWN[name]} off by {100 * value:.2g} %" for name, value in off.items())
-    by += f", {len(given.token_ids)} random rows, attention left out: {told}"
-    if off[worst] <= MOST_OFF:
-        return Report("validate", (Check(NAME, "passed", by),), facts=facts)
-    fix = "do not serve it: `mtpforge verify` names a tensor that is off, and another engine version may compute it"
-    return Report("validate", (Check(NAME, "failed", f"{by}: the engine computes another layer", fix),), facts=facts)
+    if max(off.values()) <= MOST_OFF:
+        return _answer(Check(NAME, "passed", f"{by}: {told}"), facts | {"off": off})
+    return _answer(
+        Check(NAME, "failed", f"{by}: {told}: the engine computes another layer", _DO_NOT), facts | {"off": off}
+    )
 
 
+def _answer(check: Check, facts: Mapping[str, object]) -> Report:
+    return Report("validate", (check,), facts={"forward": facts})
+
+
+_DO_NOT: Final = "do not serve it: `mtpforge verify` names a tensor that is off; another engine version may compute it"
 _SHOWN: Final = {"mlp": "router and experts", "states": "states"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def test_engine_that_sees_no_device_says_so(validated):
     ran, check = validated(said=ended)
     assert (ran.code, check["verdict"]) == (0, "not checked")
     assert check["detail"] == "no engine found to ask: it sees no CUDA device"
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(1.0, "passed"), (float("inf"), "failed")])
+def test_layer_that_is_not_computed_here_is_run_and_not_compared(made, tmp_path, number, verdict):
+    other = shutil.copytree(made("bf16"), tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config |= {"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"]}
+    (other / "config.json").write_text(json.dumps(config))
+    given = engine_pass.rows(open_checkpoint(str(other)), 3)
+    save_file({"states": torch.full((3, 128), number)}, tmp_path / "outputs.safetensors")
+    answer = engine_pass.judged(other, given, report(), tmp_path / "outputs.safetensors", 1)
+    assert answer.checks[0].verdict == verdict
+    words = {"passed": "not held against anything: layers of ", "failed": "what comes out is no number"}
+    assert words[verdict] in answer.checks[0].detail
 
 
 def test_other_engine_s_pass_is_not_known(made, tinyglm, monkeypatch):
