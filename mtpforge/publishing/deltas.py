@@ -4,7 +4,8 @@
     model-mtp.safetensors, ...   the layer, as it lies in the graft
     mtp-LICENSE, ...             licences of what the layer comes from
 
-With the target it gives the graft that it was made beside, byte for byte.
+With the target it gives the graft that it was made beside, byte for byte. Of one that an older version made, the
+quantization block in config.json also says what engines were not told of then.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.drafting.request import Watching
 from mtpforge.engines import choices, engine_of
 from mtpforge.errors import MtpforgeError, Where, shown
-from mtpforge.families import Family
 from mtpforge.publishing import patches
 from mtpforge.publishing.assembling import SCHEMA
 from mtpforge.publishing.graft import LAYER_FILE, Addition, Asked, Graft, Layer, laid_out
 from mtpforge.publishing.grafting import opened
+from mtpforge.publishing.patches import Patch
 from mtpforge.publishing.target_files import TargetFiles, target_files
 from mtpforge.report import Trap
 from mtpforge.tensors import Spec
@@ -38,6 +39,7 @@ from mtpforge.writing.layout import ShardLayout
 
 _GOES = "goes"
 _MARK = "mtp-"
+_BLOCK = "quantization_config"
 
 
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
@@ -53,7 +55,8 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     if files.content != made_for.text("content"):
         raise _other_target(target.label, files, made_for)
     addition, stated = _addition(folder, document, where)
-    _refuse_foreign(folder, addition, target, family, where)
+    addition = replace(addition, config=_config(addition, target, where))
+    _refuse_foreign(folder, addition, family.layer(target.config), where)
     shards = tuple(_layout(folder, file) for file in folder.weight_files)
     refs = folder.locate(plain(name) for name in addition.tensors)
     found: tuple[Trap, ...] = ()
@@ -61,19 +64,27 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     return replace(graft, stated=stated)
 
 
-def _refuse_foreign(folder: Folder, addition: Addition, target: Checkpoint, family: Family, where: Where) -> None:
-    """MtpforgeError for a delta that changes more than a graft does: it may come from anybody.
+def _config(addition: Addition, target: Checkpoint, where: Where) -> Patch:
+    """What it changes in config.json. MtpforgeError for a delta that changes more than a graft does: anybody's may.
 
-    What a graft changes in config.json follows from the target and the quantization block alone, so it is made again.
+    That follows from the target and the quantization block alone, so it is made again, and the block is taken as made:
+    a delta of an older version lacks in it what the engine has to be told.
     """
-    patch, key = addition.config, "quantization_config"
-    told = target
-    if key in patch.set or key in patch.remove:
-        block = patch.set.get(key, {})
+    patch, told = addition.config, target
+    block = patch.set.get(_BLOCK, {})
+    if _BLOCK in patch.set or _BLOCK in patch.remove:
         told = target.restated(block if isinstance(block, dict) else {})
-    if patches.difference(target.config, engine_of(addition.engine).carrying_config(told)) != patch:
+    made = patches.difference(target.config, engine_of(addition.engine).carrying_config(told))
+    if _BLOCK in made.set and isinstance(block, dict):
+        patch = replace(patch, set=patch.set | {_BLOCK: made.set[_BLOCK]})
+    if made != patch:
         raise _foreign(where, "it changes keys of config.json that no graft changes")
-    if addition.number != (layer := family.layer(target.config)):
+    return patch
+
+
+def _refuse_foreign(folder: Folder, addition: Addition, layer: int, where: Where) -> None:
+    """MtpforgeError for a delta of other tensors than a graft adds."""
+    if addition.number != layer:
         raise _foreign(where, f"it would replace layer {addition.number}; the MTP layer is {layer}")
     if odd := [file for file in folder.weight_files if not file.startswith(LAYER_FILE)]:
         raise _foreign(where, f"a graft writes no `{shown(odd[0])}`")
