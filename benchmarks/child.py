@@ -139,8 +139,8 @@ def fidelity(reference: str, draft: str, inputs: str, k: str, workers: str, answ
     told: list[tuple[float, costs.Cost]] = []
     estimate = costs.cost
 
-    def cost(*of: Any) -> costs.Cost:  # noqa: ANN401
-        need = estimate(*of)
+    def cost(*of: Any, **more: bool) -> costs.Cost:  # noqa: ANN401
+        need = estimate(*of, **more)
         told.append((time.process_time(), need))
         return need
 

@@ -1,6 +1,7 @@
 """How long a comparison takes and what memory, told before anything runs.
 
-By a short measurement of this machine's multiplication: everything else is small beside it, or is told by the bytes.
+By a short measurement of this machine's multiplication: what else takes long is told by the bytes, or by the words of
+the vocabulary, whose distributions are compared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _TORCH_BYTES: Final = 500 << 20  # torch and transformers themselves
 _DECODED: Final = 300e6  # weights a second and thread, read and decoded by compiled kernels
+_DISTRIBUTION: Final = (
+    50e-9  # seconds a word and row: its exponential, and what is summed of it; benchmarks/fidelity.py
+)
 _START: Final = 2.0  # seconds of a sweep over a layer whatever its size
 
 
@@ -31,17 +35,20 @@ class Cost:
     memory_bytes: int
 
 
-def cost(reference: Side, drafts: list[Side], head: Head, n_rows: int, k: int, workers: int) -> Cost:
-    """Of k steps of all layers, and of swapping every module."""
+def cost(
+    reference: Side, drafts: list[Side], head: Head, n_rows: int, k: int, workers: int, *, beside_target: bool = False
+) -> Cost:
+    """Of k steps of all layers, and of swapping all modules. beside_target: whether its distributions are compared."""
     config = reference.block.config
     n_swapped = min(n_rows, swapping.ROWS) * (16 + swapping.WORST) * len(drafts)
-    steps = n_rows * k * (1 + len(drafts))
-    per_row = 2 * (_active(config) + config.hidden_size * head.n_tokens)
+    run = n_rows * k * (1 + len(drafts)) + n_swapped
+    predicted = run + n_rows * k * beside_target
     weights = 3 * config.hidden_size * config.moe_intermediate_size * reference.block.n_experts
     sweeps = k * (1 + len(drafts)) + 4 * len(drafts)
-    multiplied = per_row * (steps + n_swapped) / _multiplications()
+    multiplied = 2 * (_active(config) * run + config.hidden_size * head.n_tokens * predicted) / _multiplications()
+    shared = multiplied + weights * sweeps / _DECODED + _DISTRIBUTION * head.n_tokens * predicted
     return Cost(
-        (multiplied + weights * sweeps / _DECODED) / workers + _START * sweeps / 4,
+        shared / workers + _START * sweeps / 4,
         _memory(config, head, n_rows, k, len(drafts), workers),
     )
 

@@ -228,7 +228,8 @@ class _Comparison:
         from mtpforge.judging.cost import cost
 
         sides, sample, asked = [side for side in self._sides if side is not None], self._sample, self._asked
-        need = cost(self._reference, sides, self._head, sample.n_rows, asked.k, asked.workers)
+        beside = not sample.is_synthetic
+        need = cost(*(self._reference, sides, self._head, sample.n_rows, asked.k, asked.workers), beside_target=beside)
         steps = f"{asked.k} step{'s' if asked.k > 1 else ''} of {1 + len(sides)} layers, {asked.recycled}"
         what = f"{steps}; about {duration(need.seconds)}, memory about {memory_size(need.memory_bytes)}"
         self._watching.on_remark(Remark("steps", what))
