@@ -129,6 +129,7 @@ class Screen:
             )
         for row in rows:
             table.add_row(*(_marked(f"{c:,}" if isinstance(c, int) else str(c), _style(str(c))) for c in row))
+        self._rest()
         with self._stdout.capture() as captured:
             self._stdout.print(table)
         for text in captured.get().splitlines():

@@ -13,10 +13,9 @@ from mtpforge.cli import options
 from mtpforge.cli.grammar import Command
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument
-from mtpforge.errors import MtpforgeError
 
 if TYPE_CHECKING:
-    from mtpforge.checkpoint.checkpoint import Checkpoint
+    from mtpforge.judging.validating import Part
 
 
 @click.command(
@@ -56,62 +55,47 @@ def command(  # noqa: D103 -- the help text above
     ep: bool,
 ) -> Ending:
     from mtpforge.checkpoint import open_checkpoint, open_served
-    from mtpforge.drafting.validating import folder_of, loaded, verified
-    from mtpforge.engines.child import refuse_no_program
     from mtpforge.engines.engine import Serving
-    from mtpforge.judging import engine_pass
-    from mtpforge.judging.within_validate import refuse_half
+    from mtpforge.judging.validating import Asked, parts, refuse_half
 
     refuse_half(inputs, reference, source)
-    served, serving = open_served(target, offline=screen.offline), Serving(tp, ep)
-    origin = open_checkpoint(source, offline=screen.offline) if source else None
+    asked = Asked(
+        draft=draft,
+        target=open_served(target, offline=screen.offline),
+        source=open_checkpoint(source, offline=screen.offline) if source else None,
+        inputs=inputs,
+        reference=reference,
+        engine=engine,
+        serving=Serving(tp, ep),
+        python=engine_python,
+        workers=os.cpu_count() or 1,
+        offline=screen.offline,
+    )
     screen.kept = lambda: "the draft is as it was"
-    with screen.progress() as on_progress:
-        report = verified(draft, served, origin, engine, serving, on_progress)
-    screen.report(report)
-    document: dict[str, object] = {"draft": draft, "report": report}
-    screen.result = document  # what was found stays, whatever becomes of the rest
-    try:
-        refuse_no_program(engine_python)
-        answer = engine_pass.beside(
-            loaded(draft, served, origin, engine, serving, engine_python),
-            lambda: engine_pass.engine_pass(
-                folder_of(draft), served, engine, serving, engine_python, os.cpu_count() or 1
-            ),
-        )
-    except MtpforgeError as error:
-        if error.code != errors.MACHINE:
-            raise
-        asked = screen.partly(error, Ending({}, error.code))
-    else:
-        screen.report(answer)
-        asked = Ending({"engine": answer}, answer.exit_code)
-    endings = [Ending(document, report.exit_code), asked]
-    screen.result = {**asked.document, **document}
-    if inputs is not None:
-        endings.append(_fidelity(screen, draft, reference or source or "", served, inputs))
-    codes = [ending.exit_code for ending in endings]
+    document: dict[str, object] = {"draft": draft}
+    codes = []
+    with screen.watching() as watching:
+        for part in parts(asked, watching):
+            ending = _shown(screen, part)
+            document = {**ending.document, **document}  # the first error
+            screen.result = document  # what was found stays, whatever becomes of the rest
+            codes.append(ending.exit_code)
     if not any(codes):
         screen.next("mtpforge", "serve", draft, "--target", target, *options.kept("engine", "tp", "ep"))
-    whole = {key: value for ending in reversed(endings) for key, value in ending.document.items()}  # the first error
-    return Ending(whole, errors.ANSWER_NO if errors.ANSWER_NO in codes else next(filter(None, codes), errors.DONE))
+    return Ending(document, errors.ANSWER_NO if errors.ANSWER_NO in codes else next(filter(None, codes), errors.DONE))
 
 
-def _fidelity(screen: Screen, draft: str, reference: str, served: Checkpoint, inputs: Path) -> Ending:
-    """Both layers on the inputs, shown as `fidelity` shows it."""
+def _shown(screen: Screen, part: Part) -> Ending:
+    """One part on the screen, and what the document holds of it."""
     from mtpforge.cli.fidelity import show
-    from mtpforge.judging.within_validate import predictions
 
-    screen.line()
-    with screen.watching() as watching:
-        made = predictions(
-            *(draft, reference, served, inputs, watching),
-            workers=os.cpu_count() or 1,
-            offline=screen.offline,
-        )
-    ending = Ending(made.document(), made.exit_code)
-    if made.error is not None:
-        return screen.partly(made.error, ending)
-    if made.found is not None:
-        show(screen, made.found, made.found.drafts[0])
-    return ending
+    found: dict[str, object] = {"fidelity": part.found, "predictions": part.report}
+    if part.error is not None:
+        ending = Ending(found if part.name == "fidelity" else {}, part.exit_code)
+        return screen.partly(part.error, ending)
+    if part.found is not None:
+        screen.line()
+        show(screen, part.found, part.found.drafts[0])
+        return Ending(found, part.exit_code)
+    screen.report(part.report)
+    return Ending({"report" if part.name == "verify" else part.name: part.report}, part.exit_code)

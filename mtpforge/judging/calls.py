@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from mtpforge import errors
 from mtpforge.checkpoint import Named, open_checkpoint, open_served
-from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.drafting import validating
 from mtpforge.drafting.request import OnRemark, Watching
 from mtpforge.engines import DEFAULT
-from mtpforge.engines.child import refuse_no_program
 from mtpforge.engines.engine import Serving
-from mtpforge.errors import MtpforgeError
-from mtpforge.judging import accepting, engine_pass
+from mtpforge.judging import accepting, validating
 from mtpforge.judging import fidelity as comparing
 from mtpforge.judging.accepting import Acceptance
 from mtpforge.judging.fidelity import USUAL_TOKENS, Asked, Fidelity
-from mtpforge.judging.within_validate import predictions, refuse_half
+from mtpforge.judging.validating import refuse_half
 from mtpforge.nextn.speculating import Recycled
 from mtpforge.report import OnProgress, Report
 
@@ -115,50 +108,27 @@ def validate(
     """
     measured = None if inputs is None else Path(inputs)
     refuse_half(measured, reference, source)
-    n_workers, serving = workers or os.cpu_count() or 1, Serving(tp, ep)
-    held, served = open_checkpoint(draft, offline=offline), open_served(target, offline=offline)
-    origin = None if source is None else open_checkpoint(source, offline=offline)
-    place = held.label if held.revision else held.location
-    found, missing = [validating.verified(place, served, origin, engine, serving, on_progress)], None
-    try:
-        python = None if engine_python is None else str(engine_python)
-        found.append(_asked(place, served, origin, engine, serving, python, n_workers))
-    except MtpforgeError as error:
-        if error.code != errors.MACHINE:
-            raise
-        missing = error
-    if measured is not None and (dense := source if reference is None else reference) is not None:
-        watching = Watching.by(on_remark, on_progress)
-        made = predictions(held, dense, served, measured, watching, workers=n_workers, offline=offline)
-        if made.found is None and made.error is not None:
-            raise made.error
-        found.append(replace(made.report, facts={"fidelity": made.found}))
-    if missing is not None and all(each.ok for each in found):
+    held = open_checkpoint(draft, offline=offline)
+    asked = validating.Asked(
+        draft=held.label if held.revision else held.location,
+        target=open_served(target, offline=offline),
+        source=None if source is None else open_checkpoint(source, offline=offline),
+        inputs=measured,
+        reference=reference,
+        engine=engine,
+        serving=Serving(tp, ep),
+        python=None if engine_python is None else str(engine_python),
+        workers=workers or os.cpu_count() or 1,
+        offline=offline,
+    )
+    parts = list(validating.parts(asked, Watching.by(on_remark, on_progress)))
+    missing = next((part.error for part in parts if part.error is not None), None)
+    if missing is not None and all(part.report.ok for part in parts):
         raise missing
-    return _joined(found)
-
-
-def _asked(
-    place: str,
-    target: Checkpoint,
-    source: Checkpoint | None,
-    engine: str,
-    serving: Serving,
-    python: str | None,
-    workers: int,
-) -> Report:
-    """What an engine says, as `loader` among the facts."""
-    refuse_no_program(python)
-    loaded = validating.loaded(place, target, source, engine, serving, python)
-    folder = validating.folder_of(place)
-    run = partial(engine_pass.engine_pass, folder, target, engine, serving, python, workers)
-    answer = engine_pass.beside(loaded, run)
-    return replace(answer, facts={"loader": answer.facts})
-
-
-def _joined(found: Sequence[Report]) -> Report:
-    """All of them as one, which says what the first one came to."""
-    facts = {key: value for each in found for key, value in each.facts.items()}
-    checks = tuple(check for each in found for check in each.checks)
-    traps = tuple(trap for each in found for trap in each.traps)
-    return Report("validate", checks, traps, facts, found[0].summary)
+    named = {part.name: part for part in parts}
+    facts = dict(named["verify"].report.facts) | {"loader": named["engine"].report.facts}
+    if "fidelity" in named:
+        facts["fidelity"] = named["fidelity"].found
+    checks = tuple(check for part in parts for check in part.report.checks)
+    traps = tuple(trap for part in parts for trap in part.report.traps)
+    return Report("validate", checks, traps, facts, named["verify"].report.summary)

@@ -23,7 +23,8 @@ from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
 from mtpforge.nextn import layer as nextn
-from mtpforge.report import Check, Report
+from mtpforge.report import Check, OnProgress, Report
+from mtpforge.verifying import as_served
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,29 +37,36 @@ MOST_OFF: Final = 0.5
 
 
 def engine_pass(
-    draft: Path, target: Checkpoint, engine: str, serving: Serving, python: str | None, workers: int
+    draft: Path,
+    target: Checkpoint,
+    engine: str,
+    serving: Serving,
+    python: str | None,
+    workers: int,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """One pass by the engine and one here on the same random rows; a check that says why where there is none.
 
     Facts: `forward`: device, class, processed (quantization method -> modules whose weights it processed), rows,
     `off`: by how much of their size `mlp` and `states` differ, the median of the rows.
     """
-    found, run = gpus(), engine_of(engine).forward
+    found, judge = gpus(), engine_of(engine)
+    run, held = judge.forward, open_checkpoint(draft)
     if isinstance(found, str):
         return _not_run(f"there is no GPU to run it on: {found}")
     if run is None:
-        return _not_run(f"{engine_of(engine).name} is not run by mtpforge; its loader was asked")
+        return _not_run(f"{judge.name} is not run by mtpforge; its loader was asked")
     with tempfile.TemporaryDirectory(prefix="mtpforge-rows-") as folder:
         inputs, outputs = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
-        given = rows(open_checkpoint(draft))
+        given = rows(held)
         _write(given, inputs)
         try:
-            said = run(draft, target, serving, python, inputs, outputs)
+            said = run(draft, as_served(held, target, judge), serving, python, inputs, outputs)
         except MtpforgeError as error:
             if error.code != errors.MACHINE:
                 raise
             return _not_run(": ".join(filter(None, (error.what, error.why))), error.fix)
-        return judged(draft, given, said, outputs, workers)
+        return judged(held, given, said, outputs, workers, on_progress)
 
 
 def beside(answer: Report, asked: Callable[[], Report]) -> Report:
@@ -102,23 +110,30 @@ def _write(given: Given, file: Path) -> None:
     save_file({name: getattr(given, name) for name in names}, file)
 
 
-def judged(draft: Path, given: Given, said: Findings, outputs: Path, workers: int) -> Report:
+def judged(
+    draft: Checkpoint,
+    given: Given,
+    said: Findings,
+    outputs: Path,
+    workers: int,
+    on_progress: OnProgress | None = None,
+) -> Report:
     """What the engine put out beside what is right."""
     from safetensors.torch import load_file
 
     n_rows, facts = len(given.token_ids), {**said["facts"], "rows": len(given.token_ids)}
     by = f"{facts.get('engine', 'the engine')} on {facts.get('device', 'the GPU')}"
     if not said["accepted"]:
-        fix = "serve it and see whether the server ends so too; `--engine-python` names another installation"
+        fix = "free the GPU's memory and run it again, or serve it and see whether the server ends so too"
         why = f"{by} does not come through it: {said['errors'][0]}"
         return _answer(Check(NAME, "warning", why, fix), facts | {"errors": said["errors"]})
     by += f", {n_rows} random rows, attention left out"
     theirs = load_file(outputs)
+    if not all(bool(tensor.isfinite().all()) for tensor in theirs.values()):
+        return _answer(Check(NAME, "failed", f"{by}: it puts out what is no number", _DO_NOT), facts)
     try:
-        ours = computed(draft, given, workers)
+        ours = computed(draft, given, workers, on_progress)
     except MtpforgeError as error:
-        if not all(bool(tensor.isfinite().all()) for tensor in theirs.values()):
-            return _answer(Check(NAME, "failed", f"{by}: what comes out is no number", _DO_NOT), facts)
         return _answer(Check(NAME, "passed", f"{by}; not held against anything: {error.what}"), facts)
     off = _off(theirs, ours)
     told = ", ".join(f"{_SHOWN[name]} off by {100 * value:.2g} %" for name, value in off.items())
@@ -138,22 +153,19 @@ _SHOWN: Final = {"mlp": "router and experts", "states": "states"}
 
 
 def _off(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, float]:
-    """Median over the rows of |theirs - ours| / |ours|; infinite where theirs is no number."""
-    import torch
-
-    found = {}
-    for name in (each for each in ours if each in theirs):
-        each = (theirs[name] - ours[name]).norm(dim=-1) / ours[name].norm(dim=-1)
-        found[name] = float(torch.where(each.isnan(), torch.inf, each).median())
-    return found
+    """Median over the rows of |theirs - ours| / |ours|."""
+    both = {name: (theirs[name], right) for name, right in ours.items() if name in theirs}
+    return {name: float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median()) for name, (a, b) in both.items()}
 
 
-def computed(draft: Path, given: Given, workers: int = 1) -> dict[str, Tensor]:
+def computed(
+    draft: Checkpoint, given: Given, workers: int = 1, on_progress: OnProgress | None = None
+) -> dict[str, Tensor]:
     """The layer without attention, by decoded weights: `mlp` and `states`, float32 [n, hidden]."""
     import torch
 
-    layer = nextn.block(open_checkpoint(draft))
+    layer = nextn.block(draft)
     with torch.inference_mode():
         x = nextn.entrance(layer, given).rows(given.token_ids, given.positions, given.states.float())
-        out = nextn.output(layer, x, nextn.route(layer, x), workers=workers)
+        out = nextn.output(layer, x, nextn.route(layer, x), on_progress, workers=workers)
         return {"mlp": out - x, "states": layer.norm("shared_head.norm")(out)}

@@ -66,7 +66,7 @@ def test_layer_is_computed_here_as_vllm_computes_it(dense, tinyglm, tmp_path):
     assert said["accepted"], said["errors"]
     assert said["facts"]["class"] == "vllm.models.deepseek_v32.nvidia.mtp.DeepseekV32MTP"
     assert said["facts"]["processed"]["UnquantizedFusedMoEMethod"] == 1
-    report = engine_pass.judged(dense, given, said, outputs, 1)
+    report = engine_pass.judged(open_checkpoint(dense), given, said, outputs, 1)
     assert report.ok
     off = report.facts["forward"]["off"]
     assert off.keys() == {"mlp", "states"}
@@ -91,7 +91,7 @@ def test_a_layer_that_is_computed_otherwise_is_told(dense, tinyglm, tmp_path, wr
                 tensors[name] = torch.cat(tensors[name].chunk(2, 1)[::-1], 1)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
     given, said, outputs = passed_through(other, tinyglm("bf16"), tmp_path)
-    report = engine_pass.judged(dense, given, said, outputs, 1)
+    report = engine_pass.judged(open_checkpoint(dense), given, said, outputs, 1)
     (check,) = report.checks
     assert check.verdict == "failed"
     assert "the engine computes another layer" in check.detail
@@ -110,5 +110,5 @@ def test_nvfp4_stops_over_the_draft_s_head_unless_the_command_excludes_it(tinygl
     given, said, outputs = passed_through(draft, tinyglm("nvfp4"), tmp_path / "told", overrides(target))
     assert said["accepted"], said["errors"]
     assert said["facts"]["processed"]["ModelOptNvFp4FusedMoE"] == 1
-    off = engine_pass.judged(draft, given, said, outputs, 1).facts["forward"]["off"]
+    off = engine_pass.judged(open_checkpoint(draft), given, said, outputs, 1).facts["forward"]["off"]
     assert all(0.05 < value < 0.25 for value in off.values()), off

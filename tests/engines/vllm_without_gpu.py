@@ -102,16 +102,31 @@ def _products_of_bfloat16() -> None:
 
 
 def _plain_operators() -> None:
+    from vllm.config.kernel import IrOpPriorityConfig
+    from vllm.models.deepseek_v32.nvidia import mtp
+    from vllm.v1.worker.workspace import is_workspace_manager_initialized
+
     configure = constructing.configure
 
     def plain(*asked: Any) -> Any:
+        assert asked[-1] == "auto"  # on consumers' Blackwell no attention takes a cache in BF16
         engine = configure(*asked)
         engine.vllm.compilation_config.custom_ops = ["none"]
+        engine.vllm.kernel_config.ir_op_priority = IrOpPriorityConfig.with_default(["native"])
         # Kernels of quantized experts are compiled; vLLM can decode them and multiply in BF16 instead.
         engine.vllm.kernel_config.moe_backend = "auto" if engine.vllm.quant_config is None else "emulation"
         return engine
 
-    forward.configure = plain
+    def construct(engine: Any) -> Any:
+        assert is_workspace_manager_initialized()  # constructors of attention on Blackwell ask for it
+        return construct_target(engine)
+
+    def normed(states: torch.Tensor, residual: torch.Tensor, norm: Any) -> Any:
+        out, added = last_norm(states, residual, norm)
+        return states.copy_(out), added  # as the kernel on a GPU
+
+    construct_target, last_norm = constructing.construct_target, mtp.fused_allreduce_rms_norm
+    forward.configure, forward.construct_target, mtp.fused_allreduce_rms_norm = plain, construct, normed
 
 
 def on_cpu(request: Request, findings: Findings) -> None:

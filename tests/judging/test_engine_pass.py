@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,7 +47,7 @@ def validated(made, tinyglm, run, monkeypatch):
             if isinstance(said, MtpforgeError):
                 raise said
             if said is None:
-                save_file(change(engine_pass.computed(draft, given)), request.outputs)
+                save_file(change(engine_pass.computed(open_checkpoint(draft), given)), request.outputs)
             return said or report()
 
         monkeypatch.setattr(child, "ask", pass_of_the_engine)
@@ -78,17 +79,23 @@ def test_pass_that_agrees_is_told_with_device_and_what_was_left_out(validated):
     "change",
     [
         scaled(2.0),
-        scaled(float("nan")),
         lambda out: out | {"mlp": out["mlp"].flip(-1)},
         lambda out: out | {"states": out["states"].roll(1, 0)},
     ],
-    ids=["twice as large", "no numbers", "experts turned round", "states of other rows"],
+    ids=["twice as large", "experts turned round", "states of other rows"],
 )
 def test_pass_that_computes_something_else_is_a_no(validated, change):
     ran, check = validated(change)
     assert (ran.code, check["verdict"]) == (1, "failed")
     assert "the engine computes another layer" in check["detail"]
     assert "Next:" not in ran.err
+
+
+def test_pass_that_puts_out_no_numbers_is_a_no(validated):
+    ran, check = validated(scaled(float("nan")))
+    assert (ran.code, check["verdict"]) == (1, "failed")
+    assert "it puts out what is no number" in check["detail"]
+    assert not re.search(r": -?(NaN|Infinity)", ran.out)
 
 
 def test_few_rows_that_were_routed_otherwise_are_no_other_layer(validated):
@@ -121,10 +128,27 @@ def test_layer_that_is_not_computed_here_is_run_and_not_compared(made, tmp_path,
     (other / "config.json").write_text(json.dumps(config))
     given = engine_pass.rows(open_checkpoint(str(other)), 3)
     save_file({"states": torch.full((3, 128), number)}, tmp_path / "outputs.safetensors")
-    answer = engine_pass.judged(other, given, report(), tmp_path / "outputs.safetensors", 1)
+    answer = engine_pass.judged(open_checkpoint(other), given, report(), tmp_path / "outputs.safetensors", 1)
     assert answer.checks[0].verdict == verdict
-    words = {"passed": "not held against anything: layers of ", "failed": "what comes out is no number"}
+    words = {"passed": "not held against anything: layers of ", "failed": "it puts out what is no number"}
     assert words[verdict] in answer.checks[0].detail
+
+
+def test_engine_is_told_of_the_target_what_the_command_tells_it(tinyglm, tmp_path, monkeypatch):
+    source, target = tinyglm("bf16"), tinyglm("bf16")
+    draft = mtpforge.build(target, source, scheme="int4-g32-asym", out=tmp_path / "draft", check="off").path
+    asked = []
+
+    def pass_of_the_engine(_loader, _python, request, *_, **__):
+        asked.append(request.overrides)
+        raise MtpforgeError("enough", code=errors.MACHINE)
+
+    monkeypatch.setattr(engine_pass, "gpus", lambda: HOPPER)
+    monkeypatch.setattr(child, "ask", pass_of_the_engine)
+    monkeypatch.setattr(child, "interpreter", lambda _loader, python: python)
+    engine_pass.engine_pass(draft, open_checkpoint(str(target)), "vllm", installed.Serving(), None, 1)
+    words = mtpforge.serve_command(draft, target)
+    assert asked == [json.loads(words[words.index("--hf-overrides") + 1])]
 
 
 def test_other_engine_s_pass_is_not_known(made, tinyglm, monkeypatch):

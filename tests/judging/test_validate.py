@@ -11,6 +11,7 @@ from reporting.pages import Read, wrong_numbers
 
 import mtpforge
 from mtpforge.engines.vllm import installed
+from mtpforge.judging import validating
 from mtpforge.report import Check, Report, plain
 
 
@@ -118,3 +119,38 @@ def test_half_of_what_it_needs_is_refused_before_anything_is_opened(
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.startswith(f"error: {what}\n")
     assert hint in ran.err
+
+
+def test_python_keeps_what_was_found_and_says_what_could_not_be_asked(made, tinyglm, inputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "is_installed", lambda: False)
+    broken = changed(made("int4-g32-asym"), tmp_path / "broken", exchanged)
+    sides = {"target": tinyglm("awq-int4"), "reference": tinyglm("bf16"), "inputs": inputs}
+    answer = mtpforge.validate(broken, **sides)
+    assert not answer.ok
+    told = {check.name: check for check in answer.checks}
+    assert told["engine loads the draft"].verdict == "not checked"
+    assert "--engine-python" in told["engine loads the draft"].fix
+    assert answer.facts["fidelity"].drafts[0].steps
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(inputs.read_bytes()[:-8])
+    with pytest.raises(mtpforge.MtpforgeError) as caught:  # nothing said no
+        mtpforge.validate(made("int4-g32-asym"), **sides | {"inputs": cut})
+    assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("stage", ["engine", "fidelity"])
+def test_whoever_stops_it_keeps_what_was_found(run, asked, answered, monkeypatch, stage):
+    answered()
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    if stage == "engine":
+        monkeypatch.setattr(installed, "check", stopped)
+    else:
+        monkeypatch.setattr(validating, "fidelity", stopped)
+    ran = run(*asked(), "--json")
+    assert ran.code == 130
+    assert ran.document["report"]["checks"]
+    assert ("engine" in ran.document) == (stage == "fidelity")
+    assert "interrupted" in json.dumps(ran.document["error"])

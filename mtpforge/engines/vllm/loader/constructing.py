@@ -25,8 +25,11 @@ class Engine(NamedTuple):
     parallel: Any
 
 
-def configure(request: Request, findings: Findings, device: str = "cpu") -> Engine:
-    """The configs, RefusedError with vLLM's words where it takes one of them not; `findings` says how they differ."""
+def configure(request: Request, findings: Findings, device: str = "cpu", cache_dtype: str = "bfloat16") -> Engine:
+    """The configs, RefusedError with vLLM's words where it takes one of them not; `findings` says how they differ.
+
+    cache_dtype: of the KV cache, on which no weights depend; "auto" has vLLM choose by the device, as it serves.
+    """
     from vllm.config import CacheConfig, DeviceConfig, LoadConfig, ModelConfig, ParallelConfig, VllmConfig
     from vllm.config.kernel import KernelConfig
     from vllm.config.speculative import SpeculativeConfig
@@ -65,7 +68,7 @@ def configure(request: Request, findings: Findings, device: str = "cpu") -> Engi
             parallel_config=parallel,
             speculative_config=speculative,
             load_config=LoadConfig(use_tqdm_on_load=False),
-            cache_config=CacheConfig(cache_dtype="bfloat16"),  # no weights depend on it
+            cache_config=CacheConfig(cache_dtype=cache_dtype),
             device_config=DeviceConfig(device=device),
             kernel_config=KernelConfig(enable_jit_warmup=False),
             additional_config={"kda_prefill_backend": "triton"},  # no other kernel of linear attention opens here

@@ -48,17 +48,32 @@ def forward(request: Request, findings: Findings, device: torch.device) -> None:
     from safetensors.torch import load_file, save_file
 
     given = Given(**load_file(request.inputs))
-    engine = configure(request, findings, device.type)
+    engine = configure(request, findings, device.type, "auto")
+    _as_a_worker(engine.vllm, device)
     construct_target(engine)
     _forget_rotary_tables()  # vLLM keeps them, and those of the target lie nowhere
     config = getattr(engine.speculative, "apply_draft_overrides", lambda same: same)(engine.vllm)
     draft = _loaded(engine, config)
     findings.facts["class"] = f"{type(draft).__module__}.{type(draft).__name__}"
     findings.facts["processed"] = _processed(draft)
-    _embed(draft, given, device)
     with stage(PACKAGE, "forward pass of the MTP module"):
-        out = _run(draft, config, given, device)
-    save_file({name: tensor.float().cpu().contiguous() for name, tensor in out.items()}, request.outputs)
+        _embed(draft, given, device)
+        made = _run(draft, config, given, device)
+        out = {name: tensor.float().cpu().contiguous() for name, tensor in made.items()}  # a kernel's fault shows here
+    save_file(out, request.outputs)
+
+
+def _as_a_worker(config: Any, device: torch.device) -> None:  # noqa: ANN401  vLLM's config, untyped here
+    """What vLLM's worker sets before it makes a model (v1/worker/worker_base.py and gpu_worker.py, 0.33.0).
+
+    Which kernel of a norm runs, and the workspace that constructors of attention on Blackwell ask for.
+    """
+    import vllm.ir
+    from vllm.v1.worker.workspace import init_workspace_manager
+
+    config.kernel_config.ir_op_priority.set_default()
+    vllm.ir.set_default_torch_wrap(config.compilation_config.ir_enable_torch_wrap)
+    init_workspace_manager(device)
 
 
 def _loaded(engine: Engine, config: Any) -> Any:  # noqa: ANN401  vLLM's config and model, untyped here
@@ -98,13 +113,12 @@ def _embed(draft: torch.nn.Module, given: Given, device: torch.device) -> None:
 def _run(draft: Any, config: Any, given: Given, device: torch.device) -> dict[str, torch.Tensor]:  # noqa: ANN401
     from vllm.config import set_current_vllm_config
     from vllm.forward_context import set_forward_context
-    from vllm.v1.worker.workspace import init_workspace_manager
 
-    init_workspace_manager(device)
     out: dict[str, torch.Tensor] = {}
     for name, module in draft.named_modules():
         if name.endswith(_MLP):
-            module.register_forward_hook(lambda _module, _given, made: out.update(mlp=made))
+            # A copy: the norm that comes next writes into what it is given.
+            module.register_forward_hook(lambda _module, _given, made: out.update(mlp=made.clone()))
     n = len(given.token_ids)
     with (
         torch.inference_mode(),
@@ -126,7 +140,10 @@ def _prepare(_request: Request) -> None:
         os.environ.setdefault(name, value)
     os.environ["VLLM_DISABLE_SHARED_EXPERTS_STREAM"] = "1"
     if not torch.cuda.is_available():
-        raise ImportError(f"torch {torch.__version__} of this interpreter sees no CUDA device")
+        raise ImportError(
+            f"torch {torch.__version__} of this interpreter sees no CUDA device: it is a build for CPUs, or"
+            f" CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r} hides it"
+        )
 
 
 def _on_gpu(request: Request, findings: Findings) -> None:

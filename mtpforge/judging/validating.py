@@ -1,0 +1,129 @@
+"""parts(): all that this machine can check of a draft, one after the other: each reaches the user as it is found.
+
+verify         what is on disk
+the engine     its own loader, and where there is a GPU one pass
+predictions    fidelity, where inputs are given
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from mtpforge import errors
+from mtpforge.checkpoint import Named
+from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.drafting import validating
+from mtpforge.drafting.request import Watching
+from mtpforge.engines.child import refuse_no_program
+from mtpforge.engines.engine import Serving
+from mtpforge.errors import MtpforgeError
+from mtpforge.judging import engine_pass
+from mtpforge.judging import fidelity as comparing
+from mtpforge.judging.fidelity import Fidelity, fidelity
+from mtpforge.nextn.inputs import refuse_no_file
+from mtpforge.report import Check, Report
+
+_NAME: Final = "predictions"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is judged beside what; `mtpforge.validate` says what each means. python: the engine's interpreter."""
+
+    draft: str
+    target: Checkpoint
+    source: Checkpoint | None
+    inputs: Path | None
+    reference: Named | None
+    engine: str
+    serving: Serving
+    python: str | None
+    workers: int
+    offline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One answer. error: what kept it from being asked, which the report then says as a check. found: fidelity's."""
+
+    name: Literal["verify", "engine", "fidelity"]
+    report: Report
+    error: MtpforgeError | None = None
+    found: Fidelity | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Of the answer, or of what ended it early."""
+        return self.report.exit_code if self.error is None else self.error.code
+
+
+def parts(asked: Asked, watching: Watching) -> Iterator[Part]:
+    """Each part when it is done. MtpforgeError for what no part can be asked with."""
+    draft, target, source = asked.draft, asked.target, asked.source
+    engine, serving, on_progress = asked.engine, asked.serving, watching.on_progress
+    yield Part("verify", validating.verified(draft, target, source, engine, serving, on_progress))
+    try:
+        refuse_no_program(asked.python)
+        loaded = validating.loaded(draft, target, source, engine, serving, asked.python)
+        yield Part("engine", engine_pass.beside(loaded, lambda: _pass(asked, watching)))
+    except MtpforgeError as error:
+        if error.code != errors.MACHINE:
+            raise
+        yield Part("engine", _not_checked("engine loads the draft", error), error)
+    if asked.inputs is not None:
+        yield _predictions(asked, asked.inputs, watching)
+
+
+def _pass(asked: Asked, watching: Watching) -> Report:
+    folder = validating.folder_of(asked.draft)
+    how = (asked.engine, asked.serving, asked.python, asked.workers, watching.on_progress)
+    return engine_pass.engine_pass(folder, asked.target, *how)
+
+
+def _not_checked(name: str, error: MtpforgeError) -> Report:
+    what = ": ".join(filter(None, (error.what, error.why or error.where)))
+    return Report("validate", (Check(name, "not checked", what, error.fix),))
+
+
+def refuse_half(inputs: Path | None, reference: Named | None, source: Named | None) -> None:
+    """MtpforgeError where one of two is missing that fidelity needs, or the inputs are no file."""
+    if inputs is None:
+        if reference is not None:
+            raise MtpforgeError(
+                "there are no inputs to compare the draft with `--reference` on",
+                where="option `--reference`",
+                why="validate runs both layers on captured inputs; synthetic ones are what `fidelity` runs without",
+                fix="capture some: `mtpforge capture --target CKPT --text FILE`, then `--inputs FILE`",
+                code=errors.USAGE,
+            )
+        return
+    if reference is None and source is None:
+        raise MtpforgeError(
+            "there is no dense layer to compare the draft with on these inputs",
+            where="option `--inputs`",
+            why="a draft's predictions are judged beside those of the layer that it was made from",
+            fix="name it: `--reference CKPT`, or `--source CKPT`, which compares the weights too",
+            code=errors.USAGE,
+        )
+    refuse_no_file(inputs)
+
+
+def _predictions(asked: Asked, inputs: Path, watching: Watching) -> Part:
+    """Three steps of draft and reference on the inputs, with the target's head where its weights are at hand."""
+    dense = asked.source if asked.reference is None else asked.reference
+    wanted = comparing.Asked(
+        drafts=(asked.draft,),
+        reference=dense if dense is not None else "",
+        target=asked.target if asked.target.has_headers else None,
+        inputs=inputs,
+        workers=asked.workers,
+        offline=asked.offline,
+    )
+    try:
+        found = fidelity(wanted, watching)
+    except MtpforgeError as error:
+        return Part("fidelity", _not_checked(_NAME, error), error)
+    return Part("fidelity", found.report, found=found)
