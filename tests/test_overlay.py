@@ -186,6 +186,85 @@ def test_build_writes_the_overlay_beside_the_draft(tinyglm, tmp_path):
     assert mtpforge.verify(tmp_path / "draft", tmp_path / "told").ok
 
 
+@pytest.fixture(scope="module")
+def own(tinyglm, tmp_path_factory):
+    """A draft of the target's own scheme, NVFP4 of ModelOpt, whose list does not exclude the draft's head."""
+    out = tmp_path_factory.mktemp("own") / "draft"
+    return mtpforge.build(tinyglm("nvfp4"), tinyglm("nvfp4"), out=out, standalone=True, check="off").path
+
+
+HEAD = "model.layers.3.head"
+
+
+def test_a_list_without_the_draft_s_head_is_told_by_an_overlay_too(own, tinyglm, tmp_path):
+    """No scheme was asked for, and the command carries the whole list all the same."""
+    target, told = tinyglm("nvfp4"), tmp_path / "told"
+    before, overridden = state_of(target), block_of(mtpforge.serve_command(own, target))
+    assert overridden == before | {"ignore": [*before["ignore"], HEAD]}
+    argv = mtpforge.serve_command(own, target, overlay=told)
+    assert argv[:3] == ["vllm", "serve", str(told)]
+    assert "--hf-overrides" not in argv
+    assert state_of(told) == overridden
+    assert "hf_quant_config.json" not in {entry.name for entry in told.iterdir()}
+    assert mtpforge.serve_command(own, target, overlay=told) == argv
+    assert state_of(target) == before
+    report = mtpforge.verify(own, told)
+    assert report.ok
+    assert "quantized-head" not in {trap.id for trap in report.traps}
+    built = {"out": tmp_path / "draft", "overlay": tmp_path / "built", "standalone": True, "check": "off"}
+    mtpforge.build(target, target, **built)
+    assert state_of(tmp_path / "built") == overridden
+
+
+def state_of(folder):
+    return json.loads((folder / "config.json").read_text())["quantization_config"]
+
+
+def test_no_overlay_where_the_draft_s_own_block_decides(tinyglm, tmp_path):
+    pair = tinyglm("nvfp4"), tinyglm("bf16")
+    with pytest.raises(MtpforgeError, match="needs no overlay"):
+        mtpforge.build(*pair, out=tmp_path / "draft", overlay=tmp_path / "told", engine="sglang", standalone=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def dense(tinyglm, tmp_path_factory):
+    """A BF16 draft beside the same target, which has to be restated for it."""
+    out = tmp_path_factory.mktemp("dense") / "draft"
+    return mtpforge.build(tinyglm("nvfp4"), tinyglm("bf16"), out=out, scheme="bf16", check="off").path
+
+
+def test_an_overlay_of_an_older_version_is_told_what_it_lacks(dense, tinyglm, tmp_path):
+    target, told = tinyglm("nvfp4"), tmp_path / "told"
+    argv = mtpforge.serve_command(dense, target, overlay=told)
+    config = json.loads((told / "config.json").read_text())
+    listed = config["quantization_config"]["ignore"]
+    assert listed.pop() == HEAD  # what was not told then
+    (told / "config.json").write_text(json.dumps(config))
+    (told / "notes.txt").write_text("mine")
+    assert HEAD not in state_of(told)["ignore"]
+    assert mtpforge.serve_command(dense, target, overlay=told) == argv
+    assert "--hf-overrides" not in argv
+    assert state_of(told)["ignore"] == [*listed, HEAD]
+    assert (told / "notes.txt").read_text() == "mine"
+
+
+def test_an_overlay_of_another_draft_is_refused_with_what_serve_can_be_told(dense, own, tinyglm, tmp_path):
+    target, told = tinyglm("nvfp4"), tmp_path / "told"
+    mtpforge.serve_command(dense, target, overlay=told)
+    (tmp_path / "empty").mkdir()
+    for folder, why in (
+        (told, "it is the overlay of another draft, target or engine"),
+        (tmp_path / "empty", "it is an empty folder"),
+    ):
+        with pytest.raises(MtpforgeError, match="the output exists already") as refused:
+            mtpforge.serve_command(own, target, overlay=folder)
+        assert refused.value.why == why
+        assert refused.value.fix == f"choose another folder with `--overlay`, or remove this one: `rm -r {folder}`"
+        assert refused.value.code == 5
+    assert HEAD in state_of(told)["ignore"]
+
+
 def damaged(draft):
     """One bit turned over."""
     weights = next(draft.glob("*.safetensors"))

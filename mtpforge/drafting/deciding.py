@@ -103,7 +103,7 @@ def decide(request: Request, watching: Watching | None = None) -> Job | Needless
         for remark in remarks.of_restating(target, given, request.engine):
             watching.on_remark(remark)
     if request.overlay is not None:
-        overlaying.refuse(target, Path(request.overlay), force=request.force)
+        overlaying.refuse(target, engine_of(request.engine), Path(request.overlay), force=request.force)
     source, reason = source_of(request, target, watching)
     if reason and asked.is_default and not request.standalone:
         loaded = engine_of(request.engine).demands(target, own_config(target), family_of(target.config))

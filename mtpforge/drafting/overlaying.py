@@ -7,6 +7,7 @@ target is copied or changed; ModelOpt's side file is left out, since the block s
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -15,35 +16,45 @@ from mtpforge.checkpoint import metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub.snapshots import snapshot
 from mtpforge.engines.engine import Engine
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.writing import linked, preflight
+from mtpforge.writing.claim import on_disk
 from mtpforge.writing.folder import refuse_existing
 
+_BLOCK: Final = "quantization_config"
 _OWN: Final = frozenset((metadata.CONFIG, metadata.SIDE_FILE, linked.MARK))
 
 
-def refuse(told: Checkpoint, out: Path, *, force: bool) -> None:
+def refuse(told: Checkpoint, engine: Engine, out: Path, *, force: bool) -> None:
     """MtpforgeError for an overlay that nothing needs, or that could not be written."""
-    if not told.is_restated:
-        raise MtpforgeError(
-            "this draft needs no overlay: the engine has to be told nothing of the target's quantization",
-            where="option `--overlay`",
-            fix="leave `--overlay` out",
-            code=errors.USAGE,
-        )
+    _refuse_needless(told, engine)
     preflight.refuse_unwritable(out, "overlay", "--overlay")
     preflight.refuse_output({"target": told}, out, mark=linked.MARK)
     refuse_existing(out, force=force, mark=linked.MARK)
     _files(told)
 
 
+def _refuse_needless(told: Checkpoint, engine: Engine) -> None:
+    if told.is_restated or engine.told_config(told).get(_BLOCK) != told.config.get(_BLOCK):
+        return
+    raise MtpforgeError(
+        "this draft needs no overlay: the engine has to be told nothing of the target's quantization",
+        where="option `--overlay`",
+        fix="leave `--overlay` out",
+        code=errors.USAGE,
+    )
+
+
 def write(told: Checkpoint, engine: Engine, out: Path, *, force: bool = False) -> Checkpoint:
-    """The overlay of a restated target, made and opened: what the engine is given in the target's place."""
-    refuse(told, out, force=force)
-    config = json.dumps(engine.told_config(told), indent=2) + "\n"
+    """The overlay of a target that the engine has to be told of, made and opened: what it is given in its place."""
+    refuse(told, engine, out, force=force)
     about = {"target": told.identity, "engine": engine.name}
-    linked.write(out, _files(told), {metadata.CONFIG: config.encode()}, about, force=force)
+    linked.write(out, _files(told), {metadata.CONFIG: _config(told, engine)}, about, force=force)
     return open_checkpoint(str(out.absolute()))
+
+
+def _config(told: Checkpoint, engine: Engine) -> bytes:
+    return (json.dumps(engine.told_config(told), indent=2) + "\n").encode()
 
 
 def _files(told: Checkpoint) -> dict[str, Path]:
@@ -52,19 +63,43 @@ def _files(told: Checkpoint) -> dict[str, Path]:
     return {entry.name: entry.resolve() for entry in sorted(home.iterdir()) if entry.name not in _OWN}
 
 
-def is_of(folder: Path, told: Checkpoint, engine: Engine) -> bool:
-    """Whether a folder is the overlay of this target for this draft already."""
-    try:
-        found = json.loads((folder / metadata.CONFIG).read_bytes())
-        about = json.loads((folder / linked.MARK).read_bytes())
-    except (OSError, ValueError):
-        return False
-    same = json.loads(json.dumps(engine.told_config(told)))
-    return bool(about.get("target") == told.identity and found == same)
-
-
 def at(told: Checkpoint, engine: Engine, out: Path) -> Checkpoint:
-    """The overlay in a folder: as it lies there, where it is this one, else made."""
-    if is_of(out, told, engine):
-        return open_checkpoint(str(out.absolute()))
-    return write(told, engine, out)
+    """The overlay in a folder: as it lies there, where it is this one, else made.
+
+    Of one that an older version made, config.json lacks what the engine has to be told since: it is written anew.
+    """
+    _refuse_needless(told, engine)
+    if not _is_of(out, told, engine):
+        _refuse_another(out)
+        return write(told, engine, out)
+    if json.loads((out / metadata.CONFIG).read_bytes()) != json.loads(_config(told, engine)):
+        linked.renew(out, metadata.CONFIG, _config(told, engine))
+    return open_checkpoint(str(out.absolute()))
+
+
+def _is_of(folder: Path, told: Checkpoint, engine: Engine) -> bool:
+    """Whether a folder is an overlay of this target for this draft: the engine is to be told the same of either."""
+    try:
+        about = json.loads((folder / linked.MARK).read_bytes())
+        return bool(
+            about.get("target") == told.identity
+            and json.loads(_config(open_checkpoint(str(folder.absolute())), engine))
+            == json.loads(_config(told, engine))
+        )
+    except (OSError, ValueError, MtpforgeError):
+        return False
+
+
+def _refuse_another(out: Path) -> None:
+    """MtpforgeError for the overlay of another draft, or an empty folder: `serve`, which asks, has no `--force`."""
+    with on_disk(out, "overlay", "--overlay"):
+        is_overlay = (out / linked.MARK).is_file()
+        is_empty = out.is_dir() and not any(out.iterdir())
+    if is_overlay or is_empty:
+        raise MtpforgeError(
+            "the output exists already",
+            where=shown(out),
+            why="it is an empty folder" if is_empty else "it is the overlay of another draft, target or engine",
+            fix=f"choose another folder with `--overlay`, or remove this one: `rm -r {shlex.quote(str(out))}`",
+            code=errors.MACHINE,
+        )

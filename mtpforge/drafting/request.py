@@ -26,8 +26,8 @@ class Request:
 
     target: None for an extract, where the source stands in for it. source: None to have it chosen. keep_experts:
     numbers of the source, a file that lists them, or a checkpoint that was pruned before. standalone: make a draft also
-    for a target whose own layer loads as it is. overlay: folder of links to write, where the target has to be restated.
-    tp, ep, kv_cache_dtype: how it will be served.
+    for a target whose own layer loads as it is. overlay: folder of links to write, where the engine has
+    to be told of the target. tp, ep, kv_cache_dtype: how it will be served.
 
     What changes no byte of a tensor: workers (0: one a core), memory in bytes, check, force (replace an existing
     draft), max_shard_bytes, device.
