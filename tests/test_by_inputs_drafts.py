@@ -145,6 +145,7 @@ SPOILED = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("method", "spoil"), SPOILED, ids=lambda of: getattr(of, "__name__", of))
 def test_a_layout_that_was_mistaken_is_named(built, tmp_path, method, spoil):
     draft, target, source = built(method)

@@ -125,6 +125,7 @@ def source(tinyglm, tmp_path_factory):
     return write
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_dense_draft_holds_the_source_s_values(source, tinyglm, tmp_path, name):
     folder, values = source(name)
@@ -140,6 +141,7 @@ def test_a_dense_draft_holds_the_source_s_values(source, tinyglm, tmp_path, name
     assert failed(verify(draft.path, target, opened)) == {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SOURCES)
 def test_an_int4_draft_is_within_its_rounding_of_the_source(source, tinyglm, tmp_path, name):
     folder, values = source(name)

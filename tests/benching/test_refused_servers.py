@@ -52,6 +52,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_in_one_paragraph(name):
     rig, what, why = REFUSED[name]

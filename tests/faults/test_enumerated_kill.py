@@ -263,13 +263,14 @@ def test_list_of_fsyncs_is_complete(bench):
     assert {*bench.story.sites, *resumed.sites} == {*SITES, OF_RESUMING, OF_UNFINISHED}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("site", SITES)
 def test_fsync_taken_out_is_found(bench, site):
     start = next(n for n, op in enumerate(bench.story.ops) if isinstance(op, Sync) and op.site == site)
     assert first_violation(bench, bench.story.without(site), CUTS, start) is not None
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 def test_fsync_of_resuming_taken_out_is_found(bench):
     appended = [n for n, op in enumerate(bench.story.ops) if isinstance(op, Data) and op.raw.startswith(b'{"step":')]
     story = killed(bench, appended[-1] + 1)

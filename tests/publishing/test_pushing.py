@@ -218,6 +218,7 @@ def test_an_upload_that_broke_off_goes_on_with_what_has_arrived(draft, made, hub
     assert set(hub.files) == {file.name for file in draft.iterdir()}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("step", "status", "words"),
     [
