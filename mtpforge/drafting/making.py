@@ -11,12 +11,18 @@ from mtpforge.drafting import overlaying
 from mtpforge.drafting.deciding import Job
 from mtpforge.engines import engine_of
 from mtpforge.report import OnProgress, Report
-from mtpforge.verifying import verify
+from mtpforge.verifying import damage, verify
 
 
 def make(job: Job, on_progress: OnProgress | None = None) -> Draft:
-    """The draft, whole and verified. MtpforgeError where it cannot be made, or is not what the target demands."""
+    """The draft, whole and verified.
+
+    MtpforgeError where it cannot be made or is not what the target demands, and where the source is a draft or graft of
+    ours that changed since.
+    """
     request = job.request
+    if job.source is not None:
+        damage.refuse_changed_source(job.source, on_progress)
     draft = build(
         job.plan,
         job.checkpoints,

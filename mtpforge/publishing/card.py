@@ -24,10 +24,10 @@ from mtpforge.errors import shown
 from mtpforge.inspecting import inspect
 from mtpforge.manifest import Manifest
 from mtpforge.publishing import measured
-from mtpforge.publishing.damage import refuse_changed
 from mtpforge.publishing.measured import Measured
 from mtpforge.report import Trap
 from mtpforge.units import count, file_size
+from mtpforge.verifying.damage import refuse_changed
 from mtpforge.verifying.tensor_hashes import hashed
 
 _MARK: Final = "mtpforge"

@@ -20,10 +20,11 @@ from mtpforge.checkpoint.folder import open_folder
 from mtpforge.checkpoint.tensor_names import plain
 from mtpforge.errors import MtpforgeError
 from mtpforge.manifest import find
-from mtpforge.publishing import assembling, damage, patches
+from mtpforge.publishing import assembling, patches
 from mtpforge.publishing.assembling import SCHEMA, Copy, Made, at
 from mtpforge.publishing.graft import Addition, Graft
 from mtpforge.report import OnProgress, Report
+from mtpforge.verifying import damage
 from mtpforge.writing import preflight
 from mtpforge.writing.folder import DELTA, GRAFT, DraftFolder, kind, refuse_existing
 from mtpforge.writing.layout import ShardLayout

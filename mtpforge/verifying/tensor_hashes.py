@@ -12,6 +12,7 @@ from mtpforge.checkpoint import metadata
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.gguf import Gguf
 from mtpforge.families import family_of
+from mtpforge.report import OnProgress, Progress
 from mtpforge.tensors import TensorRef
 from mtpforge.weights.reading import Read
 
@@ -36,17 +37,21 @@ class HashedRead:
         return {name: found.hexdigest() for name, found in self._hashes.items()}
 
 
-def hashed(held: Checkpoint, names: Iterable[str]) -> dict[str, str]:
+def hashed(held: Checkpoint, names: Iterable[str], on_progress: OnProgress | None = None) -> dict[str, str]:
     """sha256 of these tensors, in hex; read in the order in which they lie, 16 MiB at a time."""
     refs = sorted(held.locate(names).values(), key=lambda ref: (ref.file, ref.start))
-    held.fetch(refs)
+    held.fetch(refs, on_progress)
     buffer, found = bytearray(_PIECE_BYTES), dict[str, str]()
+    done, total = 0, sum(ref.stop - ref.start for ref in refs)
     for ref in refs:
         digest = hashlib.sha256()
         for start in range(ref.start, ref.stop, _PIECE_BYTES):
             piece = memoryview(buffer)[: min(_PIECE_BYTES, ref.stop - start)]
             held.read(replace(ref, start=start, stop=start + len(piece)), piece)
             digest.update(piece)
+            done += len(piece)
+            if on_progress:
+                on_progress(Progress("hash", done, total, "bytes"))
         found[ref.name] = digest.hexdigest()
     return found
 

@@ -35,6 +35,24 @@ def test_draft_that_changed_since_it_was_built_is_not_made_into_anything(tinyglm
     make(tmp_path / "draft", target, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("of", ["draft", "graft"])
+def test_nothing_is_built_of_a_layer_of_ours_that_changed(tinyglm, tmp_path, of):
+    target = tinyglm("awq-int4")
+    mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")
+    if of == "graft":
+        mtpforge.graft(tmp_path / "draft", target, out=tmp_path / "graft", link="copy")
+    damaged = shutil.copytree(tmp_path / of, tmp_path / "damaged")
+    weights = damaged / ("model-mtp.safetensors" if of == "graft" else "model.safetensors")
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(MtpforgeError, match="1 tensor of the draft changed since it was made") as caught:
+        mtpforge.build(tinyglm("bf16"), damaged, out=tmp_path / "out", check="off")
+    assert "mtpforge verify" in caught.value.fix
+    assert not (tmp_path / "out").exists()
+    mtpforge.build(tinyglm("bf16"), tmp_path / of, out=tmp_path / "out", check="off")
+
+
 def test_a_damaged_layer_is_refused_before_the_target_is_copied(tinyglm, tmp_path, monkeypatch):
     target = tinyglm("awq-int4")
     mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from mtpforge import manifest
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.manifest import Manifest
+from mtpforge.report import OnProgress
+from mtpforge.verifying.tensor_hashes import hashed
 
 AGAIN: Final = "make it again, or fetch it again; `mtpforge verify DRAFT --target CKPT` names all that is wrong"
 
@@ -24,6 +27,14 @@ def changed(of: str, held: Checkpoint, wrong: Sequence[str], again: str) -> Mtpf
         why=f"the first is {shown(wrong[0])}: its sha256 is another",
         fix=again,
     )
+
+
+def refuse_changed_source(source: Checkpoint, on_progress: OnProgress | None = None) -> None:
+    """The same of a source that is a draft of ours, or a graft: a layer made of it would have hashes of its own."""
+    told = manifest.find(source) or manifest.of_graft(source)
+    if told is not None:
+        names = [name for name in told.tensors if name in source.names]
+        refuse_changed(source, told, hashed(source, names, on_progress))
 
 
 def refuse_changed(draft: Checkpoint, told: Manifest, digests: Mapping[str, str]) -> None:
