@@ -216,6 +216,23 @@ def test_a_list_without_the_draft_s_head_is_told_by_an_overlay_too(own, tinyglm,
     assert state_of(tmp_path / "built") == overridden
 
 
+def test_whoever_types_a_command_of_their_own_is_warned_of_the_head(own, tinyglm):
+    """A draft beside the target does not cure it: vLLM stops unless the command, or a file, excludes the head."""
+    target = tinyglm("nvfp4")
+    planned, verified = mtpforge.plan(target, target, standalone=True), mtpforge.verify(own, target)
+    for found in (planned.traps, verified.traps, mtpforge.inspect(target).traps):
+        (trap,) = [trap for trap in found if trap.id == "quantized-head"]
+        assert trap.severity == "warning"
+        assert "vLLM builds it in NVFP4" in trap.message
+        assert trap.fix == (
+            "start vLLM by the command that `mtpforge serve` prints, which excludes it by --hf-overrides; or add"
+            f' "{HEAD}" to the target\'s exclusion list'
+        )
+    assert verified.ok
+    (check,) = [check for check in verified.checks if check.name == "target"]
+    assert (check.verdict, check.fix) == ("warning", trap.fix)
+
+
 def state_of(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
 

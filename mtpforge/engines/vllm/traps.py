@@ -144,9 +144,9 @@ def _quantized_head(target: Checkpoint, family: Family) -> Iterator[Trap]:
             "warning",
             f"no entry excludes `{name}`: vLLM builds it in NVFP4 before the target's head takes its place, and stops"
             " with `NVFP4 weight_scale for layer 'parallel_lm_head' was never loaded`",
-            f'`mtpforge serve` excludes it by --hf-overrides; or add "{name}" to the target\'s exclusion list',
+            "start vLLM by the command that `mtpforge serve` prints, which excludes it by --hf-overrides; or add"
+            f' "{name}" to the target\'s exclusion list',
             where=f"{_TARGET}, quantization_config",
-            draft_cures=True,
         )
 
 
