@@ -20,7 +20,7 @@ from mtpforge.nextn import inputs, recording, texts
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.places import default_inputs
 from mtpforge.units import count, memory_size
-from mtpforge.writing import preflight
+from mtpforge.writing import outside, preflight
 
 if TYPE_CHECKING:
     from mtpforge.nextn.capturing import Entering
@@ -61,7 +61,8 @@ def capture(asked: Capture, watching: Watching) -> Captured:
         _refuse_remote(asked.target)
     checkpoint = open_served(asked.target, offline=asked.offline)
     place = asked.out or default_inputs(checkpoint)
-    _refuse_among(place, Path(checkpoint.location))
+    # Loaders read every *.safetensors of a folder: a target, or a draft, would be spoiled by it.
+    outside.refuse_checkpoint(place, "inputs file", "--out")
     recording.refuse_existing(place, force=asked.force)
     with errors_of(checkpoint):
         stated = family_of(checkpoint.config).text(checkpoint.config).get(_LONGEST)
@@ -96,18 +97,6 @@ def _refuse_remote(target: str) -> None:
             where="option `--target`",
             why="all layers are computed, and what is fetched for that is the whole checkpoint",
             fix=f"`hf download {name} --local-dir DIR`, then `--target DIR`",
-        )
-
-
-def _refuse_among(place: Path, folder: Path) -> None:
-    """An output among the target's files would replace one, or be taken for one by whoever loads the folder."""
-    if place.resolve().parent == folder.resolve():
-        raise MtpforgeError(
-            "the output would lie among the target's files",
-            where=shown(place),
-            why="loaders read every *.safetensors of the folder",
-            fix="name a place outside of it with `--out`",
-            code=errors.MACHINE,
         )
 
 

@@ -19,6 +19,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.reporting import placing
 from mtpforge.reporting.blocks import Picture, Table
 from mtpforge.reporting.charts import COLORS, INK
+from mtpforge.writing import outside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,13 +76,13 @@ def refuse(path: Path) -> None:
             fix="make it, or choose another place with `--picture`",
             code=errors.MACHINE,
         )
-    placing.refuse_checkpoint(path, "picture")
+    outside.refuse_checkpoint(path, "picture", "--picture")
     placing.refuse_unwritable(path, "picture")
 
 
 def refuse_inside(path: Path, folders: Iterable[Path]) -> None:
     """MtpforgeError where a picture would lie in one of the folders."""
-    placing.refuse_inside(path, "picture", folders)
+    outside.refuse_inside(path, "picture", "--picture", folders)
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> None:

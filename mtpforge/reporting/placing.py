@@ -1,18 +1,14 @@
-"""Whether a page or a picture may lie at a place and can be written there: asked before anything long begins."""
+"""Whether a page or a picture can be written at a place: asked before anything long begins."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from mtpforge import errors
-from mtpforge.checkpoint import metadata
 from mtpforge.durable.refusing import Words, refusals
-from mtpforge.errors import MtpforgeError, shown
 
 _ROOM: Final = bytes(128 * 1024)  # pages of the tiny model have half of it
 _BESIDE: Final = "." * 32  # what the name of a file has more that is to take a place
@@ -43,21 +39,6 @@ def refuse_unwritable(path: Path, what: str) -> None:
         _try(home)
 
 
-def refuse_inside(path: Path, what: str, folders: Iterable[Path]) -> None:
-    """MtpforgeError, code 5, where the place lies in one of these folders, which exist or are to be made."""
-    within = Path(os.path.realpath(path)).parents
-    for folder in folders:
-        if Path(os.path.realpath(folder)) in within:
-            raise _inside(path, what, f"`{shown(folder)}` is a checkpoint that this command reads or makes")
-
-
-def refuse_checkpoint(path: Path, what: str) -> None:
-    """MtpforgeError, code 5, where the place lies in a checkpoint: nothing is added to one."""
-    for folder in Path(os.path.realpath(path)).parents:
-        if _is_checkpoint(folder):
-            raise _inside(path, what, f"`{shown(folder)}` is a checkpoint, which stays as it is")
-
-
 def _try(home: Path) -> None:
     """Write and forget. OSError names the folder, not what was tried in it."""
     try:
@@ -72,22 +53,3 @@ def _look(path: Path) -> None:
     """OSError where the file system has no such names."""
     with suppress(FileNotFoundError):
         path.lstat()
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether its config.json is a model's; people have files of that name for other things."""
-    file = folder / metadata.CONFIG
-    try:
-        return file.is_file() and "model_type" in metadata.config(file.read_bytes())
-    except (OSError, MtpforgeError):
-        return False
-
-
-def _inside(path: Path, what: str, why: str) -> MtpforgeError:
-    return MtpforgeError(
-        f"the {what} would lie in the folder of a checkpoint",
-        where=shown(path),
-        why=why,
-        fix=f"choose a place beside it with `--{what}`",
-        code=errors.MACHINE,
-    )

@@ -13,6 +13,7 @@ from mtpforge.durable.refusing import refusals
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.reporting import placing
 from mtpforge.reporting.drawing import refuse_no_library
+from mtpforge.writing import outside
 
 _SUFFIXES: Final = (".html", ".htm")
 _MARK: Final = b'<meta name="generator" content="mtpforge">'
@@ -34,13 +35,13 @@ def refuse(path: Path) -> None:
     with refusals(path, placing.words(_WHAT)):
         if os.path.lexists(path):
             _refuse_other(path)
-    placing.refuse_checkpoint(path, _WHAT)
+    outside.refuse_checkpoint(path, _WHAT, "--report")
     placing.refuse_unwritable(path, _WHAT)
 
 
 def refuse_inside(path: Path, folders: Iterable[Path]) -> None:
     """MtpforgeError where a page would lie in one of the folders, which exist or are to be made."""
-    placing.refuse_inside(path, _WHAT, folders)
+    outside.refuse_inside(path, _WHAT, "--report", folders)
 
 
 def write(path: Path, page: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Final
 
-from mtpforge.checkpoint.checkpoint import Checkpoint
+from mtpforge.checkpoint import metadata
+from mtpforge.checkpoint.checkpoint import Checkpoint, Stray
 from mtpforge.errors import shown
 from mtpforge.families.counting import expert_numbers
 from mtpforge.report import Check
@@ -35,8 +38,23 @@ def files(draft: Checkpoint, prefix: str) -> Check:
     wrong += [f"{len(foreign)} tensors are not of the layer {prefix}*: {some(foreign)}" if foreign else ""]
     if any(wrong):
         fix = "keep one copy of each tensor, all of them in the index, and nothing of other layers"
+        if others := _others(draft, prefix, strays):
+            home = Path(draft.location if os.path.isdir(draft.location) else "")  # noqa: PTH112 -- or a hub repository
+            listed = some(f"`{shown(home / file)}`" for file in others)
+            fix = (
+                f"move {listed} elsewhere, or delete {'them' if others[1:] else 'it'}: nothing of the layer is in there"
+            )
         return Check("files", "failed", "; ".join(w for w in wrong if w), fix)
     return Check("files", "passed", f"{len(draft.names)} tensors, each in one place")
+
+
+def _others(draft: Checkpoint, prefix: str, strays: Iterable[Stray]) -> list[str]:
+    """Files that hold tensors and none of the layer, and that no index names: nothing would be missed without them."""
+    held = [(ref.file, name) for name, ref in draft.locate(sorted(draft.names)).items()]
+    held += [(file, stray.name) for stray in strays for file in stray.files]
+    ours = {file for file, name in held if name.startswith(prefix)}
+    raw = draft.small_file(metadata.INDEX)
+    return sorted({file for file, _ in held} - ours - set(metadata.index(raw).values() if raw else ()))
 
 
 def names(subject: Subject) -> Check:

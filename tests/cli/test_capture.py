@@ -104,8 +104,33 @@ def test_nothing_is_written_among_the_files_of_the_target(run, in_folder, typed,
     again = [word if word != str(tinyglm("awq-int4")) else "target" for word in typed]
     ran = run(*again, "-o", f"target/{name}", *force)
     assert ran.code == 5
-    assert "the output would lie among the target's files" in ran.err
+    assert ran.err.startswith("error: the inputs file would lie in the folder of a checkpoint\n")
     assert {file.name: file.read_bytes() for file in (in_folder / "target").iterdir()} == before
+
+
+@pytest.mark.parametrize("place", ["draft/in.safetensors", "draft/below/in.safetensors", "link/in.safetensors"])
+def test_nothing_is_written_into_a_draft(run, in_folder, typed, tinyglm, place):
+    draft = in_folder / "draft"
+    assert run("build", "--target", str(tinyglm("awq-int4")), "--source", str(tinyglm("bf16")), "-o", "draft").code == 0
+    (in_folder / "link").symlink_to("draft")
+    before = sorted(draft.iterdir())
+    ran = run(*typed, "-o", place)
+    assert (ran.code, ran.err.splitlines()[:2]) == (
+        5, ["error: the inputs file would lie in the folder of a checkpoint", f"where: {place}"],
+    )  # fmt: skip
+    assert "choose a place beside it with `--out`" in ran.err
+    assert sorted(draft.iterdir()) == before
+
+
+def test_verify_names_the_file_that_spoils_a_draft(run, in_folder, typed, tinyglm):
+    target, draft = str(tinyglm("awq-int4")), in_folder / "draft"
+    assert run("build", "--target", target, "--source", str(tinyglm("bf16")), "-o", "draft").code == 0
+    save_file({"hidden_states": torch.zeros(2, 2)}, draft / "in.safetensors")
+    ran = run("verify", "draft", "--target", target)
+    assert ran.code == 1
+    assert f"move `{draft / 'in.safetensors'}` elsewhere, or delete it" in ran.out + ran.err
+    (draft / "in.safetensors").unlink()
+    assert run("verify", "draft", "--target", target).code == 0
 
 
 @pytest.mark.parametrize(
