@@ -129,7 +129,7 @@ def test_existing_output_is_refused_and_untouched(tmp_path, fill):
         write(out, some(3))
     foreign = (
         f"error: the output exists and is no draft\nwhere: {out}\n"
-        "cause: `--force` replaces only folders that hold mtpforge.json\n"
+        "cause: only folders that hold mtpforge.json are replaced\n"
         " hint: remove it yourself, or choose another output with `--out`"
     )
     ours = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.showing import plan_document, show_plan, without
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.units import file_size
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def carry_out(screen: Screen, job: Job) -> Ending:
     screen.kept = lambda: kept_steps(job.out)
     with screen.progress() as on_progress:
         from mtpforge.drafting.making import downloaded, make
+        from mtpforge.drafting.overlaying import WROTE
 
         draft = make(job, on_progress)
     screen.kept = lambda: f"the draft is whole: {job.out}"
@@ -55,6 +56,8 @@ def carry_out(screen: Screen, job: Job) -> Ending:
     n_bytes = sum(file.stat().st_size for file in draft.path.iterdir())
     screen.line()
     screen.line(f"wrote   {job.out}   {file_size(n_bytes)}", "green")
+    if job.request.overlay is not None:
+        screen.line(f"overlay {shown(job.request.overlay)} {WROTE}")
     fetched = downloaded(job)
     if screen.verbose and fetched.n_bytes:
         again = file_size(fetched.again_bytes)

@@ -237,7 +237,8 @@ overlay = _option(
     type=NewFolder(path_type=Path),
     metavar="DIR",
     heading="Output",
-    help="Where a scheme has to be told to the engine: write the target once more, as links with another config.json.",
+    help="Where the engine has to be told more than the target's config says: a folder that says it, links to the"
+    " target beside another config.json, is written and takes the target's place.",
 )
 ENGINE_OF_GRAFT: Final = "vllm, sglang, or both for one graft that either loads: whose rules apply; default: vllm."
 engine = _option(

@@ -149,7 +149,7 @@ def command(  # noqa: D103 -- the help text above
     _refuse_strays(screen.argv, more)
     asked = deployment(hardware or "", fork or "", node_rank, head_node or "")
     serving = Serving(ranks(asked, tp), ep, tokens, {}, port, kv_cache_dtype, dict(draft_options))
-    made = serving_command(path, served, engine, serving, overlay, asked)
+    made = serving_command(path, served, engine, serving, overlay, asked, screen.remark)
     _refuse_two_servers(made, more, is_run=not (explain or only_print))
     _refuse_twice(made.argv, more)
     argv = [*made.argv, *more]

@@ -15,12 +15,15 @@ from mtpforge import errors
 from mtpforge.checkpoint import metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub.snapshots import snapshot
+from mtpforge.drafting.remarks import Remark
+from mtpforge.drafting.request import OnRemark
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.writing import linked, preflight
 from mtpforge.writing.claim import on_disk
 from mtpforge.writing.folder import refuse_existing
 
+WROTE: Final = "was written: links to the target, beside another config.json"
 _BLOCK: Final = "quantization_config"
 _OWN: Final = frozenset((metadata.CONFIG, metadata.SIDE_FILE, linked.MARK))
 
@@ -63,18 +66,24 @@ def _files(told: Checkpoint) -> dict[str, Path]:
     return {entry.name: entry.resolve() for entry in sorted(home.iterdir()) if entry.name not in _OWN}
 
 
-def at(told: Checkpoint, engine: Engine, out: Path) -> Checkpoint:
-    """The overlay in a folder: as it lies there, where it is this one, else made.
+def at(told: Checkpoint, engine: Engine, out: Path, on_remark: OnRemark | None = None) -> Checkpoint:
+    """The overlay in a folder: as it lies there, where it is this one, else made. on_remark: told what was done.
 
     Of one that an older version made, config.json lacks what the engine has to be told since: it is written anew.
     """
     _refuse_needless(told, engine)
     if not _is_of(out, told, engine):
+        preflight.refuse_output({"target": told}, out, mark=linked.MARK)
         _refuse_another(out)
-        return write(told, engine, out)
-    if json.loads((out / metadata.CONFIG).read_bytes()) != json.loads(_config(told, engine)):
-        linked.renew(out, metadata.CONFIG, _config(told, engine))
-    return open_checkpoint(str(out.absolute()))
+        made, done = write(told, engine, out), WROTE
+    else:
+        made, done = open_checkpoint(str(out.absolute())), "is there already, and says what this draft needs"
+        if json.loads((out / metadata.CONFIG).read_bytes()) != json.loads(_config(told, engine)):
+            linked.renew(out, metadata.CONFIG, _config(told, engine))
+            made, done = open_checkpoint(str(out.absolute())), "had a config.json of an older version, written anew"
+    if on_remark is not None:
+        on_remark(Remark("overlay", f"{shown(out)} {done}", aside=True))
+    return made
 
 
 def _is_of(folder: Path, told: Checkpoint, engine: Engine) -> bool:

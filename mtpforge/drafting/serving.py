@@ -11,6 +11,7 @@ from mtpforge import errors, traps
 from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deploying, overlaying
+from mtpforge.drafting.request import OnRemark
 from mtpforge.engines import engine_of, named
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Serving, own_config, refuse_unknown
@@ -31,12 +32,13 @@ def serving_command(
     serving: Serving,
     overlay: Path | None = None,
     deployment: Deployment | None = None,
+    on_remark: OnRemark | None = None,
 ) -> Command:
     """The command, each flag with its reason.
 
     draft: an absolute folder, or the target's own location to draft with its own layer. overlay: the folder of links
-    that stands for the target, made where it is not there yet. deployment: the machine that it is for. Its traps would
-    spoil the drafts without a word of the engine.
+    that stands for the target, made where it is not there yet, which on_remark is told. deployment: the machine that it
+    is for. Its traps would spoil the drafts without a word of the engine.
     """
     refuse_unknown(engine_of(engine), serving)
     machine = None if deployment is None else machine_of(deployment)
@@ -49,7 +51,7 @@ def serving_command(
     target = as_served(held, target, engine_of(engine))
     _refuse_misfit(draft, target, engine, serving)
     if overlay is not None:
-        target = overlaying.at(target, engine_of(engine), overlay)
+        target = overlaying.at(target, engine_of(engine), overlay, on_remark)
     scheme = engine_of(engine).demands(target, own_config(held), family_of(target.config))
     made = replace(engine_of(engine).serve(target, draft, serving, scheme), traps=doubts)
     if machine is None or deployment is None:

@@ -82,13 +82,13 @@ def take(out: Path, what: str = DRAFT, option: str = "--out") -> Claim:
     """Lock the destination, or say who holds it. what, option: as of `on_disk`."""
     folder = hidden_folder(out)
     with on_disk(folder, what, option):
-        fd = _hold(folder, out)
+        fd = _hold(folder, out, option)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return Claim(out, folder, fd)
 
 
-def _hold(folder: Path, out: Path) -> int:
+def _hold(folder: Path, out: Path, option: str) -> int:
     """A descriptor of the lock, held."""
     while True:
         files.make_folder(folder)
@@ -97,10 +97,10 @@ def _hold(folder: Path, out: Path) -> int:
         except FileNotFoundError:
             continue  # its holder removed the folder between the two calls
         except BlockingIOError as error:
-            raise _held(folder / _LOCK, out) from error
+            raise _held(folder / _LOCK, out, option) from error
 
 
-def _held(lock: Path, out: Path) -> MtpforgeError:
+def _held(lock: Path, out: Path, option: str) -> MtpforgeError:
     holder = ""
     with suppress(OSError):  # it has just ended
         holder = lock.read_text(errors="replace")[:200].strip()
@@ -108,7 +108,7 @@ def _held(lock: Path, out: Path) -> MtpforgeError:
         "another build writes to the same output",
         where=shown(out),
         why=f"{shown(holder or 'another process')} holds the lock",
-        fix="wait for it, or choose another output with `--out`",
+        fix=f"wait for it, or choose another output with `{option}`",
         code=errors.MACHINE,
     )
 

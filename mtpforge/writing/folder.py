@@ -41,14 +41,13 @@ GRAFT: Final = metadata.GRAFT
 MERGE: Final = metadata.MERGE
 DELTA: Final = metadata.DELTA
 OVERLAY: Final = metadata.OVERLAY
-_OUTPUT: Final = "output with `--out`"
-# The file that tells a folder of ours, so that --force replaces no other: what the folder is, how to choose another.
+# The file that tells a folder of ours, so that no other is replaced: what the folder is, which option chooses another.
 _KINDS: Final = {
-    MANIFEST: ("draft", _OUTPUT),
-    GRAFT: ("graft", _OUTPUT),
-    DELTA: ("delta", _OUTPUT),
-    MERGE: ("merge", _OUTPUT),
-    OVERLAY: ("overlay", "folder with `--overlay`"),
+    MANIFEST: ("draft", "--out"),
+    GRAFT: ("graft", "--out"),
+    DELTA: ("delta", "--out"),
+    MERGE: ("merge", "--out"),
+    OVERLAY: ("overlay", "--overlay"),
 }
 
 _APPEARED: Final = "it was not there when this build was planned: another build wrote it meanwhile"
@@ -259,6 +258,11 @@ def kind(mark: str) -> str:
     return _KINDS[mark][0]
 
 
+def option(mark: str) -> str:
+    """The option that chooses where a folder lies that this file tells."""
+    return _KINDS[mark][1]
+
+
 def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFEST) -> None:
     """Raise where `out` is taken: always without `force`, with it where no draft of ours lies there.
 
@@ -266,13 +270,13 @@ def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFE
     """
     if not os.path.lexists(out):
         return
-    what, elsewhere = _KINDS[mark]
+    what, chooses = _KINDS[mark]
     if not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file()):
         raise MtpforgeError(
             f"the output exists and is no {what}",
             where=shown(out),
-            why=f"`--force` replaces only folders that hold {mark}",
-            fix=f"remove it yourself, or choose another {elsewhere}",
+            why=f"only folders that hold {mark} are replaced",
+            fix=f"remove it yourself, or choose another output with `{chooses}`",
             code=errors.MACHINE,
         )
     if not force:
@@ -281,7 +285,7 @@ def refuse_existing(out: Path, *, force: bool, why: str = "", mark: str = MANIFE
             "the output exists already",
             where=shown(out),
             why=why or (f"it is an empty folder, whose place the {what} would take" if is_empty else ""),
-            fix="`--force` replaces it, `--out` chooses another",
+            fix=f"`--force` replaces it, `{chooses}` chooses another",
             code=errors.MACHINE,
         )
 

@@ -22,7 +22,7 @@ from mtpforge.planning.steps import Plan
 from mtpforge.tensors import TensorRef
 from mtpforge.units import file_size
 from mtpforge.writing.claim import DRAFT, hidden_folder, on_disk
-from mtpforge.writing.folder import MANIFEST, kind, refuse_existing, room
+from mtpforge.writing.folder import MANIFEST, kind, option, refuse_existing, room
 
 _ROLES: Final = {"scales": "file of activation scales"}
 _WEIGHTS: Final = (".safetensors", ".gguf")
@@ -74,24 +74,24 @@ def refuse_unwritable(out: Path, what: str = DRAFT, option: str = "--out") -> No
 
 def refuse_output(checkpoints: Mapping[str, Checkpoint], out: Path, *, mark: str = MANIFEST) -> None:
     """Refuse an output that not even --force may replace: an input, what holds one or lies in one, a link, no draft."""
-    with on_disk(out, kind(mark)):
+    with on_disk(out, kind(mark), option(mark)):
         real = Path(os.path.realpath(out))  # resolve() raises RuntimeError where links lead round in a circle
         for origin, checkpoint in checkpoints.items():
             if place := _place(checkpoint):
-                _refuse_overlap(out, real, _ROLES.get(origin, origin), place.resolve())
+                _refuse_overlap(out, real, _ROLES.get(origin, origin), place.resolve(), option(mark))
         if out.is_symlink():
             leads = f"it leads to `{shown(out.readlink())}`" + ("" if out.exists() else ", where nothing is")
             raise MtpforgeError(
                 "the output is a link",
                 where=shown(out),
                 why=f"{leads}; the {kind(mark)} would take the place of the link itself",
-                fix="name the folder that it leads to, or another output, with `--out`",
+                fix=f"name the folder that it leads to, or another output, with `{option(mark)}`",
                 code=errors.MACHINE,
             )
         refuse_existing(out, force=True, mark=mark)
 
 
-def _refuse_overlap(out: Path, real: Path, role: str, place: Path) -> None:
+def _refuse_overlap(out: Path, real: Path, role: str, place: Path, chooses: str) -> None:
     if real == place:
         how = f"the output is the {role}"
     elif place.is_relative_to(real):
@@ -104,7 +104,7 @@ def _refuse_overlap(out: Path, real: Path, role: str, place: Path) -> None:
         how,
         where=shown(out),
         why=f"the {role} is `{shown(place)}`",
-        fix="choose another output with `--out`",
+        fix=f"choose another output with `{chooses}`",
         code=errors.MACHINE,
     )
 
