@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import requests
 
 _DATA: Final = b"data:"
+_CLOSED: Final = "the connection was closed in the middle of it"
+_PREMATURE: Final = "Response ended prematurely"  # urllib3's words, where it closes between two parts
 _DONE: Final = b"[DONE]"
 _PART: Final = 512  # bytes that are waited for at once, where they do not come in chunks of their own
 _LARGEST: Final = 64 << 20  # bytes of an answer
@@ -129,6 +131,8 @@ def reason(error: BaseException) -> str:
     while inner is not None and id(inner) not in seen:
         seen.add(id(inner))
         error = inner
+        if isinstance(error, http.client.IncompleteRead):
+            break  # below it lies how urllib3 noticed: a length that is no number
         inner = _wrapped(error)
     match error:
         case http.client.RemoteDisconnected():
@@ -136,17 +140,22 @@ def reason(error: BaseException) -> str:
         case http.client.BadStatusLine():
             return f"it does not speak HTTP: `{shown(error)}`"
         case http.client.IncompleteRead():
-            return "the connection ended in the middle"
+            length = getattr(error, "length", b"")  # of urllib3's InvalidChunkLength: the line that came
+            if isinstance(length, bytes) and length.strip():
+                return f"the length of a part is no number: `{shown(length.decode('utf-8', 'replace'))}`"
+            return _CLOSED
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "it does not speak TLS: its address may begin with `http://`"
         case TimeoutError():
             return "it was silent for too long"
         case OSError(strerror=str(words)):
             return shown(words)
-    return shown(str(error) or type(error).__name__)
+    words = str(error) or type(error).__name__
+    return _CLOSED if words == _PREMATURE else shown(words)
 
 
 def _wrapped(error: BaseException) -> BaseException | None:
     """The exception inside of another one: requests and urllib3 keep it in any of these places."""
-    found = (getattr(error, "reason", None), *error.args, error.__cause__, error.__context__)
+    context = None if error.__suppress_context__ else error.__context__
+    found = (getattr(error, "reason", None), *error.args, error.__cause__, context)
     return next((each for each in found if isinstance(each, BaseException)), None)

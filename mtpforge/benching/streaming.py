@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 PATHS: Final[dict[Endpoint, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 TOKEN: Final = 5.0  # seconds that a token of a reply may take, beside the silence that is borne before the first one
+_ENDED: Final = (
+    "its log ends with the reason, or without one where the system killed it, which `dmesg` tells; once it is up again,"
+    " type the same command: it measures from the start, nothing of this run is kept"
+)
 _OVER: Final = 64  # tokens beyond those asked for that an engine may give by rounds it had begun
 
 
@@ -124,8 +128,9 @@ def _reply(server: Server, load: Load, prompt: Prompt, under_way: _UnderWay) -> 
                 why=str(error),
             ) from error
         except answers.broken() as error:
-            what = "sent a reply that cannot be read" if type(error) is ValueError else "broke a reply off"
-            raise server.refusal(what, "its log says why", why=answers.reason(error)) from error
+            if type(error) is ValueError:
+                raise server.refusal("sent a reply that cannot be read", "its log says why", why=str(error)) from error
+            raise server.refusal("broke a reply off", _ENDED, why=answers.reason(error)) from error
     under_way.is_left = True
     return reply
 

@@ -30,6 +30,9 @@ CHAT = "/v1/chat/completions"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 TOKEN = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+CHUNKED = HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked")
+CHUNK = f"{len(TOKEN):x}\r\n".encode() + TOKEN + b"\r\n"
+CLOSED = "the connection was closed in the middle of it"
 
 
 def usage(value: str) -> bytes:
@@ -74,7 +77,9 @@ REPLIES = {
     "nested": ([HEAD, b"data: " + b"[" * 100_000 + b"\n\n", DONE], "cannot be read", "no JSON object: `[[["),
     "no HTTP": ([b"SSH-2.0-OpenSSH_9.2\r\n\r\n"], "does not answer", "it does not speak HTTP: `SSH-2.0-OpenSSH_9.2"),
     "closed at once": ([], "does not answer", "closed without an answer"),
-    "half a chunk": ([HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked"), b"40\r\nda"], "broke a", ""),
+    "half a chunk": ([CHUNKED, b"40\r\nda"], "broke a", CLOSED),
+    "killed between chunks": ([CHUNKED + CHUNK], "broke a reply off", CLOSED),
+    "no chunk": ([CHUNKED + CHUNK + b"zz\r\nx"], "broke a reply off", "the length of a part is no number: `zz"),
     "no tokens": ([HEAD, usage("3"), DONE], "cannot be read", "it counts 3 tokens and brings none"),
     **{
         f"{value} tokens": ([HEAD, TOKEN, usage(value), DONE], "cannot be read", "and 24 were asked for")
@@ -93,9 +98,9 @@ def test_reply_is_refused_by_name(name):
     error = refusal({CHAT: parts})
     assert what in error.what
     assert why in error.why
+    assert ("type the same command" in error.fix) == (what in ("broke a", "broke a reply off") and why != "CUDA error")
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 HISTOGRAMS = ["[-1, 2]", "[1.5]", "[[1]]", "{}", '"12"', "[true]", str([1] * 300), "[99999999999]"]
 
 
