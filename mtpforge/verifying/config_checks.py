@@ -66,7 +66,8 @@ def fingerprints(subject: Subject, sha256: Mapping[str, str]) -> Check:
     differing = sorted(
         name for name, digest in sha256.items() if name in told.tensors and told.tensors[name].sha256 != digest
     )
-    unknown = sorted(subject.refs.keys() ^ told.tensors.keys())
+    held = {name for name in subject.refs if name.startswith(subject.prefix)}  # of others the check of files tells
+    unknown = sorted(held ^ told.tensors.keys())
     if differing or unknown:
         what = [f"{len(differing)} tensors changed since: {some(differing)}"] if differing else []
         what += [f"{len(unknown)} tensors are only in one of draft and {told.file}: {some(unknown)}"] if unknown else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import mtpforge
 from mtpforge.durable import effects
@@ -33,6 +35,32 @@ def test_draft_that_changed_since_it_was_built_is_not_made_into_anything(tinyglm
     assert "mtpforge verify" in caught.value.fix
     assert not (tmp_path / "out").exists()
     make(tmp_path / "draft", target, out=tmp_path / "out")
+
+
+def test_file_that_was_put_beside_the_weights_does_not_travel_and_is_not_published(tinyglm, tmp_path):
+    target = tinyglm("awq-int4")
+    mtpforge.build(target, tinyglm("nvfp4"), out=tmp_path / "draft", check="off")
+    spoiled = shutil.copytree(tmp_path / "draft", tmp_path / "spoiled")
+    save_file({"hidden_states": torch.zeros(2, 2)}, spoiled / "in.safetensors")
+    for name, make in (("graft", mtpforge.graft), ("delta", mtpforge.delta)):
+        for draft in ("draft", "spoiled"):
+            make(tmp_path / draft, target, out=tmp_path / f"{name}-{draft}")
+        of_clean, of_spoiled = (
+            {
+                file.name: load_file(file)
+                for file in sorted((tmp_path / f"{name}-{draft}").glob("model-mtp*.safetensors"))
+            }
+            for draft in ("draft", "spoiled")
+        )
+        assert of_clean.keys() == of_spoiled.keys()
+        for file, tensors in of_clean.items():
+            assert tensors
+            assert tensors.keys() == of_spoiled[file].keys()
+            assert all(torch.equal(tensors[key], of_spoiled[file][key]) for key in tensors)
+        assert not list((tmp_path / f"{name}-spoiled").glob("in.*"))
+    with pytest.raises(MtpforgeError) as caught:
+        mtpforge.push(spoiled, "org/name", target=target)
+    assert "in.safetensors" in str(caught.value)
 
 
 @pytest.mark.parametrize("of", ["draft", "graft"])
