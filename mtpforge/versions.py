@@ -37,11 +37,16 @@ class Statement:
 
 
 def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[Statement, ...]:
-    """Every statement of a checkpoint, of no other one. A draft is of its source's version, whatever it is called."""
+    """Every statement of a checkpoint, of no other one. A draft is of its source's version, whatever it is called.
+
+    Grafts and overlays have records of the target that they were made of: their own names may say nothing.
+    """
     if (raw := checkpoint.small_file(metadata.MANIFEST)) is not None:
         return _recorded(raw, family, f"{whose} {metadata.MANIFEST}")
-    raw = checkpoint.small_file(metadata.GRAFT)
-    grafted = () if raw is None else _grafted(raw, family, f"{whose} {metadata.GRAFT}")
+    recorded: list[Statement] = []
+    for file, read in ((metadata.GRAFT, _grafted), (metadata.OVERLAY, _overlaid)):
+        if (raw := checkpoint.small_file(file)) is not None:
+            recorded += read(raw, family, f"{whose} {file}")
     own = checkpoint.location if checkpoint.revision else model_name(checkpoint.location)
     config, text = checkpoint.config, family.text(checkpoint.config)
     names = [(f"{whose} name", own)]
@@ -50,7 +55,7 @@ def stated(checkpoint: Checkpoint, family: Family, whose: str = "its") -> tuple[
         found = text.get(key) or config.get(key)
         names += [(words.format(whose=whose), found)] if isinstance(found, str) else []
     own_names = (Statement(v, by, shown(name)) for by, name in names for v in versions_in(name, family))
-    return (*grafted, *own_names)
+    return (*recorded, *own_names)
 
 
 def _grafted(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:
@@ -62,6 +67,20 @@ def _grafted(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:
     sides = [body.get(side) for side in ("target", "layer")] if isinstance(body, dict) else []
     found = [s for side in sides if isinstance(side, dict) for s in _of_source({"source": side}, family, by)]
     return tuple(dict.fromkeys(found))
+
+
+def _overlaid(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:
+    """What an overlay's record says of its target; () where it says nothing."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ()
+    is_record = isinstance(body, dict)
+    return (
+        _of_source({"source": {"id": body.get("target"), "stated": body.get("stated")}}, family, by)
+        if is_record
+        else ()
+    )
 
 
 def _recorded(raw: bytes, family: Family, by: str) -> tuple[Statement, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from mtpforge import errors
+from mtpforge import errors, versions
 from mtpforge.checkpoint import metadata, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.hub.snapshots import snapshot
@@ -19,6 +20,7 @@ from mtpforge.drafting.remarks import Remark
 from mtpforge.drafting.request import OnRemark
 from mtpforge.engines.engine import Engine
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.families import family_of
 from mtpforge.writing import linked, preflight
 from mtpforge.writing.claim import on_disk
 from mtpforge.writing.folder import refuse_existing
@@ -51,7 +53,8 @@ def _refuse_needless(told: Checkpoint, engine: Engine) -> None:
 def write(told: Checkpoint, engine: Engine, out: Path, *, force: bool = False) -> Checkpoint:
     """The overlay of a target that the engine has to be told of, made and opened: what it is given in its place."""
     refuse(told, engine, out, force=force)
-    about = {"target": told.identity, "engine": engine.name}
+    stated = [asdict(each) for each in versions.stated(told, family_of(told.config))]
+    about = {"target": told.identity, "engine": engine.name, "stated": stated}
     linked.write(out, _files(told), {metadata.CONFIG: _config(told, engine)}, about, force=force)
     return open_checkpoint(str(out.absolute()))
 

@@ -104,6 +104,36 @@ def test_verify_warns_of_a_source_of_another_version(run, target, tinyglm):
     assert run("serve", "draft", "--target", target, "--print", "--json").document["traps"] == []
 
 
+@pytest.mark.parametrize("age", ["now", "before it recorded what the target states"])
+def test_an_overlay_states_what_its_target_states(run, target, tinyglm, age):
+    """Its own name says nothing, and a config may say nothing either."""
+    right = source(tinyglm, "GLM-5.2")
+    asked = ("--target", target, "--source", right, "--scheme", "nvfp4", "-o", "draft", "--overlay", "told")
+    assert run("build", *asked).code == 0
+    mark = Path("told", "mtpforge-overlay.json")
+    body = json.loads(mark.read_text())
+    assert [each["version"] for each in body["stated"]] == ["5.2"]
+    if age != "now":
+        del body["stated"]
+        mark.write_text(json.dumps(body))
+    said = run("verify", "draft", "--target", "told", "--source", right)
+    assert said.code == 0
+    assert "target GLM-5.2 by its mtpforge-overlay.json" in said.out
+    said = run("verify", "draft", "--target", "told", "--source", source(tinyglm, "GLM-5.3"))
+    assert (
+        "warning: the source is GLM-5.3 by its name (GLM-5.3), the target GLM-5.2 by its mtpforge-overlay" in said.err
+    )
+
+
+@pytest.mark.parametrize("record", ["", "[]", "[" * 100_000, '{"target": 5, "stated": {}}', '{"stated": [1, {}]}'])
+def test_an_overlay_s_record_that_is_none_states_nothing(run, target, tinyglm, record):
+    right = source(tinyglm, "GLM-5.2")
+    asked = ("--target", target, "--source", right, "--scheme", "nvfp4", "-o", "draft", "--overlay", "told")
+    assert run("build", *asked).code == 0
+    Path("told", "mtpforge-overlay.json").write_text(record)
+    assert "nothing says which GLM the target is" in run("verify", "draft", "--target", "told", "-v").out
+
+
 def test_verify_says_what_it_cannot_know(run, demo, tinyglm):
     ran = run("verify", demo / "out" / "demo", "--target", tinyglm("awq-int4"), "--json")
     (check,) = [check for check in ran.document["report"]["checks"] if check["name"] == "version"]
