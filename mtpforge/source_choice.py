@@ -27,13 +27,15 @@ _CARD_DEPTH = 3  # a card's base model may itself be a quantized release that na
 class Choice:
     """The chosen source, why, and what else was considered: (hub id or folder, remark).
 
-    self_sufficient: the target's own layer loads as it is and no silent trap applies: nothing has to be built.
+    self_sufficient: the target's own layer loads as it is and no silent trap applies: nothing has to be built. spoiled:
+    where a draft of that layer has to be, what is wrong with the layer as it lies in the target, in a sentence each.
     """
 
     source: Checkpoint
     reason: str
     alternatives: tuple[tuple[str, str], ...]
     self_sufficient: bool = False
+    spoiled: tuple[str, ...] = ()
 
 
 def choose_source(
@@ -45,9 +47,10 @@ def choose_source(
         layer = stored_layer(target, family)
         if not _too_coarse(layer, family, engine, scheme):
             others = tuple(_published(target, family, stated(target, family)).items())
-            if drafts_for_itself(target, layer, family, engine):
+            if not (spoiled := _spoiled(target, layer, family, engine)):
                 return Choice(target, "the target's own layer loads as it is", others, self_sufficient=True)
-            return Choice(target, "the target carries the layer itself, at the precision that it asks for", others)
+            reason = "the target carries the layer itself, at the precision that it asks for"
+            return Choice(target, reason, others, spoiled=spoiled)
     return _from_bases(target, family, open_checkpoint)
 
 
@@ -178,7 +181,14 @@ def drafts_for_itself(
     target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, asked: Scheme | None = None
 ) -> bool:
     """Whether the engine would load this layer as it is, and no silent trap would spoil its drafts."""
-    if mismatches(layer, target, family, engine, asked):
-        return False
+    return not _spoiled(target, layer, family, engine, asked)
+
+
+def _spoiled(
+    target: Checkpoint, layer: StoredLayer, family: Family, engine: Engine, asked: Scheme | None = None
+) -> tuple[str, ...]:
+    """What the engine would not load of the layer as it is, else what would spoil its drafts; a sentence each."""
+    if wrong := mismatches(layer, target, family, engine, asked):
+        return wrong
     found = (*engine.target_traps(target, family), *traps.found(target, target, family, engine))
-    return not any(trap.silent or trap.severity == "error" for trap in found)
+    return tuple(dict.fromkeys(trap.message for trap in found if trap.silent or trap.severity == "error"))

@@ -88,6 +88,10 @@ def of_checkpoint(role: str, checkpoint: Checkpoint) -> Remark:
 def of_choice(choice: Choice) -> Iterator[Remark]:
     """The source that was chosen, why, and what else could be."""
     yield Remark("source", f"{title(choice.source)}   {choice.reason}")
+    if choice.spoiled:
+        first, *rest = choice.spoiled
+        more = f"; and {len(rest)} more" if rest else ""
+        yield Remark("", f"a draft of it is needed: {first}{more}")
     for name, remark in choice.alternatives:
         yield Remark("", f"also: `--source {name}`, {remark}")
 
