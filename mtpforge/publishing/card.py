@@ -34,6 +34,7 @@ _MARK: Final = "mtpforge"
 _TAGS: Final = ("mtp", "nextn", "speculative-decoding", "draft-model", _MARK)
 _LICENCE: Final = ("license", "license_name", "license_link")
 NAMELESS: Final = "ORG/NAME"  # for the hub id in a card that was written before there is one; push puts it in
+_LOADER: Final = "loader"  # of verify's checks
 _HASHED: Final = "#"  # in the identity of a folder; of a hub repository it is `org/name@commit`
 
 
@@ -49,13 +50,13 @@ def card(
 
     source, target: what the draft was made from and for, where they can be opened: licence and serving command come
     from them. name: hub id under which the draft will be found; `NAMELESS` stands in its place where there is none yet.
-    reports: files of JSON documents of fidelity, accept and bench; MtpforgeError for one of another draft, and for a
-    draft whose tensors are not those of its manifest.
+    reports: files of JSON documents of fidelity, accept, bench and validate; MtpforgeError for one of another draft,
+    and for a draft whose tensors are not those of its manifest.
     """
     told = manifest.read(draft)
     hashes = hashed(draft, draft.names)
     refuse_changed(draft, told, hashes)
-    found = measured.rows(draft, told.target, reports, hashes)
+    found = measured.found(draft, told.target, reports, hashes)
     parts = [
         f"---\n{_metadata(draft, told, source).to_yaml()}\n---\n",
         f"# {Path(name or draft.location).name}\n",
@@ -63,8 +64,8 @@ def card(
         *_usage(draft, told, target, name or NAMELESS),
         *_lineage(told, source),
         *_stored(draft, told),
-        *_checks(told),
-        *_measured(found),
+        *_checks(told, found.loader),
+        *_measured(found.rows),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -199,10 +200,12 @@ def _stored(draft: Checkpoint, told: Manifest) -> Iterator[str]:
         )
 
 
-def _checks(told: Manifest) -> Iterator[str]:
+def _checks(told: Manifest, loader: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """What `build` checked. loader: what an engine said since, in the place of what build left to it."""
     yield "## Checked\n"
     checks = cast("Iterable[Mapping[str, str]]", told.body["checks"])
-    yield _table(("check", "", ""), [(c["name"], c["verdict"], c["detail"]) for c in checks])
+    rows = [(c["name"], c["verdict"], c["detail"]) for c in checks if not (loader and c["name"] == _LOADER)]
+    yield _table(("check", "", ""), [*rows, *loader])
 
 
 def _measured(found: tuple[Measured, ...]) -> Iterator[str]:

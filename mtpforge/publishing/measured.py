@@ -1,8 +1,10 @@
-"""rows(): what was measured of a draft, for its card: documents that fidelity, accept and bench print with `--json`.
+"""found(): what was measured of a draft, for its card: documents that commands print with `--json`.
+
+Of fidelity, accept and bench the numbers; of validate what the engine's own loader, and its pass, said of the draft.
 
 A document speaks of a draft by its identity, which ends in a hash of its config and its layer, wherever it was read.
 That of bench speaks of a server, whose model is told and whose draft is not: it is taken where that model, by its name
-or by the checkpoint behind it, is the draft's target.
+or by the checkpoint behind it, is the draft's target. That of validate has the hashes of the tensors that it read.
 """
 
 from __future__ import annotations
@@ -38,25 +40,39 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """The draft of the card: what the user typed, and the identity of its layer."""
+    """The draft of the card: what the user typed, the identity of its layer, the hashes of its tensors."""
 
     label: str
     identity: str
+    hashes: Mapping[str, str]
 
 
-def rows(
-    draft: Checkpoint, target: str, files: Sequence[str | Path], hashes: Mapping[str, str]
-) -> tuple[Measured, ...]:
-    """A row for each document, once where two say the same: what validate ran is fidelity's too.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What all documents say. rows: once where two say the same: what validate ran is fidelity's too.
+
+    loader: name, verdict and detail of each check of an engine's loader and of its pass; () where none was asked.
+    """
+
+    rows: tuple[Measured, ...] = ()
+    loader: tuple[tuple[str, str, str], ...] = ()
+
+
+def found(draft: Checkpoint, target: str, files: Sequence[str | Path], hashes: Mapping[str, str]) -> Found:
+    """What these documents say of the draft.
 
     target: identity of what the draft was made for, "" for none. hashes: of its tensors. MtpforgeError for what is no
     such document, and for one of another draft.
     """
-    own = Own(draft.label, layer_identity(draft, hashes))
-    return tuple(dict.fromkeys(_row(own, target, Path(file)) for file in files))
+    own = Own(draft.label, layer_identity(draft, hashes), hashes)
+    each = [_of_document(own, target, Path(file)) for file in files]
+    return Found(
+        tuple(dict.fromkeys(row for one in each for row in one.rows)),
+        tuple(dict.fromkeys(check for one in each for check in one.loader)),
+    )
 
 
-def _row(draft: Own, target: str, file: Path) -> Measured:
+def _of_document(draft: Own, target: str, file: Path) -> Found:
     how = f"`{_how('fidelity', draft)}` writes one"
     try:
         with file.open("rb") as opened:
@@ -74,17 +90,19 @@ def _row(draft: Own, target: str, file: Path) -> Measured:
         raise MtpforgeError(error.what, where="option `--measured`", why=error.why, fix=how) from None
     command = body.values.get("command")
     read = _KINDS.get(command) if isinstance(command, str) else None
-    if read is None or body.values.get(read[0]) is None:
+    is_measured = read is not None and body.values.get(read[0]) is not None
+    is_loaded = command == "validate" and body.values.get("engine") is not None
+    if read is None or not (is_measured or is_loaded):
         raise MtpforgeError(
             f"`{shown(file)}` holds nothing that was measured of a draft",
             where="option `--measured`",
-            why="it is no document of fidelity, accept or bench, nor of validate with `--inputs`",
+            why="it is no document of fidelity, accept or bench, nor of validate with an engine or `--inputs`",
             fix=how,
         )
     again = _how(str(command), draft)
     try:
-        held = body.within(read[0]) or body.refuse(read[0], "an object")
-        return read[1](held, draft, target)
+        row = (read[1](_object(body, read[0]), draft, target),) if is_measured else ()
+        return Found(row, _loader(body, draft) if is_loaded else ())
     except _OfAnotherError as error:
         raise MtpforgeError(
             f"`{shown(file)}` was measured of another draft",
@@ -163,6 +181,19 @@ def _of_bench(held: Fields, _: Own, target: str) -> Measured:
     warmth = _number(held, "temperature")
     how = f"{shown(held.text('engine'))} serving {_place(held, 'model')}, k = {held.whole('k')}, temperature {warmth:g}"
     return Measured("bench", how, "<br>".join([*(found or ["nothing counted"]), *_doubts(held)]))
+
+
+def _loader(body: Fields, draft: Own) -> tuple[tuple[str, str, str], ...]:
+    """What the engine said of the tensors that validate read, engine and version in its first words."""
+    verified = _object(_object(_object(body, "report"), "facts"), "sha256").values
+    if dict(verified) != dict(draft.hashes):
+        raise _OfAnotherError(f"it read {shown(body.text('draft'))}; the tensors of {draft.label} are not those")
+    checks = _objects(_object(body, "engine"), "checks")
+    return tuple((shown(c.text("name")), shown(c.text("verdict")), shown(c.text("detail"))) for c in checks)
+
+
+def _object(held: Fields, key: str) -> Fields:
+    return held.within(key) or held.refuse(key, "an object")
 
 
 def _doubts(held: Fields) -> list[str]:
