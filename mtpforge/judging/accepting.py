@@ -18,7 +18,7 @@ from mtpforge.drafting.remarks import Remark, of_checkpoint, title
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
-from mtpforge.judging import verdicts
+from mtpforge.judging import roles, verdicts
 from mtpforge.judging.fidelity import refuse_steps, refuse_unrunnable
 from mtpforge.nextn import texts
 from mtpforge.nextn.speculating import Recycled
@@ -141,6 +141,7 @@ def accept(asked: Asked, watching: Watching) -> Acceptance:
         refuse_unrunnable(each)
     for each in drafts:
         refuse_other_model(family_of(served.config), each, served)
+        roles.refuse_no_draft(each)
     from mtpforge.nextn import layer as layers
     from mtpforge.nextn.heads import head_of
     from mtpforge.nextn.hessians import one_thread

@@ -19,6 +19,7 @@ from mtpforge.drafting.remarks import Remark, of_checkpoint, title
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import families, family_of
+from mtpforge.judging import roles
 from mtpforge.judging.swapping import Swap
 from mtpforge.nextn.inputs import refuse_no_file
 from mtpforge.nextn.speculating import RECYCLED, Recycled
@@ -145,6 +146,9 @@ def fidelity(asked: Asked, watching: Watching) -> Fidelity:
         refuse_unrunnable(each)
     for each in (*drafts, *([target] if target else [])):
         refuse_other_model(family_of(reference.config), each, reference)
+    roles.refuse_no_reference(reference)
+    for each in drafts:
+        roles.refuse_no_draft(each)
     from mtpforge.nextn.hessians import one_thread
 
     with one_thread():

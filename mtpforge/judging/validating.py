@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mtpforge import errors
-from mtpforge.checkpoint import Named
+from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import validating
 from mtpforge.drafting.request import Watching
 from mtpforge.engines.child import refuse_no_program
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
-from mtpforge.judging import engine_pass
+from mtpforge.families import family_of
+from mtpforge.judging import engine_pass, roles
 from mtpforge.judging import fidelity as comparing
 from mtpforge.judging.fidelity import Fidelity, fidelity
-from mtpforge.nextn.inputs import refuse_no_file
+from mtpforge.nextn.inputs import read, refuse_no_file
 from mtpforge.report import Check, Report
 
 _NAME: Final = "predictions"
@@ -61,7 +62,8 @@ class Part:
 
 
 def parts(asked: Asked, watching: Watching) -> Iterator[Part]:
-    """Each part when it is done. MtpforgeError for what no part can be asked with."""
+    """Each part when it is done. MtpforgeError for what no part can be asked with, before the first."""
+    _refuse_unusable(asked)
     draft, target, source = asked.draft, asked.target, asked.source
     engine, serving, on_progress = asked.engine, asked.serving, watching.on_progress
     yield Part("verify", validating.verified(draft, target, source, engine, serving, on_progress))
@@ -111,12 +113,34 @@ def refuse_half(inputs: Path | None, reference: Named | None, source: Named | No
     refuse_no_file(inputs)
 
 
+def _refuse_unusable(asked: Asked) -> None:
+    """MtpforgeError for inputs and a dense layer that no fidelity would come of: headers and token ids tell.
+
+    What cannot be reached is left to it: the other parts need none of it.
+    """
+    if asked.inputs is None:
+        return
+    try:
+        dense = open_checkpoint(_dense(asked), offline=asked.offline)
+        width = family_of(dense.config).text(dense.config).get("hidden_size")
+        read(asked.inputs, hidden_size=width if type(width) is int else None)
+        roles.refuse_no_reference(dense)
+    except MtpforgeError as error:
+        if error.code == errors.INPUT:
+            raise
+
+
+def _dense(asked: Asked) -> Named:
+    """The layer that fidelity measures by; there is one wherever there are inputs."""
+    found = asked.source if asked.reference is None else asked.reference
+    return "" if found is None else found
+
+
 def _predictions(asked: Asked, inputs: Path, watching: Watching) -> Part:
     """Three steps of draft and reference on the inputs, with the target's head where its weights are at hand."""
-    dense = asked.source if asked.reference is None else asked.reference
     wanted = comparing.Asked(
         drafts=(asked.draft,),
-        reference=dense if dense is not None else "",
+        reference=_dense(asked),
         target=asked.target if asked.target.has_headers else None,
         inputs=inputs,
         workers=asked.workers,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drafts import changed
 from slow_twins import accepting as slow
 
 import mtpforge
@@ -18,7 +19,7 @@ from mtpforge.nextn.embedding import embedding
 from mtpforge.nextn.heads import head_of
 from mtpforge.nextn.hessians import one_thread
 from mtpforge.nextn.target import open_target
-from mtpforge.nextn.whole import drawn, likeliest, whole
+from mtpforge.nextn.whole import Whole, drawn, likeliest, whole
 
 DATA = Path(__file__).parents[1] / "data"
 STORED = json.loads((DATA / "acceptance" / "tinyglm.json").read_text())
@@ -130,6 +131,28 @@ def test_what_leaves_nothing_to_measure_is_a_usage_error(tinyglm, made, options,
             made("bf16"), tinyglm("awq-int4"), DATA / "tinyglm/eval.txt", **{"k": 2, "generate": 12, **options}
         )
     assert (caught.value.what, caught.value.code) == (what, 2)
+
+
+@pytest.mark.parametrize("kind", ["none", "cut"])
+def test_layer_that_cannot_be_run_is_refused_before_the_target_goes_on(run, tinyglm, made, tmp_path, monkeypatch, kind):
+    def lacking(tensors):
+        del tensors["model.layers.3.self_attn.o_proj.weight"]
+
+    def goes_on(*_, **__):
+        raise AssertionError("the target was asked to go on")
+
+    monkeypatch.setattr(Whole, "continued", goes_on)
+    broken = tinyglm("awq-int4") if kind == "none" else changed(made("bf16"), tmp_path / "cut", lacking)
+    text = ("--target", str(tinyglm("awq-int4")), "--text", str(DATA / "tinyglm/eval.txt"), "--generate", "12")
+    for words in ((str(broken),), (str(made("bf16")), "--compare", str(broken))):
+        ran = run("accept", *words, *text)
+        assert ran.code == 3
+        if kind == "none":
+            assert ran.err.startswith(f"error: {broken} holds no MTP layer\n")
+            assert ran.err.splitlines()[-1] == " hint: name a draft: `mtpforge build --target CKPT` makes one"
+        else:
+            assert ran.err.startswith("error: `self_attn.o_proj` of the MTP layer is missing\n")
+            assert ran.err.splitlines()[-1].startswith(" hint: build or download the draft again; `mtpforge verify")
 
 
 @pytest.mark.parametrize(

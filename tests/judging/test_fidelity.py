@@ -192,6 +192,23 @@ def test_unknown_experts_are_refused(tinyglm, made, inputs, tmp_path):
         mtpforge.fidelity(folder, tinyglm("bf16"), inputs=inputs, k=1)
 
 
+def test_hint_names_the_layer_that_lacks_something(run, tinyglm, made, tmp_path):
+    def lacking(tensors):
+        del tensors["model.layers.3.self_attn.o_proj.weight"]
+
+    cut, whole, without = changed(made("bf16"), tmp_path / "cut", lacking), made("bf16"), tinyglm("awq-int4")
+    what = "error: `self_attn.o_proj` of the MTP layer is missing\n"
+    ran = run("fidelity", str(cut), "--reference", str(whole))
+    assert ran.err.startswith(f"{what}where: {cut}\n")
+    assert "--reference" not in ran.err
+    assert "hint: build or download the draft again" in ran.err
+    ran = run("fidelity", str(whole), "--reference", str(cut))
+    assert ran.err.startswith(f"{what}where: {cut}\n")
+    assert "name another `--reference`" in ran.err
+    ran = run("fidelity", str(without), "--reference", str(whole))
+    assert ran.err.splitlines()[-1] == " hint: name a draft: `mtpforge build --target CKPT` makes one"
+
+
 def test_synthetic_inputs_are_marked_and_rank_nothing(tinyglm, made):
     remarks = []
     found = mtpforge.fidelity(made("int4-g32-asym"), tinyglm("bf16"), k=1, tokens=128, on_remark=remarks.append)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from drafts import changed
 from reporting.pages import Read, wrong_numbers
+from safetensors.torch import load_file, save_file
 
 import mtpforge
 from mtpforge.engines.vllm import installed
@@ -39,6 +40,14 @@ def exchanged(tensors):
     for name in [name for name in tensors if name.startswith(gate)]:
         other = name.replace(gate, up)
         tensors[name], tensors[other] = tensors[other].clone(), tensors[name].clone()
+
+
+def without_numbers(inputs, folder):
+    """Inputs whose header is right, and whose states are no numbers: found once they are read."""
+    tensors = load_file(inputs)
+    tensors["hidden_states"][-1] = float("nan")
+    save_file(tensors, folder / "nan.safetensors", metadata={"format": "mtpforge-inputs-1"})
+    return folder / "nan.safetensors"
 
 
 def test_early_end_of_the_engine_leaves_fidelity_its_numbers(run, asked, made, tinyglm, inputs, monkeypatch, tmp_path):
@@ -90,8 +99,7 @@ def test_source_is_the_measure_where_none_is_named(run, made, tinyglm, inputs, a
 
 def test_what_ends_fidelity_early_leaves_what_the_others_found(run, made, tinyglm, inputs, answered, tmp_path):
     answered()
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(inputs.read_bytes()[:-8])
+    cut = without_numbers(inputs, tmp_path)
     sides = ("--target", str(tinyglm("awq-int4")), "--reference", str(tinyglm("bf16")), "--inputs", str(cut))
     ran = run("validate", str(made("int4-g32-asym")), *sides, "--json")
     assert (ran.code, ran.document["exit_code"]) == (3, 3)
@@ -101,6 +109,35 @@ def test_what_ends_fidelity_early_leaves_what_the_others_found(run, made, tinygl
     assert (check["name"], check["verdict"]) == ("predictions", "not checked")
     assert check["detail"].startswith(ran.document["error"]["what"])
     assert ran.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("fault", ["six bytes", "cut", "width", "no layer"])
+def test_inputs_and_reference_that_are_none_are_refused_at_once(
+    run, made, tinyglm, inputs, answered, monkeypatch, tmp_path, engine, fault
+):
+    if engine:
+        answered()
+    else:
+        monkeypatch.setattr(installed, "is_installed", lambda: False)
+    given, raw = tmp_path / "given.safetensors", inputs.read_bytes()
+    given.write_bytes({"six bytes": b"abcdef", "cut": raw[:-8]}.get(fault, raw))
+    if fault == "width":
+        tensors = load_file(inputs)
+        tensors["hidden_states"] = tensors["hidden_states"][:, :64].contiguous()
+        save_file(tensors, given, metadata={"format": "mtpforge-inputs-1"})
+    dense = tinyglm("awq-int4" if fault == "no layer" else "bf16")
+    ran = run(
+        *("validate", str(made("int4-g32-asym")), "--target", str(tinyglm("awq-int4"))),
+        *("--reference", str(dense), "--inputs", str(given)),
+    )
+    assert (ran.code, ran.out) == (3, "")
+    if fault == "no layer":
+        assert ran.err.startswith(f"error: {dense} holds no MTP layer\n")
+        assert "`--reference zai-org/GLM-5.2`" in ran.err
+        assert "--source" not in ran.err
+    else:
+        assert ran.err.startswith(f"error: the file holds no calibration inputs\nwhere: {given}")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +168,7 @@ def test_python_keeps_what_was_found_and_says_what_could_not_be_asked(made, tiny
     assert told["engine loads the draft"].verdict == "not checked"
     assert "--engine-python" in told["engine loads the draft"].fix
     assert answer.facts["fidelity"].drafts[0].steps
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(inputs.read_bytes()[:-8])
+    cut = without_numbers(inputs, tmp_path)
     with pytest.raises(mtpforge.MtpforgeError) as caught:  # nothing said no
         mtpforge.validate(made("int4-g32-asym"), **sides | {"inputs": cut})
     assert caught.value.code == 5
