@@ -29,6 +29,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 from mtpforge import scheme as schemes  # noqa: E402
 from mtpforge.checkpoint import open_checkpoint  # noqa: E402
 from mtpforge.engines import ENGINES, overlay  # noqa: E402
+from mtpforge.engines.loading.refusing import RefusedError  # noqa: E402
 from mtpforge.engines.loading.verdict import Findings  # noqa: E402
 from mtpforge.engines.vllm.loader import check as loader  # noqa: E402
 from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
@@ -45,7 +46,7 @@ def pair(target, draft, overrides):
     findings = Findings()
     try:
         loader.check(Request(target, draft, overrides=overrides), findings)
-    except loader.RefusedError as error:
+    except RefusedError as error:
         return str(error), [], 0
     return "", findings.errors, findings.facts["tensors"]
 
@@ -73,7 +74,7 @@ def questions(config):
     with tempfile.TemporaryDirectory() as folder, kept.kept():
         (Path(folder) / "config.json").write_text(json.dumps(whole | {"quantization_config": PROBE}))
         stand_in.set_groups(1, 0)
-        loader._construct_target(loader._configure(Request(folder, folder), Findings()))
+        loader.construct_target(loader.configure(Request(folder, folder), Findings()))
     return kept
 
 

@@ -35,6 +35,7 @@ from mtpforge import scheme as schemes  # noqa: E402
 from mtpforge.checkpoint import open_checkpoint  # noqa: E402
 from mtpforge.engines import ENGINES, overlay  # noqa: E402
 from mtpforge.engines.expected import expected  # noqa: E402
+from mtpforge.engines.loading.refusing import RefusedError  # noqa: E402
 from mtpforge.engines.loading.verdict import Findings  # noqa: E402
 from mtpforge.engines.vllm.loader import check as loader  # noqa: E402
 from mtpforge.engines.vllm.loader.request import Request  # noqa: E402
@@ -82,7 +83,7 @@ def theirs(target, draft, overrides=None):
     findings = Findings()
     try:
         loader.check(Request(str(target), str(draft), overrides=overrides or {}), findings)
-    except loader.RefusedError as error:
+    except RefusedError as error:
         kind = "vLLM misses" if str(error).startswith("load_weights") else "vLLM refuses"
         return f"{kind}: {error}"
     return f"vLLM misses: {findings.errors[0]}" if findings.errors else ""
@@ -175,7 +176,7 @@ def prepare(base):
         verdict, _, said = compared(config, Path(folder))
     assert verdict == "agree", said
     stand_in_for_humming()
-    loader._construct_target = fused_names_alone
+    loader.construct_target = fused_names_alone
     return kept
 
 
