@@ -31,6 +31,8 @@ from mtpforge.publishing.assembling import SCHEMA
 from mtpforge.publishing.graft import LAYER_FILE, Addition, Asked, Graft, Layer, laid_out
 from mtpforge.publishing.grafting import opened
 from mtpforge.publishing.patches import Patch
+from mtpforge.publishing.side_file import BLOCK as _BLOCK
+from mtpforge.publishing.side_file import side_file
 from mtpforge.publishing.target_files import TargetFiles, target_files
 from mtpforge.report import Trap
 from mtpforge.tensors import Spec
@@ -39,7 +41,6 @@ from mtpforge.writing.layout import ShardLayout
 
 _GOES = "goes"
 _MARK = "mtp-"
-_BLOCK = "quantization_config"
 
 
 def decide(asked: Asked, watching: Watching | None = None) -> Graft:
@@ -55,7 +56,7 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
     if files.content != made_for.text("content"):
         raise _other_target(target.label, files, made_for)
     addition, stated = _addition(folder, document, where)
-    addition = replace(addition, config=_config(addition, target, where))
+    addition = _with_side(replace(addition, config=_config(addition, target, where)), target)
     _refuse_foreign(folder, addition, family.layer(target.config), where)
     shards = tuple(_layout(folder, file) for file in folder.weight_files)
     refs = folder.locate(plain(name) for name in addition.tensors)
@@ -80,6 +81,16 @@ def _config(addition: Addition, target: Checkpoint, where: Where) -> Patch:
     if made != patch:
         raise _foreign(where, "it changes keys of config.json that no graft changes")
     return patch
+
+
+def _with_side(addition: Addition, target: Checkpoint) -> Addition:
+    """ModelOpt's side file as the block is: one of an older version may lack what the engine has to be told."""
+    if addition.side_goes:
+        return addition
+    block, side = addition.config.set.get(_BLOCK), addition.side
+    told = target.restated(block) if isinstance(block, dict) else target
+    patch, goes = side_file(target, told, engine_of(addition.engine), lambda s: s if side is None else side.applied(s))
+    return replace(addition, side=patch, side_goes=goes)
 
 
 def _refuse_foreign(folder: Folder, addition: Addition, layer: int, where: Where) -> None:

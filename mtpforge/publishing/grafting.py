@@ -6,14 +6,13 @@ is asked for, it is planned as `build` plans a draft for this target, and that d
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from mtpforge import errors, manifest, traps, versions
-from mtpforge.checkpoint import metadata, open_checkpoint
+from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import deciding, remarks
 from mtpforge.drafting.deciding import Job
@@ -25,7 +24,7 @@ from mtpforge.families import Family, family_of
 from mtpforge.publishing import patches
 from mtpforge.publishing.graft import LINKS, Addition, Asked, Graft, Layer, laid_out
 from mtpforge.publishing.layers import Taken, stated_hashes, taken
-from mtpforge.publishing.patches import Patch
+from mtpforge.publishing.side_file import side_file
 from mtpforge.publishing.target_files import target_files
 from mtpforge.scheme import Scheme
 from mtpforge.sourcing import refuse_other_model, stored_layer
@@ -55,7 +54,10 @@ def decide(asked: Asked, watching: Watching | None = None) -> Graft:
         layer, n_experts = Layer(held, {}, job), job.plan.n_experts
         specs, why = job.plan.specs, found
     config = patches.difference(target.config, engine.carrying_config(told))
-    side, goes = _side(target, told, family, engine, scheme)
+    restated = told.is_restated
+    side, goes = side_file(
+        target, told, engine, lambda s: engine.carry(target.restated(s), family, scheme) if restated else s
+    )
     addition = Addition(
         engine=asked.engine,
         target=target.identity,
@@ -168,17 +170,3 @@ def _job(asked: Asked, held: Checkpoint, watching: Watching, scheme: Scheme | st
     job = deciding.decide(request, Watching(lambda _: None, watching.on_progress))
     assert isinstance(job, Job)  # noqa: S101 -- it is asked for
     return job
-
-
-def _side(
-    target: Checkpoint, told: Checkpoint, family: Family, engine: Engine, scheme: Scheme
-) -> tuple[Patch | None, bool]:
-    """What changes in ModelOpt's side file where the block does, and whether the file goes: it could not say so."""
-    raw = target.small_file(metadata.SIDE_FILE) if told.is_restated else None
-    if raw is None:
-        return None, False
-    stated: dict[str, object] = json.loads(raw)
-    try:
-        return patches.difference(stated, engine.carry(target.restated(stated), family, scheme)), False
-    except MtpforgeError:
-        return None, True

@@ -99,6 +99,32 @@ def test_side_file_says_what_config_says(graft):
         assert LAYER + name in block["ignore"]
 
 
+def test_side_file_excludes_the_head_where_nothing_else_changes(graft, tinyglm):
+    """The layer goes in as it is stored: neither file is restated, and both have to name the draft's head."""
+    folder = graft("nvfp4", "nvfp4").path
+    side, block = (json.loads((folder / name).read_text()) for name in ("hf_quant_config.json", "config.json"))
+    before = json.loads((tinyglm("nvfp4") / "hf_quant_config.json").read_text())
+    assert block["quantization_config"]["ignore"][-1] == LAYER + "head"
+    excluded = [*before["quantization"]["exclude_modules"], LAYER + "head"]
+    changed = {"quantization": {**before["quantization"], "exclude_modules": excluded}, "quant_method": "modelopt"}
+    assert side == {**before, **changed}
+
+
+def test_side_file_of_another_form_is_left_alone_where_the_block_stays(tinyglm, tmp_path):
+    target = shutil.copytree(tinyglm("fp8"), tmp_path / "target")
+    (target / "hf_quant_config.json").write_text("no JSON")
+    made = mtpforge.graft(tinyglm("fp8"), target, out=tmp_path / "graft")
+    assert (made.path / "hf_quant_config.json").read_text() == "no JSON"
+
+
+def test_side_file_that_cannot_say_it_goes(tinyglm, tmp_path):
+    target = shutil.copytree(tinyglm("nvfp4"), tmp_path / "target")
+    (target / "hf_quant_config.json").write_text("no JSON")
+    made = mtpforge.graft(tinyglm("nvfp4"), target, out=tmp_path / "graft")
+    assert not (made.path / "hf_quant_config.json").exists()
+    assert json.loads((made.path / "mtpforge-graft.json").read_text())["side_file"] == "goes"
+
+
 def test_verify_judges_the_layer_of_a_graft_that_is_named_twice(graft, tinyglm):
     folder = graft("fp8", "awq-int4").path
     report = mtpforge.verify(folder, folder, tinyglm("fp8"))

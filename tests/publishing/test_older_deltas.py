@@ -48,7 +48,10 @@ def patched(delta, config):
     path = delta / "mtpforge-delta.json"
     document = json.loads(path.read_text())
     assert document["config"] != config
-    path.write_text(json.dumps(document | {"config": config}))
+    side = document["side_file"]
+    if side is not None:  # which did not exclude it either
+        side["set"]["quantization"]["exclude_modules"].remove(HEAD)
+    path.write_text(json.dumps(document | {"config": config, "side_file": side}))
     return delta
 
 
@@ -67,6 +70,8 @@ def test_delta_without_the_head_in_its_block_is_applied_with_it(tinyglm, tmp_pat
         "quantization_config": stated,
         **ROUTER,
     }
+    side = json.loads((made.path / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+    assert side[-1] == HEAD
     held = {}
     for folder in (delta, made.path):
         with safe_open(folder / "model-mtp.safetensors", "np") as file:
