@@ -75,7 +75,12 @@ def _config(addition: Addition, target: Checkpoint, where: Where) -> Patch:
     block = patch.set.get(_BLOCK, {})
     if _BLOCK in patch.set or _BLOCK in patch.remove:
         told = target.restated(block if isinstance(block, dict) else {})
-    made = patches.difference(target.config, engine_of(addition.engine).carrying_config(told))
+    try:
+        made = patches.difference(target.config, engine_of(addition.engine).carrying_config(told))
+    except MtpforgeError as error:
+        if told is target:
+            raise
+        raise _foreign(where, f"its patch: {': '.join(filter(None, (error.what, error.why)))}") from error
     if _BLOCK in made.set and isinstance(block, dict):
         patch = replace(patch, set=patch.set | {_BLOCK: made.set[_BLOCK]})
     if made != patch:

@@ -93,6 +93,36 @@ def test_a_key_that_no_graft_changes_is_refused_in_an_older_delta_too(tinyglm, t
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("ignore", 5, "`quantization_config.ignore` of config.json must be a list of strings: it is 5"),
+        ("quant_method", ["x"], "`quantization_config.quant_method` of config.json must be a string"),
+    ],
+)
+def test_a_block_of_wrong_types_is_said_to_be_the_delta_s(tinyglm, tmp_path, key, value, why):
+    target = tinyglm("nvfp4")
+    delta = mtpforge.delta(tinyglm("nvfp4"), target, out=tmp_path / "delta").path
+    block = own_block(target) | {key: value}
+    patched(delta, {"set": ROUTER | {"quantization_config": block}, "remove": []})
+    with pytest.raises(MtpforgeError, match="this delta is none that a graft makes") as refused:
+        mtpforge.graft(None, target, delta=delta, out=tmp_path / "graft")
+    assert refused.value.where == str(delta / "mtpforge-delta.json")
+    assert refused.value.why.startswith(f"its patch: {why}")
+    assert not (tmp_path / "graft").exists()
+
+
+@pytest.mark.parametrize("side", [{"quantization": 5}, {"quantization": {"exclude_modules": 5}}, {"producer": []}])
+def test_a_side_file_of_wrong_types_goes(tinyglm, tmp_path, side):
+    target = tinyglm("nvfp4")
+    delta = mtpforge.delta(tinyglm("nvfp4"), target, out=tmp_path / "delta").path
+    path = delta / "mtpforge-delta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"side_file": {"set": side, "remove": []}}))
+    made = mtpforge.graft(None, target, delta=delta, out=tmp_path / "graft")
+    assert not (made.path / "hf_quant_config.json").exists()
+    assert own_block(made.path)["ignore"][-1] == HEAD
+
+
+@pytest.mark.parametrize(
     "config",
     [{"set": ROUTER, "remove": ["quantization_config"]}, {"set": ROUTER | {"quantization_config": "x"}, "remove": []}],
     ids=["taken away", "a word"],
