@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from mtpforge import errors
+from mtpforge.durable import files
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.reporting import placing
 from mtpforge.reporting.blocks import Picture, Table
@@ -36,6 +37,13 @@ _PAGE_COLORS: Final = {
     **{color: f"var(--series-{number})" for number, color in enumerate(COLORS, 1)},
     INK: "currentColor",
 }
+_MARK: Final = "drawn by mtpforge"
+_MARKED: Final[dict[str, dict[str, str | None]]] = {  # by which an older picture is told; what else would change goes
+    ".png": {"Software": _MARK},
+    ".svg": {"Creator": _MARK, "Date": None},
+    ".pdf": {"Creator": _MARK, "CreationDate": None},
+}
+_END: Final = 1 << 16  # bytes of either end in which it stands
 _NO_DATE: Final = {"Date": None, "Creator": None}
 _FONT: Final = re.compile(r"font: ([\d.]+)px [^;\"]*")
 _NAMES: Final = re.compile(r'(\bid="|\burl\(#|\bhref="#)')
@@ -57,7 +65,8 @@ def refuse_no_library(option: str) -> None:
 def refuse(path: Path) -> None:
     """MtpforgeError where no picture could be drawn there.
 
-    No library, a suffix that it does not write, a folder that is missing, a checkpoint's or cannot be written.
+    No library, a suffix that it does not write, a folder that is missing, a checkpoint's or cannot be written, another
+    file than an older picture.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise MtpforgeError(
@@ -76,6 +85,7 @@ def refuse(path: Path) -> None:
             fix="make it, or choose another place with `--picture`",
             code=errors.MACHINE,
         )
+    placing.refuse_other(path, "picture", _is_picture)
     outside.refuse_checkpoint(path, "picture", "--picture")
     placing.refuse_unwritable(path, "picture")
 
@@ -86,10 +96,14 @@ def refuse_inside(path: Path, folders: Iterable[Path]) -> None:
 
 
 def save(path: Path, draw: Callable[[], Figure]) -> None:
-    """Write a figure as a picture. MtpforgeError where the place cannot be written."""
+    """Write a figure as a picture, at once. MtpforgeError where the place cannot be written, or is taken by now."""
+    placing.refuse_other(path, "picture", _is_picture)
+    suffix, drawn = path.suffix.lower(), io.BytesIO()
     try:
+        path.parent.stat()
         with _settings():
-            draw().savefig(path)
+            draw().savefig(drawn, format=suffix[1:], metadata=_MARKED[suffix])
+        files.replace(path.absolute(), drawn.getvalue())
     except OSError as error:
         raise MtpforgeError(
             f"`{shown(path)}` cannot be written",
@@ -97,6 +111,13 @@ def save(path: Path, draw: Callable[[], Figure]) -> None:
             why=error.strerror or str(error),
             code=errors.MACHINE,
         ) from error
+
+
+def _is_picture(file: BinaryIO) -> bool:
+    """Whether `save` wrote it; what older versions drew is not marked, and stays."""
+    begin = file.read(_END)
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+    return _MARK.encode() in begin or _MARK.encode() in file.read()
 
 
 def pictured(name: str, title: str, says: str, draw: Callable[[], Figure], table: Table) -> Picture:

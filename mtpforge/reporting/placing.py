@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
+from mtpforge import errors
 from mtpforge.durable.refusing import Words, refusals
+from mtpforge.errors import MtpforgeError, shown
 
 _ROOM: Final = bytes(128 * 1024)  # pages of the tiny model have half of it
 _BESIDE: Final = "." * 32  # what the name of a file has more that is to take a place
@@ -21,6 +24,25 @@ def words(what: str) -> Words:
         make_room=f"free some, or choose another place with `--{what}`",
         refused=f"the {what} cannot be written there",
         choose=f"choose another place with `--{what}`",
+    )
+
+
+def refuse_other(path: Path, what: str, is_ours: Callable[[BinaryIO], bool]) -> None:
+    """MtpforgeError, code 5, for what is there and no older page or picture of ours. is_ours: whether a file is one."""
+    with refusals(path, words(what)):
+        if not os.path.lexists(path):
+            return
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                if is_ours(file):
+                    return
+    found = "a link" if path.is_symlink() else "a folder" if path.is_dir() else f"no {what} of mtpforge"
+    raise MtpforgeError(
+        f"the {what} would take the place of something else",
+        where=shown(path),
+        why=f"it is {found}; only an older {what} is replaced",
+        fix=f"choose another name with `--{what}`",
+        code=errors.MACHINE,
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from mtpforge import errors
 from mtpforge.durable import files
@@ -32,9 +31,7 @@ def refuse(path: Path) -> None:
             code=errors.USAGE,
         )
     refuse_no_library("--report")
-    with refusals(path, placing.words(_WHAT)):
-        if os.path.lexists(path):
-            _refuse_other(path)
+    placing.refuse_other(path, _WHAT, _is_report)
     outside.refuse_checkpoint(path, _WHAT, "--report")
     placing.refuse_unwritable(path, _WHAT)
 
@@ -51,17 +48,5 @@ def write(path: Path, page: str) -> None:
         files.replace(path.absolute(), page.encode())
 
 
-def _refuse_other(path: Path) -> None:
-    """What is there must be an older report."""
-    if path.is_file() and not path.is_symlink():
-        with path.open("rb") as file:
-            if _MARK in file.read(_HEAD):
-                return
-    what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no report of mtpforge"
-    raise MtpforgeError(
-        "the report would take the place of something else",
-        where=shown(path),
-        why=f"it is {what}; only an older report is replaced",
-        fix="choose another name with `--report`",
-        code=errors.MACHINE,
-    )
+def _is_report(file: BinaryIO) -> bool:
+    return _MARK in file.read(_HEAD)

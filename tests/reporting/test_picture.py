@@ -6,6 +6,7 @@ import builtins
 import xml.etree.ElementTree as ET
 
 import pytest
+from matplotlib.figure import Figure
 
 from mtpforge.errors import MtpforgeError
 from mtpforge.reporting import charts, drawing
@@ -44,6 +45,28 @@ def test_suffix_that_is_no_picture_is_refused_first(tmp_path):
 
 def draw():
     return charts.experts(SCORES, KEPT, titles(tuple(SCORES)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "SVG"])
+def test_only_an_older_picture_is_replaced(tmp_path, suffix):
+    """Another one of the same form, by matplotlib too, is somebody's own."""
+    own, ours, link = (tmp_path / f"{name}.{suffix}" for name in ("own", "ours", "link"))
+    Figure().savefig(own)
+    before = own.read_bytes()
+    drawing.save(ours, draw)
+    link.symlink_to(ours)
+    drawn = ours.read_bytes()
+    for path, what in ((own, "no picture of mtpforge"), (link, "a link")):
+        for refuse in (drawing.refuse, lambda at: drawing.save(at, draw)):
+            with pytest.raises(MtpforgeError, match="the picture would take the place of something else") as caught:
+                refuse(path)
+            assert caught.value.why == f"it is {what}; only an older picture is replaced"
+            assert caught.value.fix == "choose another name with `--picture`"
+            assert caught.value.code == 5
+    assert own.read_bytes() == before
+    drawing.refuse(ours)
+    drawing.save(ours, draw)
+    assert ours.read_bytes() == drawn, "the same data gives the same bytes"
 
 
 def test_picture_shows_every_method_with_its_cut(tmp_path):
