@@ -61,6 +61,7 @@ def command(  # noqa: D103 -- the help text above
     from mtpforge.durable.refusing import Words, refusals
     from mtpforge.publishing.calls import card
     from mtpforge.publishing.card import doubts
+    from mtpforge.writing import outside
 
     place = out or folder_of(draft) / _FILE
     if place.suffix.lower() != ".md":
@@ -71,6 +72,9 @@ def command(  # noqa: D103 -- the help text above
             fix="a name that ends in .md: `-o card.md`",
             code=errors.USAGE,
         )
+    if place.resolve().parent != folder_of(draft).resolve():
+        outside.refuse_checkpoint(place, "card", "-o")
+        outside.refuse_inside(place, "card", "-o", [Path(named) for named in (source, target) if named])
     _refuse_existing(place, force=force)
     text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
     choose = "choose another place with `-o`"

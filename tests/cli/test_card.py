@@ -97,3 +97,15 @@ def test_name_that_push_refuses_is_refused(run, draft, tmp_path, name):
     ran = run("card", draft, "--name", name, "-o", tmp_path / "card.md")
     assert (ran.code, "is no name of a repository" in ran.err, "`--name`" in ran.err) == (2, True, True)
     assert not (tmp_path / "card.md").exists()
+
+
+def test_card_is_put_into_no_other_checkpoint(run, draft, tmp_path):
+    target = shutil.copytree(DEMO / "awq-int4", tmp_path / "target")
+    (tmp_path / "ggufs").mkdir()  # nothing in it says that it is a model's, but for the option
+    for place, named in ((target / "README.md", ()), (tmp_path / "ggufs" / "c.md", ("--source", tmp_path / "ggufs"))):
+        ran = run("card", draft, "-o", place, *named)
+        assert (ran.code, place.exists()) == (5, False)
+        assert f"error: the card would lie in the folder of a checkpoint\nwhere: {place}\n" in ran.err
+        assert ran.err.endswith("hint: choose a place beside it with `-o`\n")
+    assert run("card", draft, "-o", tmp_path / "c.md").code == 0
+    assert run("card", draft, "-o", draft / "of-mine.md").code == 0
