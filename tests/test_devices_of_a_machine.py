@@ -99,7 +99,12 @@ def test_page_cache_in_the_gpu_s_memory_is_told(monkeypatch, tmp_path, text, ver
     assert ("drop_caches" in check.fix) == (verdict == "warning")
 
 
+def rows(report):
+    return [(check.name, check.verdict, check.detail) for check in report.checks]
+
+
 TABLES = {
+    "versions": {"vllm": "0.33.0", "torch": "2.13.0+cu130"},
     "methods": {"awq": 75, "fp_quant": 100, "compressed-tensors": 70},
     "schemes": {"W8A8Fp8": 89},
     "kernels": {"fp8": ["Marlin"], "mxfp6": []},
@@ -126,25 +131,52 @@ def engine(monkeypatch):
 def test_kernels_are_told_by_the_engine_s_own_tables(engine, driver):
     driver("NVIDIA A100, 8.0, 81920, 570, 1410, 210\nNVIDIA H200, 9.0, 143771, 570, 1980, 345\n")
     report = machine.doctor(sys.executable)
-    told = {check.name: (check.verdict, check.detail) for check in report.checks}
     assert engine == [(80, sys.executable)]  # the older GPU decides
-    assert told["vLLM, quantization"] == (
-        *("passed", "at sm_80: compressed-tensors, awq; wants a newer GPU for fp_quant (sm_100)"),
-    )
-    assert told["vLLM, compressed-tensors"] == ("passed", "at sm_80: nothing; wants a newer GPU for W8A8Fp8 (sm_89)")
-    assert told["vLLM, fp8"] == ("passed", "Marlin")
-    assert told["vLLM, mxfp6"] == ("warning", "no kernel at this capability")
-    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES}
+    assert [row for row in rows(report) if row[0].startswith("vLLM")] == [
+        ("vLLM, asked", "passed", f"0.33.0 in {sys.executable}, torch 2.13.0+cu130"),
+        ("vLLM, quantization", "passed", "at sm_80: awq, compressed-tensors"),
+        ("vLLM, quantization", "warning", "wants a newer GPU for fp_quant (sm_100)"),
+        ("vLLM, compressed-tensors", "warning", "wants a newer GPU for W8A8Fp8 (sm_89)"),
+        ("vLLM, fp8", "passed", "Marlin"),
+        ("vLLM, mxfp6", "warning", "no kernel at this capability"),
+    ]
+    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES | {"python": sys.executable}}
     assert [gpu["capability"] for gpu in plain(report)["facts"]["gpus"]] == ["8.0", "9.0"]
 
 
 def test_without_a_gpu_least_capabilities_are_told_and_no_kernel(engine, monkeypatch):
     monkeypatch.setattr(devices, "gpus", lambda: "no `nvidia-smi` on PATH")
-    told = {check.name: (check.verdict, check.detail) for check in machine.doctor(sys.executable).checks}
-    assert told["vLLM, quantization"] == (
-        *("not checked", "no GPU is known here; least capability: compressed-tensors 70, awq 75, fp_quant 100"),
-    )
-    assert "vLLM, fp8" not in told
+    told = rows(machine.doctor(sys.executable))
+    assert [(verdict, detail) for name, verdict, detail in told if name == "vLLM, quantization"] == [
+        ("not checked", "from sm_70: compressed-tensors"),
+        ("not checked", "from sm_75: awq"),
+        ("not checked", "from sm_100: fp_quant"),
+    ]
+    (asked,) = [detail for name, _, detail in told if name == "vLLM, asked"]
+    assert asked.endswith("; no GPU is known here: the least capability of each is told")
+    assert "vLLM, fp8" not in {name for name, *_ in told}
+
+
+def test_an_engine_that_was_asked_is_not_said_to_be_absent(engine, monkeypatch):
+    monkeypatch.setattr(machine, "versions", lambda: {"vllm": "", "sglang": ""})
+    assert "vllm" not in {name for name, *_ in rows(machine.doctor(sys.executable))}
+    assert ("sglang", "not checked", "not installed here") in rows(machine.doctor(sys.executable))
+    monkeypatch.setattr(machine, "versions", lambda: {"vllm": "0.30.0"})
+    assert ("vllm", "passed", "0.30.0") in rows(machine.doctor(sys.executable))
+
+
+def test_long_lists_are_told_in_rows_that_a_terminal_has_room_for(engine, driver, monkeypatch):
+    methods = {f"method_{number:02}": 75 for number in range(40)}
+    told = {"vllm": replace(ENGINES["vllm"], tables=lambda *_: {"methods": methods})}
+    monkeypatch.setattr(kernels, "ENGINES", told)
+    driver("NVIDIA H200, 9.0, 143771, 570, 1980, 345\n")
+    report = machine.doctor(sys.executable)
+    details = [detail for name, _, detail in rows(report) if name == "vLLM, quantization"]
+    assert len(details) > 3
+    assert max(map(len, details)) < 110
+    assert ", ".join(detail.removeprefix("at sm_90: ") for detail in details) == ", ".join(methods)
+    (asked,) = [detail for name, _, detail in rows(report) if name == "vLLM, asked"]
+    assert asked == f"version unknown in {sys.executable}"
 
 
 def broken(*_):
@@ -159,7 +191,7 @@ def test_an_engine_that_fails_is_said_beside_one_that_answers(engine, monkeypatc
     assert found == Check(
         "SGLang, tables", "not checked", "the engine's loader ended without a verdict: exit 1: boom", "try it"
     )
-    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES}
+    assert plain(report)["facts"]["engines"] == {"vLLM": TABLES | {"python": sys.executable}}
 
 
 def test_of_two_that_do_not_answer_the_one_that_is_there_is_told(engine, monkeypatch):

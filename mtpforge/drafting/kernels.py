@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from mtpforge.drafting.devices import Gpu
@@ -13,6 +13,7 @@ from mtpforge.errors import MtpforgeError, shown
 from mtpforge.report import Check
 
 _NO_GPU: Final = 90  # what an engine is asked by where there is none: only its least capabilities are told then
+_WIDE: Final = 90  # characters of a line of names
 _NAMED: Final = {"methods": "quantization", "schemes": "compressed-tensors"}
 
 
@@ -21,6 +22,7 @@ def tables(
 ) -> tuple[dict[str, Mapping[str, object]], dict[str, MtpforgeError]]:
     """By an engine's name what its tables say, asked in these interpreters, PATH:PATH, and why those of others do not.
 
+    Its interpreter is told beside them, as `python`.
     An engine that an interpreter lacks is in neither; nothing for None. MtpforgeError where no engine of one answers.
     """
     told: dict[str, Mapping[str, object]] = {}
@@ -30,7 +32,7 @@ def tables(
         failed: dict[str, MtpforgeError] = {}
         for engine in ENGINES.values():
             try:
-                answers[engine.name] = engine.tables(_capability(found) or _NO_GPU, path)
+                answers[engine.name] = {**engine.tables(_capability(found) or _NO_GPU, path), "python": path}
             except MtpforgeError as error:
                 failed[engine.name] = error
         if not answers:
@@ -43,20 +45,21 @@ def tables(
 def checks(
     found: tuple[Gpu, ...] | str, told: Mapping[str, Mapping[str, object]], broken: Mapping[str, MtpforgeError]
 ) -> tuple[Check, ...]:
-    """What each engine takes and what it wants a newer GPU for; without a GPU the least capabilities."""
+    """Who was asked; what each engine takes and what it wants a newer GPU for; without a GPU the least capabilities."""
     if not told:
         fix = "`mtpforge doctor --engine-python PATH` asks the engine of that interpreter"
         return (Check("kernels", "not checked", "no engine was asked what it runs at this GPU's capability", fix),)
     capability = _capability(found)
     rows: list[Check] = []
     for engine, facts in told.items():
+        rows.append(Check(f"{engine}, asked", "passed", _asked(engine, facts, capability)))
         for key, label in _NAMED.items():
-            rows.append(_taken(f"{engine}, {label}", _numbers(facts.get(key)), capability))
+            rows += _taken(f"{engine}, {label}", _numbers(facts.get(key)), capability)
         rows += _missing(engine, facts.get("missing"))
         kinds = facts.get("kernels")
         if capability is not None and isinstance(kinds, Mapping):
             for kind, names in kinds.items():
-                rows.append(_kernels(f"{engine}, {kind}", [str(name) for name in names]))
+                rows += _kernels(f"{engine}, {kind}", [str(name) for name in names])
     for engine, error in broken.items():
         said = ": ".join(filter(None, (error.what, error.why)))
         rows.append(Check(f"{engine}, tables", "not checked", said, error.fix))
@@ -77,21 +80,50 @@ def _capability(found: tuple[Gpu, ...] | str) -> int | None:
     return min(int(major) * 10 + int(minor or 0) for major, _, minor in (g.capability.partition(".") for g in found))
 
 
-def _taken(name: str, least: Mapping[str, int], capability: int | None) -> Check:
-    listed = sorted(least, key=lambda each: (least[each], each))
+def versions_of(facts: Mapping[str, object]) -> dict[str, str]:
+    """Package -> version, of the engine's interpreter: its own and torch's; {} where it did not tell."""
+    found = facts.get("versions")
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _asked(engine: str, facts: Mapping[str, object], capability: int | None) -> str:
+    """`0.33.0 in ~/serving/bin/python, torch 2.13.0`."""
+    found = versions_of(facts)
+    package = next((each.package for each in ENGINES.values() if each.name == engine), "")
+    own, rest = found.pop(package, "version unknown"), [f", {name} {version}" for name, version in found.items()]
+    unknown = "" if capability is not None else "; no GPU is known here: the least capability of each is told"
+    return f"{shown(own)} in {shown(facts.get('python', ''))}{shown(''.join(rest))}{unknown}"
+
+
+def _taken(name: str, least: Mapping[str, int], capability: int | None) -> Iterator[Check]:
+    """What is taken at this capability, then what wants a higher one; where none is known, all by their least."""
+    for wanted in sorted(set(least.values())) if capability is None else ():
+        for names in _lines(each for each in least if least[each] == wanted):
+            yield Check(name, "not checked", f"from sm_{wanted}: {names}")
     if capability is None:
-        told = ", ".join(f"{each} {least[each]}" for each in listed)
-        return Check(name, "not checked", f"no GPU is known here; least capability: {told}")
-    taken = [each for each in listed if least[each] <= capability]
-    newer = [f"{each} (sm_{least[each]})" for each in listed if least[each] > capability]
-    more = f"; wants a newer GPU for {', '.join(newer)}" if newer else ""
-    return Check(name, "passed", f"at sm_{capability}: {', '.join(taken) or 'nothing'}{more}")
+        return
+    for names in _lines(each for each in least if least[each] <= capability):
+        yield Check(name, "passed", f"at sm_{capability}: {names}")
+    for names in _lines(f"{each} (sm_{least[each]})" for each in least if least[each] > capability):
+        yield Check(name, "warning", f"wants a newer GPU for {names}")
 
 
-def _kernels(name: str, found: list[str]) -> Check:
-    if found:
-        return Check(name, "passed", ", ".join(found))
-    return Check(name, "warning", "no kernel at this capability")
+def _kernels(name: str, found: list[str]) -> Iterator[Check]:
+    for names in _lines(found, is_sorted=True):
+        yield Check(name, "passed", names)
+    if not found:
+        yield Check(name, "warning", "no kernel at this capability")
+
+
+def _lines(names: Iterable[str], *, is_sorted: bool = False) -> list[str]:
+    """Names with commas between, in lines that a terminal has room for."""
+    lines: list[str] = []
+    for name in names if is_sorted else sorted(names):
+        if lines and len(lines[-1]) + len(name) < _WIDE:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(name)
+    return lines
 
 
 def _numbers(found: object) -> dict[str, int]:

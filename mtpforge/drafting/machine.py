@@ -24,12 +24,15 @@ def doctor(engine_python: str | None = None) -> Report:
     """GPUs, memory, disk; Python, the libraries, the engines beside it: what is missing or too old has failed.
 
     engine_python: interpreters, PATH:PATH for two, whose engines are asked what they take at this GPU's capability;
-    MtpforgeError where one has none. Facts: gpus, and the engines' own tables by name.
+    MtpforgeError where one has none; of one that is asked, another row tells the version. Facts: gpus, and the engines'
+    own tables by name.
     """
     refuse_no_program(engine_python)
     found = devices.gpus()
     tables, broken = kernels.tables(found, engine_python)
-    libraries = (*(_check(name, version_) for name, version_ in versions().items()), *_extras(), _nccl())
+    asked = {engine.package for engine in ENGINES.values() if engine.name in tables}
+    here = {name: found_ for name, found_ in versions().items() if found_ or name not in asked}
+    libraries = (*(_check(name, found_) for name, found_ in here.items()), *_extras(), _nccl())
     checks = (*libraries, *devices.checks(found), *kernels.checks(found, tables, broken))
     return Report("doctor", checks, facts={"gpus": [] if isinstance(found, str) else list(found), "engines": tables})
 
