@@ -34,7 +34,7 @@ def render(document: Mapping[str, object], argv: Sequence[str] = ()) -> str:
     """The page. document: what `--json` prints, plain data; argv: what was typed after `mtpforge`."""
     from mtpforge.drafting.machine import versions
 
-    about: dict[str, object] = {"argv": list(argv), "versions": versions()}
+    about: dict[str, object] = {"argv": list(argv), "versions": _with_engines(versions(), document.get("engine"))}
     if document["command"] == _CURVE:
         about["published"] = _curve()
     at = At({**document, "page": about})
@@ -55,6 +55,23 @@ def render(document: Mapping[str, object], argv: Sequence[str] = ()) -> str:
             data=at.value,
         )
     )
+
+
+def _with_engines(here: Mapping[str, str], report: object) -> dict[str, str]:
+    """Versions of this environment, with those of the one whose engine was asked: report of its loader, or none.
+
+    A library that both have, in two versions, is told twice. Of two engines the facts are one deeper, by package.
+    """
+    facts = report.get("facts") if isinstance(report, Mapping) else None
+    both = [facts, *facts.values()] if isinstance(facts, Mapping) else []
+    told = dict(here)
+    for each in both:
+        stated = each.get("versions") if isinstance(each, Mapping) else None
+        found: Mapping[str, object] = stated if isinstance(stated, Mapping) else {}
+        for name, version in found.items():
+            key = name if told.get(name, "") in ("", version) else f"{name}, where {next(iter(found))} was asked"
+            told[key] = str(version)
+    return told
 
 
 def _unchecked(missing: Sequence[tuple[str, str]], limits: Sequence[str]) -> Section:

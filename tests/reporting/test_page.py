@@ -61,6 +61,35 @@ def test_same_document_gives_the_same_bytes_whatever_the_user_s_own_settings_are
         assert render(stored("fidelity"), ["--x"]) == first
 
 
+VLLM = {"versions": {"vllm": "0.33.0", "torch": "2.13.0+cu130"}}
+SGLANG = {"versions": {"sglang": "0.5.23", "torch": "2.12.1"}}
+
+
+@pytest.mark.parametrize(
+    ("here", "facts", "told"),
+    [
+        ({"torch": "2.13.0+cu130", "vllm": "", "sglang": ""}, VLLM, {"vllm": "0.33.0"}),
+        (
+            {"torch": "2.10.0", "vllm": "0.30.0"},
+            VLLM,
+            {"vllm, where vllm was asked": "0.33.0", "torch, where vllm was asked": "2.13.0+cu130"},
+        ),
+        (
+            {"torch": "2.13.0+cu130", "vllm": "", "sglang": ""},
+            {"vllm": VLLM, "sglang": SGLANG},
+            {"vllm": "0.33.0", "sglang": "0.5.23", "torch, where sglang was asked": "2.12.1"},
+        ),
+        ({"torch": "2.10.0", "vllm": ""}, {"versions": 5}, {}),
+    ],
+)
+def test_version_of_the_engine_that_was_asked_is_on_the_page(monkeypatch, here, facts, told):
+    monkeypatch.setattr("mtpforge.drafting.machine.versions", lambda: here)
+    document = stored("validate")
+    document["engine"]["facts"] = {**document["engine"]["facts"], "versions": {}, **facts}
+    found = Read(render(document)).document["page"]["versions"]
+    assert found == here | told
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_name_out_of_a_checkpoint_is_only_ever_text(name):
     def spoiled(value):
