@@ -15,6 +15,8 @@ from mtpforge.cli.output import Ending, Screen
 from mtpforge.cli.verify import draft_argument
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mtpforge.judging.validating import Part
 
 
@@ -91,8 +93,11 @@ def _shown(screen: Screen, part: Part) -> Ending:
 
     found: dict[str, object] = {"fidelity": part.found, "predictions": part.report}
     if part.error is not None:
-        ending = Ending(found if part.name == "fidelity" else {}, part.exit_code)
-        return screen.partly(part.error, ending)
+        kept: Mapping[str, object] = found if part.name == "fidelity" else {}
+        if part.report.checks[1:]:  # one of two engines was asked
+            screen.report(part.report)
+            kept = {part.name: part.report}
+        return screen.partly(part.error, Ending(kept, part.exit_code))
     if part.found is not None:
         screen.line()
         show(screen, part.found, part.found.drafts[0])

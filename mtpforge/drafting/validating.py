@@ -10,7 +10,7 @@ from pathlib import Path
 from mtpforge import errors
 from mtpforge.checkpoint import Named, open_checkpoint, refuse_below_a_folder
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import engine_of
+from mtpforge.engines import engine_of, named
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
@@ -29,23 +29,44 @@ def verified(
 ) -> Report:
     """What verify finds, but for what it leaves to the engine: that is answered by `loaded`, or refused there."""
     refuse_swapped("validate", open_checkpoint(draft), target, family_of(target.config))
-    report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
+    try:
+        report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
+    except MtpforgeError as error:
+        build = shlex.join(["mtpforge", "build", "--target", target.label, *named(engine), "--scheme"])
+        error.fix = error.fix.replace("`--scheme` with one of", f"`{build} NAME`, with one of")
+        raise
     return replace(report, checks=tuple(check for check in report.checks if check.name != "loader"))
 
 
+def serving_fix(found: Report) -> str:
+    """What to type where a draft cannot be served so, on so many ranks; "" where it can. found: by verify."""
+    failed = [check.detail for check in found.checks if check.name == "serving" and check.verdict == "failed"]
+    told = (trap.fix for trap in found.traps if trap.severity == "error" and any(trap.message in why for why in failed))
+    return next(filter(None, told), "")
+
+
 def loaded(
-    draft: str, target: Checkpoint, source: Checkpoint | None, engine: str, serving: Serving, python: str | None
+    draft: str,
+    target: Checkpoint,
+    source: Checkpoint | None,
+    engine: str,
+    serving: Serving,
+    python: str | None,
+    instead: str = "",
 ) -> Report:
-    """What the loader says, asked in the interpreter `python`, None for this one. Code 5 where there is no engine."""
+    """What the loader says, asked in the interpreter `python`, None for this one. Code 5 where there is no engine.
+
+    instead: what to do about a refusal, where that is known; else the draft is made anew.
+    """
     folder, judge = folder_of(draft), engine_of(engine)
     report = judge.ask(folder, as_served(open_checkpoint(folder), target, judge), serving, python)
-    anew = rebuild_advice(draft, target, source, engine, serving)
+    anew = instead or rebuild_advice(draft, target, source, engine, serving)
     return replace(report, checks=tuple(replace(c, fix=c.fix.format(anew=anew)) for c in report.checks))
 
 
-def folder_of(named: Named) -> Path:
+def folder_of(given: Named) -> Path:
     """The draft's folder: engines read files, so a hub repository has to be downloaded first."""
-    draft = os.fspath(named) if isinstance(named, str | os.PathLike) else named.location
+    draft = os.fspath(given) if isinstance(given, str | os.PathLike) else given.location
     path = Path(os.path.expanduser(draft))  # noqa: PTH111 -- Path's raises where nobody is called so
     is_there = os.path.exists(path)  # noqa: PTH110 -- Path's raises for a name that is too long
     if is_there and path.is_dir():

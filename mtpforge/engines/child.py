@@ -21,11 +21,14 @@ from typing import Any, Final, TypedDict
 
 from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.report import Check
 
 # Headers of a full-size draft take 15 s on two cores, imports included; values read from a slow disk take minutes.
 TIMEOUT_SECONDS: Final = 1800
+_PROBE_SECONDS: Final = 60
 # The exit code of a loader where its engine is not there; one that cannot be imported ends with another.
 _NOT_INSTALLED: Final = 2
+LOADS: Final = "engine loads the draft"  # the check that each engine's loader answers first
 _ABSENT: Final = "no engine found to ask"
 _HERE: Final = Path(__file__).parent
 _PACKAGE: Final = __name__.rpartition(".")[0]
@@ -63,16 +66,17 @@ class Findings(TypedDict):
     facts: dict[str, object]
 
 
-def refuse_no_program(python: str | None) -> None:
+def refuse_no_program(python: str | None, *, several: bool = True) -> None:
     """MtpforgeError, code MACHINE, where a named interpreter, or one of two, is none: before anything that takes long.
 
-    Whether an engine is in it is seen when it is asked.
+    Whether an engine is in it is seen when it is asked. several: whether two may be named.
     """
     if python is None or _program(python) is not None:
         return
-    for each in python.split(os.pathsep):
-        if _program(each) is None:
-            raise _no_program(each, "the engine")
+    each = python.split(os.pathsep)
+    missing = next((path for path in each if _program(path) is None), "")
+    if missing or not several:
+        raise _no_program(missing or python, "the engine", several=len(each) > 1)
 
 
 def _program(python: str) -> str | None:
@@ -91,8 +95,11 @@ def interpreter(loader: Loader, python: str | None) -> str:
     return str(Path(found).absolute())
 
 
-def _no_program(python: str, engine: str) -> MtpforgeError:
-    return _no_engine(engine, f"no program {shown(python)}", where="--engine-python")
+def _no_program(python: str, engine: str, *, several: bool = False) -> MtpforgeError:
+    error = _no_engine(engine, f"no program {shown(python)}", where="--engine-python")
+    if several and os.pathsep in python:
+        error.fix = f"`--engine both` asks two, each by its own, `--engine-python PATH{os.pathsep}PATH`; else name one"
+    return error
 
 
 def _no_engine(engine: str, why: str, where: str = "") -> MtpforgeError:
@@ -108,6 +115,12 @@ def _no_engine(engine: str, why: str, where: str = "") -> MtpforgeError:
 def is_absent(error: MtpforgeError) -> bool:
     """Whether an engine was not asked because it is not there, not because it failed."""
     return error.what == _ABSENT
+
+
+def not_asked(error: MtpforgeError) -> Check:
+    """The check of an engine that could not be asked."""
+    what = ": ".join(filter(None, (error.what, error.why or error.where)))
+    return Check(LOADS, "not checked", what, error.fix)
 
 
 def module_of(loader: Loader, home: Path) -> str:
@@ -153,6 +166,8 @@ def ask(
             raise _no_engine(
                 loader.shown, f"{shown(interpreter)} cannot be run: {error.strerror}", where="--engine-python"
             ) from error
+    if not answer.exists():
+        _refuse_no_python(loader, interpreter)
     last_words = " ".join(said.read_text(errors="replace").split())[-500:]
     if code == _NOT_INSTALLED:
         raise _no_engine(loader.shown, f"{loader.shown} cannot be imported by {interpreter}: {shown(last_words)}")
@@ -166,6 +181,19 @@ def ask(
         )
     findings: Findings = json.loads(answer.read_text())
     return findings
+
+
+def _refuse_no_python(loader: Loader, interpreter: str) -> None:
+    """MtpforgeError for a program that runs no Python: what it says of our files helps nobody."""
+    probe = [interpreter, "-c", "import sys"]
+    try:
+        subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS, check=True)
+    except subprocess.CalledProcessError:
+        raise _no_engine(
+            loader.shown, f"{shown(interpreter)} is no Python interpreter", where="--engine-python"
+        ) from None
+    except subprocess.TimeoutExpired:
+        return  # it is one, or waits for something: the caller says how it ended
 
 
 def _by_hand(loader: Loader, interpreter: str) -> str:

@@ -140,7 +140,7 @@ def _report(loader: Loader, findings: Findings, seconds: float) -> Report:
     }
     version = _version(loader, findings)
     loads = Check(
-        "engine loads the draft",
+        child.LOADS,
         "passed" if findings["accepted"] else "failed",
         f"{loader.shown} {version}: {facts.get('class', 'refused before its class was built')}"
         if findings["accepted"]

@@ -7,14 +7,16 @@ and the block in the draft's config.json tells the second so. What the second ca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from mtpforge import errors
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines.child import Findings
+from mtpforge.engines.child import Findings, is_absent, not_asked
 from mtpforge.engines.command import Command
 from mtpforge.engines.engine import Engine, Serving, own_config
 from mtpforge.engines.overlay import presets
@@ -199,16 +201,56 @@ def _serve(both: tuple[Engine, Engine]) -> Callable[[Checkpoint, str, Serving, S
 
 
 def _ask(both: tuple[Engine, Engine]) -> Callable[[Path, Checkpoint, Serving, str | None], Report]:
-    """Both loaders; `python` holds an interpreter for each, with the path separator between, or one that has both."""
+    """Both loaders; `python` holds an interpreter for each, with the path separator between, or one that has both.
+
+    Where one is not there the other is asked all the same.
+    """
 
     def ask(draft: Path, target: Checkpoint, serving: Serving, python: str | None) -> Report:
-        reports = [e.ask(draft, target, serving, p) for e, p in zip(both, _pythons(python), strict=True)]
-        checks = [_of(engine, check) for engine, report in zip(both, reports, strict=True) for check in report.checks]
-        traps = tuple(trap for report in reports for trap in report.traps)
-        facts: dict[str, object] = {engine.package: report.facts for engine, report in zip(both, reports, strict=True)}
-        return Report(reports[0].command, tuple(checks), traps, facts)
+        reports: list[Report | MtpforgeError] = []
+        for engine, own in zip(both, _pythons(python), strict=True):
+            try:
+                reports.append(engine.ask(draft, target, serving, own))
+            except MtpforgeError as error:
+                if error.code != errors.MACHINE:
+                    raise
+                reports.append(error)
+        named = _interpreters(both, python, reports)
+        for each in reports:
+            if isinstance(each, MtpforgeError) and is_absent(each):
+                each.fix = f"name an interpreter for each: `--engine-python {named}`"
+        return _joined(both, reports)
 
     return ask
+
+
+def _joined(both: tuple[Engine, Engine], found: Sequence[Report | MtpforgeError]) -> Report:
+    """What each says, or why it was not asked; MtpforgeError where neither was."""
+    checks: list[Check] = []
+    facts: dict[str, object] = {}
+    traps: list[Trap] = []
+    for engine, each in zip(both, found, strict=True):
+        if isinstance(each, MtpforgeError):
+            check = not_asked(each)
+            checks.append(_of(engine, replace(check, detail=each.why) if is_absent(each) else check))
+        else:
+            checks += [_of(engine, check) for check in each.checks]
+            traps += each.traps
+            facts[engine.package] = each.facts
+    if not facts and isinstance(found[0], MtpforgeError):
+        raise found[0]
+    return Report("validate", tuple(checks), tuple(traps), facts)
+
+
+def _interpreters(both: tuple[Engine, Engine], python: str | None, found: Sequence[Report | MtpforgeError]) -> str:
+    """PATH:PATH with those that answered, and a word for each that did not."""
+    able = [not (isinstance(each, MtpforgeError) and is_absent(each)) for each in found]
+    given = _pythons(python or sys.executable)
+    words = (
+        own if is_able else f"{engine.name.upper()}/bin/python"
+        for engine, own, is_able in zip(both, given, able, strict=True)
+    )
+    return os.pathsep.join(map(str, words))
 
 
 def _pythons(named: str | None) -> list[str | None]:

@@ -18,7 +18,7 @@ from mtpforge.checkpoint import open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting.devices import gpus
 from mtpforge.engines import engine_of
-from mtpforge.engines.child import Findings
+from mtpforge.engines.child import LOADS, Findings
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -71,8 +71,15 @@ def engine_pass(
 
 def beside(answer: Report, asked: Callable[[], Report]) -> Report:
     """What the loader answered, and of a draft that it takes what a pass comes to: `asked`, which takes longer."""
-    passed = asked() if answer.ok else _not_run("the loader does not take the draft")
+    passed = asked() if answer.ok else _not_run(_why_not(answer))
     return replace(answer, checks=answer.checks + passed.checks, facts={**answer.facts, **passed.facts})
+
+
+def _why_not(answer: Report) -> str:
+    failed = [check.name for check in answer.checks if check.verdict == "failed"]
+    if not failed or any(name.startswith(LOADS) for name in failed):
+        return "the loader does not take the draft"
+    return f"the loader takes the draft, but `{failed[0]}` failed"
 
 
 def _not_run(why: str, fix: str = "") -> Report:

@@ -8,7 +8,7 @@ predictions    fidelity, where inputs are given
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,7 +17,8 @@ from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting import validating
 from mtpforge.drafting.request import Watching
-from mtpforge.engines.child import refuse_no_program
+from mtpforge.engines import behind
+from mtpforge.engines.child import LOADS, not_asked, refuse_no_program
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
@@ -25,7 +26,7 @@ from mtpforge.judging import engine_pass, roles
 from mtpforge.judging import fidelity as comparing
 from mtpforge.judging.fidelity import Fidelity, fidelity
 from mtpforge.nextn.inputs import read, refuse_no_file
-from mtpforge.report import Check, Report
+from mtpforge.report import Report
 
 _NAME: Final = "predictions"
 
@@ -48,7 +49,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One answer. error: what kept it from being asked, which the report then says as a check. found: fidelity's."""
+    """One answer. error: what kept it from being asked, all of it or one of two engines; the report says it as a check.
+
+    found: fidelity's.
+    """
 
     name: Literal["verify", "engine", "fidelity"]
     report: Report
@@ -57,37 +61,46 @@ class Part:
 
     @property
     def exit_code(self) -> int:
-        """Of the answer, or of what ended it early."""
-        return self.report.exit_code if self.error is None else self.error.code
+        """Of the answer, or of what ended it early: a no comes first."""
+        return self.report.exit_code or (errors.DONE if self.error is None else self.error.code)
 
 
 def parts(asked: Asked, watching: Watching) -> Iterator[Part]:
     """Each part when it is done. MtpforgeError for what no part can be asked with, before the first."""
+    refuse_no_program(asked.python, several=len(behind(asked.engine)) > 1)
     _refuse_unusable(asked)
     draft, target, source = asked.draft, asked.target, asked.source
     engine, serving, on_progress = asked.engine, asked.serving, watching.on_progress
-    yield Part("verify", validating.verified(draft, target, source, engine, serving, on_progress))
+    found = validating.verified(draft, target, source, engine, serving, on_progress)
+    yield Part("verify", found)
+    yield _engine(asked, found, watching)
+    if asked.inputs is not None:
+        yield _predictions(asked, asked.inputs, watching)
+
+
+def _engine(asked: Asked, found: Report, watching: Watching) -> Part:
+    """What the loader says, and the pass. found: by verify."""
+    serving, engine = asked.serving, asked.engine
     try:
-        refuse_no_program(asked.python)
-        loaded = validating.loaded(draft, target, source, engine, serving, asked.python)
-        yield Part("engine", engine_pass.beside(loaded, lambda: _pass(asked, watching)))
+        loaded = validating.loaded(
+            asked.draft, asked.target, asked.source, engine, serving, asked.python, validating.serving_fix(found)
+        )
     except MtpforgeError as error:
         if error.code != errors.MACHINE:
             raise
-        yield Part("engine", _not_checked("engine loads the draft", error), error)
-    if asked.inputs is not None:
-        yield _predictions(asked, asked.inputs, watching)
+        return Part("engine", Report("validate", (not_asked(error),)), error)
+    report = engine_pass.beside(loaded, lambda: _pass(asked, watching))
+    left = next((c for c in loaded.checks if c.name.startswith(LOADS) and c.verdict == "not checked"), None)
+    if left is None:
+        return Part("engine", report)
+    half = MtpforgeError("one of two engines was not asked", why=left.detail, fix=left.fix, code=errors.MACHINE)
+    return Part("engine", report, half)
 
 
 def _pass(asked: Asked, watching: Watching) -> Report:
     folder = validating.folder_of(asked.draft)
     how = (asked.engine, asked.serving, asked.python, asked.workers, watching.on_progress)
     return engine_pass.engine_pass(folder, asked.target, *how)
-
-
-def _not_checked(name: str, error: MtpforgeError) -> Report:
-    what = ": ".join(filter(None, (error.what, error.why or error.where)))
-    return Report("validate", (Check(name, "not checked", what, error.fix),))
 
 
 def refuse_half(inputs: Path | None, reference: Named | None, source: Named | None) -> None:
@@ -149,5 +162,5 @@ def _predictions(asked: Asked, inputs: Path, watching: Watching) -> Part:
     try:
         found = fidelity(wanted, watching)
     except MtpforgeError as error:
-        return Part("fidelity", _not_checked(_NAME, error), error)
+        return Part("fidelity", Report("validate", (replace(not_asked(error), name=_NAME),)), error)
     return Part("fidelity", found.report, found=found)

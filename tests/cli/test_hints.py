@@ -114,14 +114,6 @@ def test_a_rule_that_fits_no_module_is_warned_of(run, in_folder, tinyglm):
     assert "fits no matrix" not in ran.out + ran.err
 
 
-def test_an_interpreter_that_is_none_takes_nothing_from_what_verify_finds(run, draft, tinyglm):
-    ran = run("validate", str(draft), "--target", str(tinyglm("awq-int4")), "--engine-python", "/nope")
-    assert (ran.code, "fits: this draft is" in ran.out) == (5, True)
-    assert "error: no engine found to ask\nwhere: --engine-python\ncause: no program /nope\n" in ran.err
-    ran = run("validate", str(draft), "--target", str(tinyglm("fp8")), "--engine-python", "/nope")
-    assert (ran.code, "no program /nope" in ran.err) == (1, True)
-
-
 def test_inputs_that_are_none_are_refused_before_a_checkpoint_is_opened(run, in_folder):
     ran = run("fidelity", "no-draft", "--reference", "no-reference", "--inputs", "nope.safetensors")
     assert (ran.code, ran.out) == (3, "")

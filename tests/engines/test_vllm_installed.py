@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import stat
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def interpreter(tmp_path):
 
     def make(body: str) -> str:
         program = tmp_path / "python"
-        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\n{body}\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         return str(program)
 
@@ -173,6 +174,14 @@ def test_absent_interpreter_is_named(tmp_path):
         "--engine-python",
         f"no program {tmp_path / 'no' / 'python'}",
     )
+
+
+@pytest.mark.parametrize("name", ["ls", "cat"])
+def test_program_that_is_no_python_is_said_to_be_none(tmp_path, name):
+    program = shutil.which(name)
+    error = refusal(lambda: installed.check(tmp_path, tmp_path, python=program))
+    assert (error.code, error.where) == (errors.MACHINE, "--engine-python")
+    assert error.why == f"{program} is no Python interpreter"  # and nothing of files that are ours
 
 
 def test_interpreter_without_the_engine_is_named(interpreter, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 from drafts import changed
@@ -172,6 +173,51 @@ def test_python_keeps_what_was_found_and_says_what_could_not_be_asked(made, tiny
     with pytest.raises(mtpforge.MtpforgeError) as caught:  # nothing said no
         mtpforge.validate(made("int4-g32-asym"), **sides | {"inputs": cut})
     assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("verdict", ["passed", "failed"])
+def test_of_two_engines_the_one_that_is_there_is_asked(run, made, tinyglm, answered, verdict):
+    answered(verdict)
+    here = sys.executable
+    sides = ("--target", str(tinyglm("bf16")), "--engine", "both", "--engine-python", here)
+    ran = run("validate", str(made("bf16")), *sides, "--json")
+    assert ran.code == (5 if verdict == "passed" else 1)
+    told = {check["name"]: check for check in ran.document["engine"]["checks"]}
+    assert told["engine loads the draft (vLLM)"]["verdict"] == verdict
+    left = told["engine loads the draft (SGLang)"]
+    assert (left["verdict"], left["detail"]) == (
+        "not checked", f"SGLang cannot be imported by {here}: no module named sglang",
+    )  # fmt: skip
+    assert ran.document["error"]["what"] == "one of two engines was not asked"
+    assert ran.document["error"]["hint"].endswith(f"`--engine-python {here}:SGLANG/bin/python`")
+    shown = run("validate", str(made("bf16")), *sides)
+    assert "vLLM 0: as told" in shown.out
+    assert "SGLANG/bin/python" in shown.err
+
+
+def test_where_neither_engine_is_there_the_hint_asks_for_two(run, made, tinyglm):
+    sides = ("--target", str(tinyglm("bf16")), "--engine", "both", "--engine-python", sys.executable)
+    ran = run("validate", str(made("bf16")), *sides)
+    assert (ran.code, "fits: " in ran.out) == (5, True)
+    assert "`--engine-python VLLM/bin/python:SGLANG/bin/python`" in ran.err
+
+
+def test_ranks_that_do_not_divide_are_answered_with_ranks_that_do(run, made, tinyglm, answered, monkeypatch):
+    checks = (Check("engine loads the draft", "failed", "heads must be divisible", "{anew}"),)
+    monkeypatch.setattr(installed, "check", lambda *_, **__: Report("validate", checks))
+    ran = run("validate", str(made("int4-g32-asym")), "--target", str(tinyglm("awq-int4")), "--tp", "3")
+    assert ran.code == 1
+    assert {line for line in ran.err.splitlines() if "hint:" in line} == {" hint: `--tp 2`"}
+
+
+def test_pass_is_left_out_for_the_check_that_failed(made, tinyglm, monkeypatch):
+    checks = (Check("engine loads the draft", "passed", "x"), Check("draft is complete", "failed", "y"))
+    monkeypatch.setattr(installed, "check", lambda *_, **__: Report("validate", checks))
+    answer = mtpforge.validate(made("int4-g32-asym"), tinyglm("awq-int4"))
+    (passed,) = (check for check in answer.checks if check.name == "forward pass")
+    assert (passed.verdict, passed.detail) == (
+        "not checked", "the loader takes the draft, but `draft is complete` failed",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", ["engine", "fidelity"])
