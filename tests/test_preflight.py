@@ -108,4 +108,4 @@ def test_folder_that_is_no_draft_is_refused_without_a_detour_over_force(sides, t
     with pytest.raises(MtpforgeError) as refused:
         preflight(plan(**sides), sides, tmp_path / "there", force=force)
     assert refused.value.what == "the output exists and is no draft"
-    assert "`--force` replaces only" in refused.value.why
+    assert refused.value.why == "only folders that hold mtpforge.json are replaced"
