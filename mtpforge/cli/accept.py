@@ -118,7 +118,8 @@ def _show(screen: Screen, found: Acceptance) -> None:
     """A table for each way to go on; then what no draft can fall below."""
     for name, about in (("sampled", f"sampled at temperature {found.temperature:g}"), ("greedy", "greedy")):
         screen.line()
-        screen.line(f"{about}, 95 % intervals over {found.n_windows} windows")
+        one = found.n_windows == 1  # which has no interval
+        screen.line(f"{about}, " + ("1 window" if one else f"95 % intervals over {found.n_windows} windows"))
         steps = [f"token {number}" for number in range(1, found.k + 1)]
         columns = ("draft", *steps, "tokens a cycle", "against the first")
         screen.table(columns, [_row(draft, getattr(draft, name)) for draft in found.drafts])

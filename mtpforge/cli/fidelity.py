@@ -125,7 +125,10 @@ def show(screen: Screen, found: Fidelity, draft: DraftFidelity) -> None:
             (s.module or s.kind, s.n_rows, _number(s.weight_error), _number(s.state_error), _number(s.total_variation))
             for s in shown
         ]
-        screen.table(_SWAPS, rows)
+        if rows:
+            screen.table(_SWAPS, rows)
+        else:
+            screen.line("  every module is the reference's, value by value: there is nothing to swap in alone")
         screen.line()
     screen.report(Report("fidelity", draft.checks))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mtpforge import errors
-from mtpforge.checkpoint import Named, open_served
+from mtpforge.checkpoint import Named, open_served, refuse_below_a_folder
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.drafting.remarks import Remark, of_checkpoint
 from mtpforge.drafting.request import Watching
@@ -90,6 +90,8 @@ def capture(asked: Capture, watching: Watching) -> Captured:
 def _refuse_remote(target: str) -> None:
     """Only what lies here can be computed; nobody has to be asked for that."""
     is_here = os.path.exists(target)  # noqa: PTH110 -- Path's raises for a name that is too long
+    if not is_here and not target.startswith((".", "~", "/")):
+        refuse_below_a_folder(target)  # what would be made, and is not there, is nothing to download
     if not is_here and re.fullmatch(r"[\w.-]+/[\w.-]+(@.+)?", target):
         name = shown(target.split("@", maxsplit=1)[0])
         raise MtpforgeError(

@@ -24,6 +24,7 @@ from mtpforge.nextn import texts
 from mtpforge.nextn.speculating import Recycled
 from mtpforge.report import Check, Report
 from mtpforge.sourcing import refuse_other_model
+from mtpforge.units import counted
 from mtpforge.verifying.tensor_hashes import layer_identity
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def accept(asked: Asked, watching: Watching) -> Acceptance:
     watching.on_remark(of_checkpoint("target", served))
     for each in drafts:
         watching.on_remark(of_checkpoint("draft", each))
-    what = f"{len(windows)} windows of {asked.length:,} tokens, {asked.generate:,} more by the target"
+    what = f"{counted(len(windows), 'window')} of {asked.length:,} tokens, {asked.generate:,} more by the target"
     watching.on_remark(Remark("text", f"{what}; {asked.k} steps, {asked.recycled}, temperature {asked.temperature:g}"))
     with one_thread():
         found = _measured(asked, model, head, blocks, windows, watching)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from mtpforge import errors
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.nextn.inputs import Inputs
 from mtpforge.nextn.sequences import Sequence
@@ -79,13 +81,29 @@ def captured(inputs: Inputs, most: int, k: int) -> Sample:
         if left <= k:
             break
     if not found:
-        raise MtpforgeError(
-            f"no sequence of the inputs is longer than {k} tokens",
-            where=shown(inputs.path),
-            why=f"step {k} predicts from a token {k} places ahead",
-            fix="capture longer sequences, or fewer steps: `--k 1`",
-        )
+        raise _too_short(inputs, most, k)
     return Sample(tuple(found), False, inputs.target, shown(inputs.path), inputs.digest, inputs.n_tokens)
+
+
+def _too_short(inputs: Inputs, most: int, k: int) -> MtpforgeError:
+    """Of sequences too short for k steps, or of too few tokens of longer ones."""
+    longest = max(last - first for first, last in pairwise(inputs.starts))
+    why, n_steps = f"step {k} predicts from a token {k} places ahead", min(longest, most) - 1
+    if longest > k:
+        return MtpforgeError(
+            f"{counted(most, 'token')} of the inputs leave none for {counted(k, 'step')}",
+            where="option `--tokens`",
+            why=f"{why}; the file has sequences of up to {longest:,} tokens",
+            fix=f"`--tokens {k + 1}` or more" + (f", or `--k {n_steps}`" if n_steps > 0 else ""),
+            code=errors.USAGE,
+        )
+    return MtpforgeError(
+        f"no sequence of the inputs is longer than {k} tokens",
+        where=shown(inputs.path),
+        why=why,
+        fix="capture longer sequences"
+        + (f", or take fewer steps by `fidelity`: `--k {n_steps}`" if n_steps > 0 else ""),
+    )
 
 
 def synthetic(hidden_size: int, n_tokens: int, most: int) -> Sample:

@@ -46,7 +46,7 @@ def refuse_unusable(text: Path) -> None:
         if has_words and number:
             return
     if not has_words:
-        raise _empty(text)
+        raise _too_short(text, "the text is empty", "it holds nothing, or nothing but blanks")
 
 
 def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -> list[list[int]]:
@@ -68,7 +68,7 @@ def windows(text: Path, folder: Path, length: int, most: int, vocab_size: int) -
             break
     _cut(found, held, length, left, whole=False)
     if not found:
-        raise _empty(text)
+        raise _too_short(text, "the text is too short", f"a sequence has at least {SHORTEST} tokens")
     return found
 
 
@@ -164,13 +164,8 @@ def _binary(text: Path, byte: int) -> MtpforgeError:
     )
 
 
-def _empty(text: Path) -> MtpforgeError:
-    return MtpforgeError(
-        "the text gives no sequence to capture",
-        where=shown(text),
-        why=f"a sequence has at least {SHORTEST} tokens",
-        fix="name a file with more text with `--text`",
-    )
+def _too_short(text: Path, what: str, why: str) -> MtpforgeError:
+    return MtpforgeError(what, where=shown(text), why=why, fix="name a file with more text with `--text`")
 
 
 def _unreadable(text: Path, error: OSError) -> MtpforgeError:

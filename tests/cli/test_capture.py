@@ -137,7 +137,8 @@ def test_verify_names_the_file_that_spoils_a_draft(run, in_folder, typed, tinygl
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "error: the text gives no sequence to capture\nwhere: text.txt\n"),
+        (b"", "error: the text is empty\nwhere: text.txt\n"),
+        (b"a", "error: the text is too short\nwhere: text.txt\ncause: a sequence has at least 2 tokens\n"),
         (
             b"caf\xe9 au lait",
             "error: the text is not UTF-8\nwhere: text.txt\ncause: invalid continuation byte near byte 3",
@@ -168,13 +169,24 @@ def test_what_cannot_be_used_is_refused_before_torch_is_loaded(in_folder, typed)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
-        "error: the text gives no sequence to capture",
+        "error: the text is empty",
         "error: the text is not plain text",
         "error: the text is not UTF-8",
         "error: the text cannot be read",
         "error: the output exists already",
         "error: a window of 5,000 tokens is longer than the target takes",
     ]
+
+
+def test_target_that_is_not_made_yet_is_a_missing_folder_as_everywhere(run, in_folder, typed):
+    (in_folder / "out").mkdir()
+    again = ["out/nope" if word == typed[2] else word for word in typed]
+    ran = run(*again)
+    assert (ran.code, ran.err) == (3, run("build", "--target", "out/nope").err)
+    assert "`out` is a folder here and holds no `nope`" in ran.err
+    assert "hf download" not in ran.err
+    again = ["org/nope" if word == typed[2] else word for word in typed]
+    assert "`hf download org/nope --local-dir DIR`" in run(*again).err
 
 
 def test_text_shorter_than_a_window_is_one_short_window(run, in_folder, typed):

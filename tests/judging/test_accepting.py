@@ -133,6 +133,17 @@ def test_what_leaves_nothing_to_measure_is_a_usage_error(tinyglm, made, options,
     assert (caught.value.what, caught.value.code) == (what, 2)
 
 
+def test_one_window_has_no_interval_and_an_empty_text_is_called_so(run, tinyglm, made, tmp_path):
+    sides = (str(made("bf16")), "--target", str(tinyglm("awq-int4")), "--length", "20", "--generate", "6")
+    ran = run("accept", *sides, "--text", str(DATA / "tinyglm/eval.txt"), "--windows", "1")
+    assert ran.code in (0, 1)
+    assert "1 window of 20 tokens" in ran.out
+    assert "greedy, 1 window\n" in ran.out
+    assert "interval" not in ran.out
+    (tmp_path / "empty.txt").write_text("")
+    assert run("accept", *sides, "--text", str(tmp_path / "empty.txt")).err.startswith("error: the text is empty\n")
+
+
 @pytest.mark.parametrize("kind", ["none", "cut"])
 def test_layer_that_cannot_be_run_is_refused_before_the_target_goes_on(run, tinyglm, made, tmp_path, monkeypatch, kind):
     def lacking(tensors):

@@ -11,6 +11,7 @@ import torch
 from drafts import changed, reconfigured
 from nextn.calibration import captured, twin, write
 from nextn.copies import twin as quantized
+from safetensors.torch import load_file
 from slow_twins import speculating as slow
 
 import mtpforge
@@ -190,6 +191,27 @@ def test_unknown_experts_are_refused(tinyglm, made, inputs, tmp_path):
     folder = changed(made("bf16", KEPT), tmp_path / "foreign", foreign)
     with pytest.raises(mtpforge.MtpforgeError, match="which of the reference's 16 experts the draft's 12 are"):
         mtpforge.fidelity(folder, tinyglm("bf16"), inputs=inputs, k=1)
+
+
+def test_steps_that_the_tokens_asked_for_do_not_hold_are_told_from_short_sequences(run, tinyglm, made, inputs):
+    words = ("fidelity", str(made("int4-g32-asym")), "--reference", str(tinyglm("bf16")), "--inputs", str(inputs))
+    longest = int(load_file(inputs)["sequence_starts"].diff().max())
+    ran = run(*words, "--tokens", "5", "--k", "16")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, "error: 5 tokens of the inputs leave none for 16 steps")
+    assert ran.err.splitlines()[-1] == " hint: `--tokens 17` or more, or `--k 4`"
+    for better in (("--tokens", "17", "--k", "16"), ("--tokens", "5", "--k", "4")):
+        assert run(*words, *better).code == 0
+    with pytest.raises(
+        mtpforge.MtpforgeError, match=f"no sequence of the inputs is longer than {longest} tok"
+    ) as caught:
+        mtpforge.fidelity(made("int4-g32-asym"), tinyglm("bf16"), inputs=inputs, k=longest)
+    assert (caught.value.code, caught.value.fix.endswith(f"`--k {longest - 1}`")) == (3, True)
+
+
+def test_where_nothing_differs_no_table_is_begun(run, tinyglm, made, inputs):
+    ran = run("fidelity", str(made("bf16")), "--reference", str(tinyglm("bf16")), "--inputs", str(inputs))
+    assert "there is nothing to swap in alone" in ran.out
+    assert "swapped in alone " not in ran.out
 
 
 def test_hint_names_the_layer_that_lacks_something(run, tinyglm, made, tmp_path):

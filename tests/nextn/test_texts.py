@@ -62,7 +62,7 @@ def test_long_text_is_read_no_further_than_needed(tinyglm, text):
 
 @pytest.mark.parametrize("content", ["", "\f\f", " "])
 def test_text_without_a_sequence_is_refused(tinyglm, text, content):
-    with pytest.raises(MtpforgeError, match="the text gives no sequence to capture"):
+    with pytest.raises(MtpforgeError, match="the text is too short"):
         texts.windows(text(content), tinyglm("bf16"), 10, MOST, 512)
 
 
