@@ -8,8 +8,10 @@ reason    why a connection failed, from the bottom of a chain of wrappers
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _DATA: Final = b"data:"
 _CLOSED: Final = "the connection was closed in the middle of it"
+_WITHOUT: Final = "the connection was closed without an answer"
+# What `reason` says where the other side closed: it may have ended.
+_ENDS: Final = frozenset((_CLOSED, _WITHOUT, os.strerror(errno.ECONNRESET), os.strerror(errno.EPIPE)))
 _PREMATURE: Final = "Response ended prematurely"  # urllib3's words, where it closes between two parts
 _DONE: Final = b"[DONE]"
 _PART: Final = 512  # bytes that are waited for at once, where they do not come in chunks of their own
@@ -124,6 +129,11 @@ def _parts(answer: requests.Response) -> Iterator[bytes]:
         yield from iter(lambda: read1(1 << 16), b"")
 
 
+def closed(why: str) -> bool:
+    """Whether a reason is that the other side closed the connection."""
+    return why in _ENDS
+
+
 def reason(error: BaseException) -> str:
     """In words, on one line."""
     inner: BaseException | None = error
@@ -136,7 +146,7 @@ def reason(error: BaseException) -> str:
         inner = _wrapped(error)
     match error:
         case http.client.RemoteDisconnected():
-            return "the connection was closed without an answer"
+            return _WITHOUT
         case http.client.BadStatusLine():
             return f"it does not speak HTTP: `{shown(error)}`"
         case http.client.IncompleteRead():

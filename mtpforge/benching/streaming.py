@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PATHS: Final[dict[Endpoint, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 TOKEN: Final = 5.0  # seconds that a token of a reply may take, beside the silence that is borne before the first one
+_LOG: Final = "its log says why"
 _ENDED: Final = (
     "its log ends with the reason, or without one where the system killed it, which `dmesg` tells; once it is up again,"
     " type the same command: it measures from the start, nothing of this run is kept"
@@ -129,8 +130,9 @@ def _reply(server: Server, load: Load, prompt: Prompt, under_way: _UnderWay) -> 
             ) from error
         except answers.broken() as error:
             if type(error) is ValueError:
-                raise server.refusal("sent a reply that cannot be read", "its log says why", why=str(error)) from error
-            raise server.refusal("broke a reply off", _ENDED, why=answers.reason(error)) from error
+                raise server.refusal("sent a reply that cannot be read", _LOG, why=str(error)) from error
+            why = answers.reason(error)
+            raise server.refusal("broke a reply off", _ENDED if answers.closed(why) else _LOG, why=why) from error
     under_way.is_left = True
     return reply
 
@@ -144,7 +146,7 @@ def _read(server: Server, load: Load, under_way: _UnderWay) -> Reply:
         if under_way.is_left:
             raise answers.HalfError("nobody reads on")
         if "error" in event:
-            raise server.refusal("broke a reply off", "its log says why", why=shown(event["error"]))
+            raise server.refusal("broke a reply off", _LOG, why=shown(event["error"]))
         if isinstance(event.get("choices"), list) and event["choices"]:
             under_way.token = time.perf_counter()
             moments.append(under_way.token - under_way.began)

@@ -92,13 +92,16 @@ REPLIES = {
 }
 
 
+CLOSED = {"the connection was closed in the middle of it"}
+
+
 @pytest.mark.parametrize("name", REPLIES)
 def test_reply_is_refused_by_name(name):
     parts, what, why = REPLIES[name]
     error = refusal({CHAT: parts})
     assert what in error.what
     assert why in error.why
-    assert ("type the same command" in error.fix) == (what in ("broke a", "broke a reply off") and why != "CUDA error")
+    assert ("type the same command" in error.fix) == (error.why in CLOSED)  # only then the server may have ended
 
 
 HISTOGRAMS = ["[-1, 2]", "[1.5]", "[[1]]", "{}", '"12"', "[true]", str([1] * 300), "[99999999999]"]
@@ -164,21 +167,24 @@ def trickling(first: bytes, part: bytes, end: threading.Event):
 
 
 @pytest.mark.parametrize(
-    ("part", "what"),
-    [(b":\n", "gave no token for 0.3 seconds"), (TOKEN, "needs more than 0 seconds for a reply of 24 tokens")],
+    ("part", "silence", "what"),
+    [
+        (b":\n", 0.3, "gave no token for 0.3 seconds"),
+        (TOKEN, 30.0, "needs more than 0 seconds for a reply of 24 tokens"),
+    ],
     ids=["silent", "slow"],
 )
-def test_reply_that_does_not_end_is_given_up(monkeypatch, part, what):
+def test_reply_that_does_not_end_is_given_up(monkeypatch, part, silence, what):
     """Comments keep a connection alive for ever; so do single tokens."""
-    monkeypatch.setattr(servers, "SILENCE", 0.3)
-    monkeypatch.setattr(streaming, "TOKEN", 0.0)
+    monkeypatch.setattr(servers, "SILENCE", silence)
+    monkeypatch.setattr(streaming, "longest", lambda _: 0.4 if silence > 1 else 60.0)
     end = threading.Event()
     with serving(3, HEALTHY) as server:
         server.raw = {CHAT: partial(trickling, HEAD, part, end)}
         began = time.monotonic()
         with pytest.raises(MtpforgeError) as refused:
             mtpforge.bench(server.url, **FEW)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         end.set()
     assert what in refused.value.what
 
@@ -189,14 +195,17 @@ def short():
 
 
 @pytest.mark.parametrize(
-    ("part", "what"),
-    [(b":\n", "gave no token for 0.3 seconds"), (TOKEN, "needs more than 0 seconds for a reply of 24 tokens")],
+    ("part", "silence", "what"),
+    [
+        (b":\n", 0.3, "gave no token for 0.3 seconds"),
+        (TOKEN, 30.0, "needs more than 0 seconds for a reply of 24 tokens"),
+    ],
     ids=["silent", "slow"],
 )
-def test_reply_that_does_not_end_is_given_up_while_others_come(monkeypatch, part, what):
+def test_reply_that_does_not_end_is_given_up_while_others_come(monkeypatch, part, silence, what):
     """They come more often than it is looked, and leave no pause."""
-    monkeypatch.setattr(servers, "SILENCE", 0.3)
-    monkeypatch.setattr(streaming, "TOKEN", 0.0)
+    monkeypatch.setattr(servers, "SILENCE", silence)
+    monkeypatch.setattr(streaming, "longest", lambda _: 0.4 if silence > 1 else 60.0)
     end, prompts = threading.Event(), [Prompt("words", seed) for seed in range(400)]
     with serving(3, HEALTHY) as server:
         server.raw = {CHAT: lambda: trickling(HEAD, part, end) if len(server.asked) == 1 else short()}
