@@ -104,7 +104,8 @@ def validate(
     The engine is that of this interpreter, or of the one named: its own loader, and where there is a GPU one forward
     pass. inputs: as `capture` writes them; run on the draft and on the layer of `reference`, else of the source,
     whether there is an engine or not. Facts: the engine's are `loader`, fidelity's answer is `fidelity`.
-    MtpforgeError with code 5 where there is no engine to ask, unless something else said no already.
+    MtpforgeError with code 5 where there is no engine to ask, unless something else said no already; of two engines one
+    that is not there is a check that says so.
     """
     measured = None if inputs is None else Path(inputs)
     refuse_half(measured, reference, source)
@@ -122,7 +123,7 @@ def validate(
         offline=offline,
     )
     parts = list(validating.parts(asked, Watching.by(on_remark, on_progress)))
-    missing = next((part.error for part in parts if part.error is not None), None)
+    missing = next((part.error for part in parts if part.error is not None and not part.is_half), None)
     if missing is not None and all(part.report.ok for part in parts):
         raise missing
     named = {part.name: part for part in parts}

@@ -49,15 +49,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One answer. error: what kept it from being asked, all of it or one of two engines; the report says it as a check.
+    """One answer. error: what kept it from being asked; the report says it as a check. found: fidelity's.
 
-    found: fidelity's.
+    is_half: the error is that of one of two engines, the other one answered.
     """
 
     name: Literal["verify", "engine", "fidelity"]
     report: Report
     error: MtpforgeError | None = None
     found: Fidelity | None = None
+    is_half: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -94,7 +95,7 @@ def _engine(asked: Asked, found: Report, watching: Watching) -> Part:
     if left is None:
         return Part("engine", report)
     half = MtpforgeError("one of two engines was not asked", why=left.detail, fix=left.fix, code=errors.MACHINE)
-    return Part("engine", report, half)
+    return Part("engine", report, half, is_half=True)
 
 
 def _pass(asked: Asked, watching: Watching) -> Report:

@@ -12,6 +12,8 @@ from reporting.pages import Read, wrong_numbers
 from safetensors.torch import load_file, save_file
 
 import mtpforge
+from mtpforge.engines.child import LOADS
+from mtpforge.engines.sglang import installed as sglang_installed
 from mtpforge.engines.vllm import installed
 from mtpforge.judging import validating
 from mtpforge.report import Check, Report, plain
@@ -236,3 +238,12 @@ def test_whoever_stops_it_keeps_what_was_found(run, asked, answered, monkeypatch
     assert ran.document["report"]["checks"]
     assert ("engine" in ran.document) == (stage == "fidelity")
     assert "interrupted" in json.dumps(ran.document["error"])
+
+
+def test_python_tells_what_the_engine_said_that_is_there(made, tinyglm, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "check", lambda *_, **__: Report("validate", (Check(LOADS, "passed", "yes"),)))
+    monkeypatch.setattr(sglang_installed, "is_installed", lambda: False)
+    draft = mtpforge.build(tinyglm("bf16"), tinyglm("bf16"), engine="both", out=tmp_path / "both", check="off").path
+    answer = mtpforge.validate(draft, tinyglm("bf16"), engine="both", engine_python=shutil.which("true"))
+    told = {check.name: check.verdict for check in answer.checks if check.name.startswith(LOADS)}
+    assert told == {f"{LOADS} (vLLM)": "passed", f"{LOADS} (SGLang)": "not checked"}
