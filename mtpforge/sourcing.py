@@ -75,24 +75,30 @@ def has_layer(checkpoint: Checkpoint, family: Family) -> bool:
     return any(name.startswith(prefix) for name in checkpoint.names)
 
 
-def refuse_other_model(family: Family, source: Checkpoint, target: Checkpoint) -> None:
-    """MtpforgeError for a source of another family than the target, or of other sizes."""
+def refuse_other_model(
+    family: Family, source: Checkpoint, target: Checkpoint, parts: tuple[str, str] = ("source", "target"), fix: str = ""
+) -> None:
+    """MtpforgeError for a source of another family than the target, or of other sizes.
+
+    parts: what the command calls each of them. fix: what to do instead where naming another `--source` is none.
+    """
+    ours_is, theirs_is = (f"{part} {side.label}" for part, side in zip(parts, (source, target), strict=True))
     with errors_of(source):
         other = family_of(source.config)
-    what, why = f"source {source.label} is {other.name}, target {target.label} is {family.name}", _TRAINED_WITH
+    what, why = f"{ours_is} is {other.name}, {theirs_is} is {family.name}", _TRAINED_WITH
     if other.name == family.name:
         ours, theirs = family.dimensions(source.config), family.dimensions(target.config)
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         if not differing:
             return
         both = ", ".join(f"`{key}` {shown(ours[key])} against {shown(theirs[key])}" for key in differing)
-        what = f"source {source.label} and target {target.label} are not the same model: {both}"
+        what = f"{ours_is} and {theirs_is} are not the same model: {both}"
         why = f"{_TRAINED_WITH}, on its hidden states and between its embedding and its head"
     raise MtpforgeError(
         what,
         where="config.json",
         why=why,
-        fix=f"name a source of the target's model: `--source ORG/NAME`, {versions.example_for(target, family)}",
+        fix=fix or f"name a source of the target's model: `--source ORG/NAME`, {versions.example_for(target, family)}",
     )
 
 

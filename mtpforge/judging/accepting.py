@@ -17,13 +17,11 @@ from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.drafting.remarks import Remark, of_checkpoint, title
 from mtpforge.drafting.request import Watching
 from mtpforge.errors import MtpforgeError
-from mtpforge.families import family_of
 from mtpforge.judging import roles, verdicts
 from mtpforge.judging.fidelity import refuse_steps, refuse_unrunnable
 from mtpforge.nextn import texts
 from mtpforge.nextn.speculating import Recycled
 from mtpforge.report import Check, Report
-from mtpforge.sourcing import refuse_other_model
 from mtpforge.units import counted
 from mtpforge.verifying.tensor_hashes import layer_identity
 
@@ -141,7 +139,7 @@ def accept(asked: Asked, watching: Watching) -> Acceptance:
     for each in (served, *drafts):
         refuse_unrunnable(each)
     for each in drafts:
-        refuse_other_model(family_of(served.config), each, served)
+        roles.refuse_draft_of_other_model(each, served)
         roles.refuse_no_draft(each)
     from mtpforge.nextn import layer as layers
     from mtpforge.nextn.heads import head_of

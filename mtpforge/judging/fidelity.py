@@ -24,7 +24,6 @@ from mtpforge.judging.swapping import Swap
 from mtpforge.nextn.inputs import refuse_no_file
 from mtpforge.nextn.speculating import RECYCLED, Recycled
 from mtpforge.report import Check, Report
-from mtpforge.sourcing import refuse_other_model
 from mtpforge.units import duration, memory_size
 from mtpforge.verifying.tensor_hashes import layer_identity
 
@@ -144,8 +143,10 @@ def fidelity(asked: Asked, watching: Watching) -> Fidelity:
     target = None if asked.target is None else open_served(asked.target, offline=asked.offline)
     for each in (reference, *drafts):
         refuse_unrunnable(each)
-    for each in (*drafts, *([target] if target else [])):
-        refuse_other_model(family_of(reference.config), each, reference)
+    for each in drafts:
+        roles.refuse_draft_of_other_layer(each, reference)
+    if target is not None:
+        roles.refuse_target_of_other_layer(target, reference)
     roles.refuse_no_reference(reference)
     for each in drafts:
         roles.refuse_no_draft(each)

@@ -136,6 +136,8 @@ def _refuse_unusable(asked: Asked) -> None:
         return
     try:
         dense = open_checkpoint(_dense(asked), offline=asked.offline)
+        if asked.reference is not None:  # verify refuses a source of another model
+            roles.refuse_reference_of_other_model(dense, asked.target)
         width = family_of(dense.config).text(dense.config).get("hidden_size")
         read(asked.inputs, hidden_size=width if type(width) is int else None)
         roles.refuse_no_reference(dense)
