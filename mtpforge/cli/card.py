@@ -72,9 +72,9 @@ def command(  # noqa: D103 -- the help text above
             fix="a name that ends in .md: `-o card.md`",
             code=errors.USAGE,
         )
-    if place.resolve().parent != folder_of(draft).resolve():
+    if _real(place).parent != _real(draft):
         outside.refuse_checkpoint(place, "card", "-o")
-        outside.refuse_inside(place, "card", "-o", [Path(named) for named in (source, target) if named])
+        outside.refuse_inside(place, "card", "-o", [_real(named) for named in (source, target) if named])
     _refuse_existing(place, force=force)
     text = card(draft, source=source, target=target, name=name or "", reports=measured, offline=screen.offline)
     choose = "choose another place with `-o`"
@@ -94,7 +94,12 @@ def command(  # noqa: D103 -- the help text above
 
 def _is_own(place: Path, draft: str) -> bool:
     """Whether that is where `push` finds the card."""
-    return place.resolve() == (Path(draft).expanduser() / _FILE).resolve()
+    return _real(place) == _real(Path(draft) / _FILE)
+
+
+def _real(named: str | Path) -> Path:
+    """The place behind links and `~`; resolve() and Path's expanduser() raise where either leads nowhere."""
+    return Path(os.path.realpath(os.path.expanduser(named)))  # noqa: PTH111
 
 
 def _open_target(draft: str) -> tuple[str, ...]:
@@ -112,7 +117,7 @@ def _refuse_existing(place: Path, *, force: bool) -> None:
     from mtpforge.checkpoint.metadata import MAX_DOCUMENT_BYTES
     from mtpforge.publishing.card import is_ours
 
-    if not os.path.exists(place):  # noqa: PTH110 -- Path's raises for a name that is too long
+    if not os.path.lexists(place):  # a link that leads nowhere is somebody's too
         return
     raw = b""
     with suppress(OSError), (place if place.is_file() else Path(os.devnull)).open("rb") as opened:

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from faults.hub_server import serving
+from huggingface_hub import hf_hub_download
 
 import mtpforge
 
@@ -109,3 +111,29 @@ def test_card_is_put_into_no_other_checkpoint(run, draft, tmp_path):
         assert ran.err.endswith("hint: choose a place beside it with `-o`\n")
     assert run("card", draft, "-o", tmp_path / "c.md").code == 0
     assert run("card", draft, "-o", draft / "of-mine.md").code == 0
+
+
+def test_card_of_a_repository_in_the_hub_s_cache_is_written_where_o_says(run, draft, tmp_path, monkeypatch):
+    with serving(tmp_path, monkeypatch) as hub:
+        hub.add("ann/draft", draft)
+        for file in (file for file in draft.iterdir() if file.is_file()):
+            hf_hub_download("ann/draft", file.name)
+        ran = run("card", "ann/draft", "-o", tmp_path / "card.md")
+    assert (ran.code, "error:" in ran.err) == (0, False)
+    assert (tmp_path / "card.md").read_text().startswith("---\n")
+    assert "`push` sends the card that lies in the draft's folder" in ran.err
+
+
+def test_a_link_that_leads_in_a_circle_is_somebody_s_and_no_bug(run, draft, tmp_path):
+    (tmp_path / "c.md").symlink_to(tmp_path / "c.md")
+    ran = run("card", draft, "-o", tmp_path / "c.md")
+    assert (ran.code, f"error: {tmp_path / 'c.md'} exists\n" in ran.err) == (5, True)
+    assert (tmp_path / "c.md").is_symlink()
+
+
+@pytest.mark.parametrize("option", ["--source", "--target"])
+def test_card_is_put_into_no_checkpoint_of_the_home_folder(run, draft, tmp_path, monkeypatch, option):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ggufs").mkdir()
+    ran = run("card", draft, "-o", tmp_path / "ggufs" / "c.md", f"{option}=~/ggufs")
+    assert (ran.code, "error: the card would lie in the folder of a checkpoint\n" in ran.err) == (5, True)
