@@ -118,7 +118,7 @@ def card(
     """The model card of a draft, README.md as text. name: hub id under which the draft will be found.
 
     source, target: what it was made from and for; the hub repositories of its manifest where they are not named.
-    reports: files that `fidelity --json`, `accept --json` or `bench --json` wrote of this draft.
+    reports: files that `fidelity`, `accept`, `bench` or `validate` wrote of this draft with `--json`.
     """
     from mtpforge.publishing import card as writing
     from mtpforge.publishing import pushing

@@ -9,6 +9,7 @@ or by the checkpoint behind it, is the draft's target. That of validate has the 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from mtpforge.checkpoint import json_fields
 from mtpforge.checkpoint.checkpoint import Checkpoint, own_name, place_of
 from mtpforge.checkpoint.json_fields import Fields
 from mtpforge.errors import MtpforgeError, shown
+from mtpforge.publishing import local_paths
 from mtpforge.verifying.tensor_hashes import layer_identity
 
 _HOW: Final = {
@@ -27,6 +29,7 @@ _HOW: Final = {
     "accept": "mtpforge accept {draft} --target CKPT --text FILE --json > accept.json",
     "bench": "mtpforge bench URL --json > bench.json",
 }
+_NOT_MADE: Final = "this check was not made where the draft was validated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Own:
 class Found:
     """What all documents say. rows: once where two say the same: what validate ran is fidelity's too.
 
-    loader: name, verdict and detail of each check of an engine's loader and of its pass; () where none was asked.
+    loader: name, verdict and detail of each check of an engine's loader and of its pass, without paths of the machine
+    that asked; () where none was asked.
     """
 
     rows: tuple[Measured, ...] = ()
@@ -189,7 +193,16 @@ def _loader(body: Fields, draft: Own) -> tuple[tuple[str, str, str], ...]:
     if dict(verified) != dict(draft.hashes):
         raise _OfAnotherError(f"it read {shown(body.text('draft'))}; the tensors of {draft.label} are not those")
     checks = _objects(_object(body, "engine"), "checks")
-    return tuple((shown(c.text("name")), shown(c.text("verdict")), shown(c.text("detail"))) for c in checks)
+    return tuple((shown(c.text("name")), shown(c.text("verdict")), _detail(c)) for c in checks)
+
+
+def _detail(check: Fields) -> str:
+    """What a check found, for everybody to read. Why one was not made is the matter of the machine it was asked on."""
+    said = check.text("detail")
+    if check.text("verdict") == "not checked":
+        return _NOT_MADE
+    home = os.path.expanduser("~")  # noqa: PTH111 -- Path's raises where there is none
+    return shown(local_paths.without(said, (home,)))
 
 
 def _object(held: Fields, key: str) -> Fields:
@@ -200,7 +213,7 @@ def _doubts(held: Fields) -> list[str]:
     """What the command itself found wrong with it, or doubted: numbers alone would hide that."""
     checks = _objects(held, "checks") if "checks" in held else []
     doubted = [check for check in checks if check.text("verdict") in ("failed", "warning")]
-    return [f"{c.text('verdict')}: {shown(c.text('name'))}, {shown(c.text('detail'))}" for c in doubted]
+    return [f"{c.text('verdict')}: {shown(c.text('name'))}, {_detail(c)}" for c in doubted]
 
 
 def _objects(held: Fields, key: str) -> list[Fields]:

@@ -49,7 +49,39 @@ def test_the_engine_s_words_stand_in_place_of_what_was_not_checked(draft, docume
     before = checked(mtpforge.card(draft))
     assert before[-1][:2] == ("loader", "not checked")
     after = checked(mtpforge.card(draft, reports=[document()]))
-    assert after == [*before[:-1], *SAID]
+    left = ("forward pass", "not checked", "this check was not made where the draft was validated")
+    assert after == [*before[:-1], *SAID[:-1], left]
+
+
+@pytest.mark.parametrize("verdict", ["not checked", "failed", "warning", "passed"])
+@pytest.mark.parametrize(
+    "detail",
+    [
+        'no engine found: SGLang cannot be imported by /home/meier/env/bin/python: File "/home/meier/a b/x.py", line 3',
+        "refused: FileNotFoundError: '/data/a meier/out/draft'",
+        "refused: PATH=/home/meier:/opt/meier/bin, file:///srv/meier/x, ~meier/x, ~/meier, ../meier (C:\\Users\\meier)",
+        "refused: it ends in /home/meier",
+        "refused: '/home/meier and so on... (900 characters)",
+    ],
+)
+def test_no_path_of_the_machine_that_was_asked_is_on_the_card(draft, document, verdict, detail):
+    name, found, told = checked(mtpforge.card(draft, reports=[document([("forward pass", verdict, detail)])]))[-1]
+    assert (name, found) == ("forward pass", verdict)
+    assert "meier" not in told
+    assert ("refused" in told) == ("refused" in detail and verdict != "not checked")
+
+
+def test_what_an_engine_says_of_files_and_addresses_stays(draft, document):
+    detail = "off by 1/2 of org/name, see https://docs.vllm.ai/en/a: no '/home/meier/model.safetensors' / 3.5 tokens/s"
+    (*_, told) = checked(mtpforge.card(draft, reports=[document([("forward pass", "failed", detail)])]))[-1]
+    assert told == detail.replace("/home/meier/", ".../")
+
+
+def test_a_home_folder_with_a_space_in_its_name_is_left_out_whole(draft, document, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann meier")
+    detail = "refused: /home/ann meier/x is a folder"
+    (*_, told) = checked(mtpforge.card(draft, reports=[document([("forward pass", "failed", detail)])]))[-1]
+    assert told == "refused: ... is a folder"
 
 
 def test_what_the_engine_refused_is_told_too(draft, document):
@@ -87,3 +119,13 @@ def test_push_finds_such_a_card_its_own(draft, document, run, tmp_path):
     copied = shutil.copytree(draft, tmp_path / "copied")
     assert run("card", copied, "--measured", document()).code == 0
     assert CLASS in (copied / "README.md").read_text()
+
+
+def test_the_help_of_the_python_function_names_each_command_whose_document_it_takes():
+    told = mtpforge.card.__doc__.partition("reports:")[2]
+    assert all(f"`{command}`" in told for command in ("fidelity", "accept", "bench", "validate"))
+
+
+def test_a_hostile_document_costs_no_time(draft, document):
+    (*_, told) = checked(mtpforge.card(draft, reports=[document([("forward pass", "failed", "/" * 10_000_000)])]))[-1]
+    assert len(told) < 1000
