@@ -10,7 +10,7 @@ from pathlib import Path
 from mtpforge import errors
 from mtpforge.checkpoint import Named, open_checkpoint, refuse_below_a_folder
 from mtpforge.checkpoint.checkpoint import Checkpoint
-from mtpforge.engines import engine_of, named
+from mtpforge.engines import engine_of
 from mtpforge.engines.engine import Serving
 from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import family_of
@@ -29,12 +29,7 @@ def verified(
 ) -> Report:
     """What verify finds, but for what it leaves to the engine: that is answered by `loaded`, or refused there."""
     refuse_swapped("validate", open_checkpoint(draft), target, family_of(target.config))
-    try:
-        report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
-    except MtpforgeError as error:
-        build = shlex.join(["mtpforge", "build", "--target", target.label, *named(engine), "--scheme"])
-        error.fix = error.fix.replace("`--scheme` with one of", f"`{build} NAME`, with one of")
-        raise
+    report = verify(draft, target, source, engine=engine, serving=serving, on_progress=on_progress)
     return replace(report, checks=tuple(check for check in report.checks if check.name != "loader"))
 
 

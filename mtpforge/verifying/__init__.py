@@ -6,6 +6,7 @@ manifest that came with the draft is believed. Every byte is read from disk once
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,9 @@ from mtpforge.checkpoint import Named, open_checkpoint
 from mtpforge.checkpoint.checkpoint import Checkpoint
 from mtpforge.checkpoint.error_places import errors_of
 from mtpforge.checkpoint.folder import Folder
-from mtpforge.engines import DEFAULT, engine_of, overlay
+from mtpforge.engines import DEFAULT, engine_of, named, overlay
 from mtpforge.engines.engine import Engine, Serving, own_config
-from mtpforge.errors import MtpforgeError
+from mtpforge.errors import MtpforgeError, shown
 from mtpforge.families import Family, family_of
 from mtpforge.report import Check, OnProgress, Report, Trap
 from mtpforge.scheme import Scheme
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _COMMAND = "verify"
 _FOR_ANY = "--target CKPT"  # in the hint of an engine, which knows no checkpoint's name
+_SCHEME = "`--scheme`"  # in the same: the option of `mtpforge build`
 _LOADER = Check(
     "loader",
     "not checked",
@@ -73,7 +75,7 @@ def verify(
         served = as_served(held, served, engine_of(engine))
     is_build = target is None or served_as is not None  # which would only make the same draft again
     anew = rebuilding.IN_GENERAL if is_build else rebuilding.advice(held, served, origin, engine, serving)
-    looked = _look(held, served, engine_of(engine), ranks, scheme, served_as, anew)
+    looked = _look(held, served, engine, ranks, scheme, served_as, anew)
     if target is not None:
         looked = looked.of_version(served, family, {} if served_as else {"draft": held}, origin)
     rest = (_LOADER,) if target is not None else ()
@@ -129,7 +131,7 @@ def glance(
     held = open_checkpoint(draft)
     target = as_served(held, target, engine_of(engine))
     anew = rebuilding.advice(held, target, None, engine, serving)
-    looked = _look(held, target, engine_of(engine), serving or Serving(), None, None, anew)
+    looked = _look(held, target, engine, serving or Serving(), None, None, anew)
     looked = looked.of_version(target, family_of(target.config), {"draft": held})
     return Report("glance", (*looked.around, *looked.headers, *looked.beside), looked.traps)
 
@@ -172,7 +174,7 @@ class _Looked:
 def _look(
     held: Checkpoint,
     target: Checkpoint,
-    judge: Engine,
+    engine: str,
     serving: Serving | None,
     scheme: Scheme | None,
     served_as: str | None,
@@ -182,11 +184,12 @@ def _look(
     with errors_of(target):
         family = family_of(target.config)
         prefix = family.prefix(family.layer(target.config))
+    judge = engine_of(engine)
     judge.refuse_misstated(target, target.config, family)
     try:
         wanted = scheme or judge.demands(target, own_config(held), family)
     except MtpforgeError as error:
-        judge.demands(target, None, family)  # a target that has no draft at all is no fault of this one
+        _refuse_undemanding(target, engine, family)  # a target that has no draft at all is no fault of this one
         refused = Check(
             "scheme", "failed", f"{judge.name} refuses it: {_said(error)}", anew if _FOR_ANY in error.fix else error.fix
         )
@@ -204,6 +207,16 @@ def _look(
     around, more = config_checks.surroundings(judged, serving, served_as or held.location)
     found = tuple(dict.fromkeys((*traps, *more)))
     return _Looked(judged, headers, (config, *config_checks.block(judged)), tuple(around), found)
+
+
+def _refuse_undemanding(target: Checkpoint, engine: str, family: Family) -> None:
+    """MtpforgeError where no draft is made beside this target by its own scheme; another is an option of build."""
+    try:
+        engine_of(engine).demands(target, None, family)
+    except MtpforgeError as error:
+        build = shlex.join(["mtpforge", "build", "--target", shown(target.label), *named(engine), "--scheme", "NAME"])
+        fix = error.fix.replace(_SCHEME, f"`{build}`,")
+        raise MtpforgeError(error.what, where=error.place, why=error.why, fix=fix, code=error.code) from error
 
 
 def _read(judged: Subject, layer: tuple[Checkpoint, StoredLayer] | None, on_progress: OnProgress | None) -> Values:

@@ -36,11 +36,13 @@ def test_two_interpreters_for_one_engine_are_told_of_both(run, draft, tinyglm):
     )
 
 
-def test_scheme_that_two_engines_do_not_share_is_answered_with_a_whole_command(run, draft, tinyglm):
+@pytest.mark.parametrize("asking", ["verify", "validate", "serve"])
+def test_scheme_that_two_engines_do_not_share_is_answered_with_a_whole_command(run, draft, tinyglm, asking):
     target = str(tinyglm("awq-int4"))
-    ran = run("validate", str(draft), "--target", target, "--engine", "both")
+    ran = run(asking, str(draft), "--target", target, "--engine", "both", *(["--print"] if asking == "serve" else []))
     assert ran.code == 3
     hint = ran.err.splitlines()[-1]
+    assert "`--scheme`" not in hint  # none of them has it, or means this by it
     command = shlex.split(re.findall(r"`([^`]+)`", hint)[0])
     assert command == ["mtpforge", "build", "--target", target, "--engine", "both", "--scheme", "NAME"]
     listed = hint.partition("with one of: ")[2].partition(";")[0].split(", ")
