@@ -213,9 +213,10 @@ def _positions(document: At, found: At, names: Sequence[str]) -> list[Section]:
     if curve:
         rows.append((curve["name"].text, *(measured(curve["gains"][step], 2) for step in range(steps))))
     title = "How often each drafted token is reached and accepted"
+    over = ", with 95 % intervals over windows" if _has_intervals(found) else ""
     says = (
-        "By sampling, of all cycles, with 95 % intervals over windows; a line a draft. The dashed line is what others"
-        " published: its model, prompts and length are its own."
+        f"By sampling, of all cycles{over}; a line a draft. The dashed line is what others published: its model,"
+        " prompts and length are its own."
     )
     gains = [each.number for each in curve["gains"]][:steps]
     name = curve["name"].text
@@ -225,16 +226,23 @@ def _positions(document: At, found: At, names: Sequence[str]) -> list[Section]:
     return [Section("Acceptance by position", [picture, *source])]
 
 
+def _has_intervals(found: At) -> bool:
+    """Whether there are windows to differ: of one there is no interval."""
+    return found["n_windows"].number != 1
+
+
 def _drawn(found: At, how: str) -> Section:
     """A table of one way of the target to go on."""
     steps = [f"token {n + 1}" for n in range(int(found["k"].number))]
-    columns = ("draft", *steps, "tokens a cycle", "±", "against the first", "±")
+    parts = ("mean", "half_width") if _has_intervals(found) else ("mean",)
+    ends = ("tokens", "against_first")
+    titles = {"tokens": "tokens a cycle", "against_first": "against the first", "half_width": "±"}
+    columns = ("draft", *steps, *(titles.get(part, titles[key]) for key in ends for part in parts))
     rows: list[Sequence[Cell]] = []
     for draft in found["drafts"]:
         drawn = draft[how]
         positions = [measured(each["mean"], 3) for each in drawn["positions"]]
-        ends = [measured(drawn[key][part], 3) for key in ("tokens", "against_first") for part in ("mean", "half_width")]
-        rows.append((Named(draft["draft"].text), *positions, *ends))
+        rows.append((Named(draft["draft"].text), *positions, *(measured(drawn[k][p], 3) for k in ends for p in parts)))
     about = "By sampling" if how == "sampled" else "Greedily"
     return Section(about, [Table(f"{about}: reached and accepted, and tokens a cycle", columns, rows)])
 

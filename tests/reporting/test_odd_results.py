@@ -137,6 +137,25 @@ def test_one_draft_is_no_picture_of_one_dot():
     assert "Speed by requests at a time" in [words for _, words in Read(render(stored("bench"))).all("title")]
 
 
+def test_one_window_is_told_without_intervals():
+    document = stored("accept")
+    many = render(document)
+    assert "95 % intervals over windows" in many
+    assert [words for _, words in Read(many).all("th")].count("±") == 4  # of two tables
+    document["acceptance"]["n_windows"] = 1
+    for draft in document["acceptance"]["drafts"]:
+        for how in ("sampled", "greedy"):
+            for each in (*draft[how]["positions"], draft[how]["tokens"], draft[how]["against_first"]):
+                if each is not None:
+                    each["half_width"] = None
+    text = render(document)
+    assert "interval" not in text
+    titles = [words for _, words in Read(text).all("th")]
+    assert "±" not in titles
+    assert titles.count("tokens a cycle") == titles.count("against the first") == 2
+    assert wrong_numbers(text) == []
+
+
 @pytest.mark.parametrize("chart", ["positions", "curves"])
 def test_lines_differ_without_their_colours(chart):
     lines = {f"draft {number}": [(1.0, 0.5), (2.0, 0.4)] for number in range(32)}
