@@ -225,7 +225,10 @@ def _ask(both: tuple[Engine, Engine]) -> Callable[[Path, Checkpoint, Serving, st
 
 
 def _joined(both: tuple[Engine, Engine], found: Sequence[Report | MtpforgeError]) -> Report:
-    """What each says, or why it was not asked; MtpforgeError where neither was."""
+    """What each says, or why it gave no answer; MtpforgeError where neither did."""
+    mute = [each for each in found if isinstance(each, MtpforgeError)]
+    if len(mute) == len(found):
+        raise _neither(both, mute)
     checks: list[Check] = []
     facts: dict[str, object] = {}
     traps: list[Trap] = []
@@ -237,9 +240,23 @@ def _joined(both: tuple[Engine, Engine], found: Sequence[Report | MtpforgeError]
             checks += [_of(engine, check) for check in each.checks]
             traps += each.traps
             facts[engine.package] = each.facts
-    if not facts and isinstance(found[0], MtpforgeError):
-        raise found[0]
     return Report("validate", tuple(checks), tuple(traps), facts)
+
+
+def _neither(both: tuple[Engine, Engine], mute: Sequence[MtpforgeError]) -> MtpforgeError:
+    """Why each gave no answer, and every way out of it."""
+    are_absent = all(is_absent(each) for each in mute)
+    causes = []
+    for engine, each in zip(both, mute, strict=True):
+        cause = each.why if is_absent(each) else not_asked(each).detail
+        causes.append(cause if cause.startswith(engine.name) else f"{engine.name}: {cause}")
+    return MtpforgeError(
+        mute[0].what if are_absent else "neither of two engines gave an answer",
+        where=mute[0].place if mute[0].where == mute[-1].where else "",
+        why="; ".join(causes),
+        fix="; ".join(dict.fromkeys(filter(None, (each.fix for each in mute)))),
+        code=errors.MACHINE,
+    )
 
 
 def _interpreters(both: tuple[Engine, Engine], python: str | None, found: Sequence[Report | MtpforgeError]) -> str:

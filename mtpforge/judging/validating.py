@@ -94,7 +94,7 @@ def _engine(asked: Asked, found: Report, watching: Watching) -> Part:
     left = next((c for c in loaded.checks if c.name.startswith(LOADS) and c.verdict == "not checked"), None)
     if left is None:
         return Part("engine", report)
-    half = MtpforgeError("one of two engines was not asked", why=left.detail, fix=left.fix, code=errors.MACHINE)
+    half = MtpforgeError("one of two engines gave no answer", why=left.detail, fix=left.fix, code=errors.MACHINE)
     return Part("engine", report, half, is_half=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sglang_asked import in_sglang, verdicts
@@ -18,7 +19,7 @@ from mtpforge.engines.together import together
 from mtpforge.engines.vllm import installed as vllm
 from mtpforge.errors import MtpforgeError
 from mtpforge.families import family_of
-from mtpforge.report import Trap
+from mtpforge.report import Check, Report, Trap
 
 VLLM_PYTHON = os.environ.get("MTPFORGE_TEST_ENGINE_PYTHON")
 in_vllm = pytest.mark.skipif(not VLLM_PYTHON, reason="MTPFORGE_TEST_ENGINE_PYTHON names no interpreter with vLLM")
@@ -84,6 +85,54 @@ def test_what_one_engine_lacks_the_pair_lacks(both):
     made = pair(first, second)
     assert made.runs(None) is all(both)
     assert made.is_installed() is all(both)
+
+
+def says(*answers):
+    """What both answer, each by an answer or an error of its own."""
+
+    def asked(answer):
+        def ask(*_):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return {"ask": ask}
+
+    return pair(*map(asked, answers)).ask(Path("draft"), None, Serving(), None)
+
+
+def dead(why, what="the engine's loader ended without a verdict", fix="try it by hand"):
+    return MtpforgeError(what, why=why, fix=fix, code=5)
+
+
+def absent(engine):
+    return dead(f"{engine} is not installed beside python", "no engine found to ask")
+
+
+def test_where_neither_answers_both_causes_and_ways_out_are_told():
+    with pytest.raises(MtpforgeError) as refused:
+        says(absent("vLLM"), dead("exit -9: Killed"))
+    error = refused.value
+    assert (error.what, error.code) == ("neither of two engines gave an answer", 5)
+    vllm_s, sglang_s = error.why.split("; ")
+    assert vllm_s == "vLLM is not installed beside python"
+    assert sglang_s == "SGLang: the engine's loader ended without a verdict: exit -9: Killed"
+    assert "--engine-python VLLM/bin/python:" in error.fix
+    assert error.fix.endswith("; try it by hand")
+    with pytest.raises(MtpforgeError) as refused:
+        says(absent("vLLM"), absent("SGLang"))
+    assert refused.value.what == "no engine found to ask"
+    assert refused.value.why == "vLLM is not installed beside python; SGLang is not installed beside python"
+    assert refused.value.fix.count("--engine-python") == 1
+
+
+def test_one_engine_that_dies_leaves_the_other_s_answer():
+    checks = (Check("engine loads the draft", "passed", "vLLM 0: as told"),)
+    report = says(Report("validate", checks), dead("exit -9: Killed"))
+    assert [(c.name, c.verdict) for c in report.checks] == [
+        ("engine loads the draft (vLLM)", "passed"), ("engine loads the draft (SGLang)", "not checked"),
+    ]  # fmt: skip
+    assert report.checks[1].detail.endswith("exit -9: Killed")
 
 
 @pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])

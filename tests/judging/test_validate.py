@@ -190,7 +190,7 @@ def test_of_two_engines_the_one_that_is_there_is_asked(run, made, tinyglm, answe
     assert (left["verdict"], left["detail"]) == (
         "not checked", f"SGLang cannot be imported by {here}: no module named sglang",
     )  # fmt: skip
-    assert ran.document["error"]["what"] == "one of two engines was not asked"
+    assert ran.document["error"]["what"] == "one of two engines gave no answer"
     assert ran.document["error"]["hint"].endswith(f"`--engine-python {here}:SGLANG/bin/python`")
     shown = run("validate", str(made("bf16")), *sides)
     assert "vLLM 0: as told" in shown.out
