@@ -57,11 +57,11 @@ def test_the_engine_s_words_stand_in_place_of_what_was_not_checked(draft, docume
 @pytest.mark.parametrize(
     "detail",
     [
-        'no engine found: SGLang cannot be imported by /home/meier/env/bin/python: File "/home/meier/a b/x.py", line 3',
+        'no engine found: SGLang cannot be imported by /srv/meier/env/bin/python: File "/srv/meier/a b/x.py", line 3',
         "refused: FileNotFoundError: '/data/a meier/out/draft'",
-        "refused: PATH=/home/meier:/opt/meier/bin, file:///srv/meier/x, ~meier/x, ~/meier, ../meier (C:\\Users\\meier)",
-        "refused: it ends in /home/meier",
-        "refused: '/home/meier and so on... (900 characters)",
+        "refused: PATH=/srv/meier:/srv/meier/bin, file:///srv/meier/x, ~meier/x, ~/meier, ../meier (C:\\Users\\meier)",
+        "refused: it ends in /srv/meier",
+        "refused: '/srv/meier and so on... (900 characters)",
     ],
 )
 def test_no_path_of_the_machine_that_was_asked_is_on_the_card(draft, document, verdict, detail):
@@ -72,9 +72,9 @@ def test_no_path_of_the_machine_that_was_asked_is_on_the_card(draft, document, v
 
 
 def test_what_an_engine_says_of_files_and_addresses_stays(draft, document):
-    detail = "off by 1/2 of org/name, see https://docs.vllm.ai/en/a: no '/home/meier/model.safetensors' / 3.5 tokens/s"
+    detail = "off by 1/2 of org/name, see https://docs.vllm.ai/en/a: no '/srv/meier/model.safetensors' / 3.5 tokens/s"
     (*_, told) = checked(mtpforge.card(draft, reports=[document([("forward pass", "failed", detail)])]))[-1]
-    assert told == detail.replace("/home/meier/", ".../")
+    assert told == detail.replace("/srv/meier/", ".../")
 
 
 def test_a_home_folder_with_a_space_in_its_name_is_left_out_whole(draft, document, monkeypatch):
