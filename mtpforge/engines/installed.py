@@ -39,12 +39,8 @@ def check(
     engine is installed, None for this one. Raises MtpforgeError with code MACHINE where no engine is found, it does not
     finish, or it dies.
     """
-    interpreter = child.interpreter(loader, python)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mtpforge-validate-") as folder:
-        home = Path(folder)
-        served = as_folder(target, home / "target", loader.reads_headers)
-        findings = child.ask(loader, interpreter, request(served), home, timeout_seconds)
+    findings = _beside(loader, target, request, python, timeout_seconds)
     return _report(loader, findings, time.monotonic() - start)
 
 
@@ -72,13 +68,27 @@ def forward(
 
     Raises as `check` does.
     """
-    interpreter = child.interpreter(loader, python)
-    with tempfile.TemporaryDirectory(prefix="mtpforge-forward-") as folder:
-        home = Path(folder)
-        served = as_folder(target, home / "target", loader.reads_headers)
-        found = child.ask(loader, interpreter, request(served), home, timeout_seconds, ".forward", on_gpu=True)
+    found = _beside(loader, target, request, python, timeout_seconds, ".forward", on_gpu=True)
     found["facts"]["engine"] = f"{loader.shown} {_version(loader, found)}"
     return found
+
+
+def _beside(
+    loader: Loader,
+    target: Target,
+    request: Callable[[Path], Any],
+    python: str | None,
+    timeout_seconds: float,
+    module: str = "",
+    *,
+    on_gpu: bool = False,
+) -> Findings:
+    """What the child reports, asked beside a folder that holds what is known of the target."""
+    interpreter = child.interpreter(loader, python)
+    with tempfile.TemporaryDirectory(prefix="mtpforge-validate-") as folder:
+        home = Path(folder)
+        served = as_folder(target, home / "target", loader.reads_headers)
+        return child.ask(loader, interpreter, request(served), home, timeout_seconds, module, on_gpu=on_gpu)
 
 
 def as_folder(target: Target, home: Path, reads_headers: Iterable[str] = ()) -> Path:

@@ -166,7 +166,7 @@ def trickling(first: bytes, part: bytes, end: threading.Event):
         yield part
 
 
-@pytest.mark.parametrize(
+endless = pytest.mark.parametrize(
     ("part", "silence", "what"),
     [
         (b":\n", 0.3, "gave no token for 0.3 seconds"),
@@ -174,10 +174,18 @@ def trickling(first: bytes, part: bytes, end: threading.Event):
     ],
     ids=["silent", "slow"],
 )
-def test_reply_that_does_not_end_is_given_up(monkeypatch, part, silence, what):
-    """Comments keep a connection alive for ever; so do single tokens."""
+
+
+def patience(monkeypatch, silence: float) -> None:
+    """Bear a silence; where it is long, no reply that goes on."""
     monkeypatch.setattr(servers, "SILENCE", silence)
     monkeypatch.setattr(streaming, "longest", lambda _: 0.4 if silence > 1 else 60.0)
+
+
+@endless
+def test_reply_that_does_not_end_is_given_up(monkeypatch, part, silence, what):
+    """Comments keep a connection alive for ever; so do single tokens."""
+    patience(monkeypatch, silence)
     end = threading.Event()
     with serving(3, HEALTHY) as server:
         server.raw = {CHAT: partial(trickling, HEAD, part, end)}
@@ -194,18 +202,10 @@ def short():
     yield from (HEAD, TOKEN, usage("1"), DONE)
 
 
-@pytest.mark.parametrize(
-    ("part", "silence", "what"),
-    [
-        (b":\n", 0.3, "gave no token for 0.3 seconds"),
-        (TOKEN, 30.0, "needs more than 0 seconds for a reply of 24 tokens"),
-    ],
-    ids=["silent", "slow"],
-)
+@endless
 def test_reply_that_does_not_end_is_given_up_while_others_come(monkeypatch, part, silence, what):
     """They come more often than it is looked, and leave no pause."""
-    monkeypatch.setattr(servers, "SILENCE", silence)
-    monkeypatch.setattr(streaming, "longest", lambda _: 0.4 if silence > 1 else 60.0)
+    patience(monkeypatch, silence)
     end, prompts = threading.Event(), [Prompt("words", seed) for seed in range(400)]
     with serving(3, HEALTHY) as server:
         server.raw = {CHAT: lambda: trickling(HEAD, part, end) if len(server.asked) == 1 else short()}
